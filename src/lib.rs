@@ -1,0 +1,11 @@
+//! Longhaul moves data between data transfer nodes: verified, encrypted, resumable.
+
+pub mod digest;
+pub mod engine;
+pub mod grid;
+pub mod ids;
+pub mod limits;
+pub mod manifest;
+pub mod relpath;
+pub mod sys;
+pub mod units;
