@@ -9,3 +9,4 @@ pub mod manifest;
 pub mod relpath;
 pub mod sys;
 pub mod units;
+pub mod wire;
