@@ -1,6 +1,7 @@
 //! Longhaul moves data between data transfer nodes: verified, encrypted, resumable.
 
 pub mod digest;
+pub mod disk;
 pub mod engine;
 pub mod grid;
 pub mod ids;

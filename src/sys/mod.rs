@@ -16,6 +16,7 @@ use std::time::Duration;
 pub mod arena;
 pub mod epoll;
 mod flight;
+pub mod fsys;
 pub mod ring;
 #[cfg(feature = "testing")]
 pub mod seccomp;
