@@ -181,7 +181,7 @@ pub struct PartHasher(Part);
 
 #[derive(Debug, Clone)]
 enum Part {
-    Crc32c(crc_fast::Digest),
+    Crc32c(Box<crc_fast::Digest>),
     Adler32 { low: u64, high: u64 },
 }
 
@@ -189,7 +189,7 @@ impl PartHasher {
     /// For one of the two.
     pub fn new(kind: Combinable) -> Self {
         Self(match kind {
-            Combinable::Crc32c => Part::Crc32c(crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi)),
+            Combinable::Crc32c => Part::Crc32c(Box::new(crc_fast::Digest::new(CrcAlgorithm::Crc32Iscsi))),
             Combinable::Adler32 => Part::Adler32 { low: 1, high: 0 },
         })
     }
@@ -437,7 +437,7 @@ mod tests {
     #[test]
     fn a_file_of_several_chunks_from_its_chunks_in_any_order() {
         for tail in [0, 1, 777_777] {
-            let data: Vec<u8> = (0..3 * CHUNK_SIZE as usize + tail).map(|i| (i * i >> 7) as u8).collect();
+            let data: Vec<u8> = (0..3 * CHUNK_SIZE as usize + tail).map(|i| ((i * i) >> 7) as u8).collect();
             let sums = hash_reader(&ChecksumKind::ALL, Trickle(&data)).unwrap();
             let grid = Grid::new(data.len() as u64).unwrap();
             let mut order: Vec<u32> = (0..grid.chunks()).collect();

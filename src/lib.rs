@@ -1,6 +1,7 @@
 //! Longhaul moves data between data transfer nodes: verified, encrypted, resumable.
 
 pub mod checksum;
+pub mod cli;
 pub mod digest;
 pub mod engine;
 pub mod grid;

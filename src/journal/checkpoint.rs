@@ -83,12 +83,6 @@ pub enum Inconsistent {
     PastEnd(PathKey, u32),
 }
 
-impl Default for Epoch {
-    fn default() -> Self {
-        Epoch(0)
-    }
-}
-
 impl Checkpoint {
     /// Takes in a record that is durable. On an error nothing has changed.
     pub fn apply(&mut self, record: &Record) -> Result<(), Inconsistent> {
