@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod cli;
 pub mod digest;
+pub mod disk;
 pub mod engine;
 pub mod grid;
 pub mod ids;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod arena;
+pub mod fsys;
 pub use arena::{Arena, ArenaKind, Slot};
 
 /// Where an op on a file is cheapest; chosen per file by `disk` from what it probed.

@@ -1,0 +1,35 @@
+//! Files: scanning, confined paths, part files, publishing, locks. Everything here blocks and is called from the pool of
+//! file-operation threads (DESIGN: domain 4). Knows nothing of the network or the wire.
+//!
+//! - [`confined`] a directory that is never left; [`root`] how it is opened
+//! - [`scan`] names, streamed; [`extents`] where a file has data
+//! - [`probe`] what a file system can do; [`plan`] how a file is therefore read and written
+//! - [`source`] files to read; [`part`] files being written; [`publish`] their final names; [`small`] many at once
+//! - [`lock`] one transfer a tree; [`clean`] what dead transfers left
+//!
+//! # How a file becomes one
+//! Bytes go to `.NAME.lh-ID.part` beside the final name. Nothing is ever truncated or removed under the final name: the
+//! part file gets its metadata, is synced, and is renamed over it; then the directory is synced.
+
+mod aligned;
+pub mod clean;
+pub mod confined;
+pub mod error;
+pub mod extents;
+pub mod lock;
+pub mod names;
+pub mod part;
+pub mod plan;
+pub mod probe;
+pub mod publish;
+pub mod record;
+pub mod root;
+pub mod scan;
+pub mod small;
+pub mod source;
+#[cfg(test)]
+mod tests;
+
+pub use aligned::{AlignedBuf, DIRECT_ALIGN};
+pub use confined::{DirHandle, Kind, Made, Resolver, Root, Stat};
+pub use error::DiskError;

@@ -1,0 +1,267 @@
+//! Walk 11: a proved part file gets its metadata and its final name.
+//!
+//! Order: record and metadata on the part file -> fsync -> rename (never over something unless asked) -> fsync of the
+//! directory. A final name is never truncated and never removed first, so that a crash leaves the old file or the new.
+
+use super::confined::{DirHandle, Kind, Root, Stat};
+use super::error::{DiskError, Doing, Foreign};
+use super::names::part_name;
+use super::part::{PartFile, place};
+use super::record::Record;
+use super::source::Identity;
+use crate::digest::Digest;
+use crate::ids::TransferId;
+use crate::manifest::Mtime;
+use crate::relpath::RelPath;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, utimensat};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{fsync, linkat};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::OnceLock;
+
+/// Which metadata a name gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Meta {
+    /// Permission bits as at the source; `None`: what the umask leaves.
+    pub mode: Option<u32>,
+    /// Keep setuid, setgid and sticky of `mode` too. Otherwise only 0777 counts, whatever a peer sent.
+    pub special: bool,
+    /// Modification time; `None`: now.
+    pub mtime: Option<Mtime>,
+}
+
+impl Meta {
+    fn mode_or(&self, default: u32) -> Mode {
+        let mask = if self.special { 0o7777 } else { 0o777 };
+        Mode::from_bits_truncate(self.mode.map_or(default & !umask(), |mode| mode & mask))
+    }
+}
+
+/// The process's umask, read without setting it (which other threads would see).
+fn umask() -> u32 {
+    /// What most systems have, where /proc does not tell.
+    const USUAL: u32 = 0o022;
+    static UMASK: OnceLock<u32> = OnceLock::new();
+    *UMASK.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("Umask:"));
+        line.and_then(|value| u32::from_str_radix(value.trim(), 8).ok()).unwrap_or(USUAL)
+    })
+}
+
+/// What may happen to a final name that is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// It stays, the publish fails with [`DiskError::Exists`].
+    No,
+    /// It is replaced in one step. A directory never is.
+    Yes,
+}
+
+/// How a file came to its final name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenamedBy {
+    /// `renameat2(RENAME_NOREPLACE)`.
+    NoReplace,
+    /// A hard link and the removal of the part name: the file system refuses NOREPLACE with this errno.
+    Link(Errno),
+    /// `renameat` over whatever was there.
+    Replacing,
+}
+
+/// What [`PartFile::publish`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// How it got its name.
+    pub renamed: RenamedBy,
+    /// Whether the record was stored; a later run must re-read the file otherwise.
+    pub record: Result<(), Errno>,
+}
+
+fn spec(mtime: Mtime) -> TimeSpec {
+    TimeSpec::new(mtime.secs, i64::from(mtime.nanos))
+}
+
+/// Sets time, record and mode of an open file, in the order that lets each succeed: attributes need write permission,
+/// which the mode may take away; the record holds the time as the file system rounded it.
+pub(super) fn set_metadata(
+    fd: BorrowedFd<'_>,
+    meta: &Meta,
+    digest: Option<Digest>,
+) -> Result<Result<(), Errno>, Errno> {
+    if let Some(mtime) = meta.mtime {
+        futimens(fd, &TimeSpec::UTIME_OMIT, &spec(mtime))?;
+    }
+    let record = match digest {
+        None => Ok(()),
+        Some(digest) => {
+            let stat = Stat::of(fd)?;
+            Record { size: stat.size, mtime: stat.mtime, digest }.store(fd)
+        }
+    };
+    fchmod(fd, meta.mode_or(0o666))?;
+    Ok(record)
+}
+
+impl PartFile {
+    /// Sets metadata and record, and syncs the whole file: the state in which it may be renamed. The inner result is the
+    /// record's. A failed sync poisons the file.
+    pub fn finish(&self, meta: &Meta, digest: Option<Digest>) -> Result<Result<(), Errno>, DiskError> {
+        let record =
+            set_metadata(self.fd.as_fd(), meta, digest).map_err(self.dir.fail(Doing::SetMetadata, &self.final_name))?;
+        self.sync_with(|fd| fsync(fd))?;
+        Ok(record)
+    }
+
+    /// Gives the finished file its final name. Durable once [`PartFile::sync_dir`] has returned.
+    pub fn rename(&self, replace: Replace) -> Result<RenamedBy, DiskError> {
+        if self.is_poisoned() {
+            return Err(DiskError::Poisoned { path: self.dir.child(&self.final_name) });
+        }
+        rename_one(&self.dir, &self.name, &self.final_name, &self.stat, replace)
+    }
+
+    /// Makes its name durable.
+    pub fn sync_dir(&self) -> Result<(), DiskError> {
+        self.dir.sync()
+    }
+
+    /// [`PartFile::finish`], [`PartFile::rename`] and [`PartFile::sync_dir`].
+    pub fn publish(&self, meta: &Meta, digest: Option<Digest>, replace: Replace) -> Result<Published, DiskError> {
+        let record = self.finish(meta, digest)?;
+        let renamed = self.rename(replace)?;
+        self.sync_dir()?;
+        Ok(Published { renamed, record })
+    }
+}
+
+/// Renames inside one directory, and makes sure that it was our object that got the name.
+pub(super) fn rename_one(
+    dir: &DirHandle,
+    part: &[u8],
+    to: &[u8],
+    ours: &Stat,
+    replace: Replace,
+) -> Result<RenamedBy, DiskError> {
+    let swapped = || DiskError::ForeignPart { path: dir.child(part), why: Foreign::Swapped };
+    if !dir.stat(part)?.same_object(ours) {
+        return Err(swapped());
+    }
+    let fail = |errno| dir.fail(Doing::Rename, to)(errno);
+    let renamed = match replace {
+        Replace::Yes => dir.rename_replacing(part, to).map(|()| RenamedBy::Replacing).map_err(fail)?,
+        Replace::No => match dir.rename_noreplace(part, to) {
+            Ok(()) => RenamedBy::NoReplace,
+            Err(errno @ (Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP)) => rename_by_link(dir, part, to, errno)?,
+            Err(errno) => return Err(fail(errno)),
+        },
+    };
+    // Between the check and the rename somebody with access to the directory may have exchanged the part file.
+    if dir.stat(to)?.same_object(ours) { Ok(renamed) } else { Err(swapped()) }
+}
+
+/// A link never replaces: the fallback where NOREPLACE is refused (NFS).
+fn rename_by_link(dir: &DirHandle, part: &[u8], to: &[u8], errno: Errno) -> Result<RenamedBy, DiskError> {
+    linkat(dir, part, dir, to, AtFlags::empty()).map_err(dir.fail(Doing::Rename, to))?;
+    dir.unlink(part)?;
+    Ok(RenamedBy::Link(errno))
+}
+
+/// Sets mode and time of a directory and syncs it: last, and bottom-up, since its content changes its time.
+pub fn finish_directory(root: &Root, path: &RelPath, meta: &Meta) -> Result<(), DiskError> {
+    let dir = root.open_dir(path)?;
+    let set = || {
+        fchmod(&dir, meta.mode_or(0o777))?;
+        meta.mtime.map_or(Ok(()), |mtime| futimens(&dir, &TimeSpec::UTIME_OMIT, &spec(mtime)))
+    };
+    set().map_err(|e| DiskError::new(Doing::SetMetadata, path, e))?;
+    dir.sync()
+}
+
+/// Makes the symlink `path` -> `target` under the part name and renames it. The directory is not synced: the caller does
+/// that once for many. The target is stored, never followed.
+pub fn make_symlink(
+    root: &Root,
+    path: &RelPath,
+    target: &[u8],
+    id: &TransferId,
+    mtime: Option<Mtime>,
+    replace: Replace,
+) -> Result<RenamedBy, DiskError> {
+    let (dir, name) = place(root, path)?;
+    let part = part_name(name, id);
+    match dir.symlink(target, &part) {
+        Err(DiskError::Exists { .. }) => {
+            // Left by an earlier run: the name carries our transfer's id, and the tree is locked.
+            dir.unlink(&part)?;
+            dir.symlink(target, &part)?;
+        }
+        other => other?,
+    }
+    if let Some(mtime) = mtime {
+        utimensat(&dir, part.as_slice(), &TimeSpec::UTIME_OMIT, &spec(mtime), UtimensatFlags::NoFollowSymlink)
+            .map_err(dir.fail(Doing::SetMetadata, name))?;
+    }
+    let ours = dir.stat(&part)?;
+    let renamed = rename_one(&dir, &part, name, &ours, replace);
+    if matches!(renamed, Err(DiskError::Exists { .. } | DiskError::NotRegular { .. })) {
+        dir.unlink(&part)?;
+    }
+    renamed
+}
+
+/// What stands under a final name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Existing {
+    /// Nothing, or its directory is not there.
+    None,
+    /// A regular file.
+    File {
+        /// Its metadata: size, time, inode, device.
+        stat: Stat,
+        /// The digest that was stored when it was published, if size and time are still those it was stored with.
+        record: Option<Digest>,
+    },
+    /// A directory.
+    Dir(Stat),
+    /// A symbolic link.
+    Symlink {
+        /// Where it points.
+        target: Vec<u8>,
+        /// Its own metadata.
+        stat: Stat,
+    },
+    /// A FIFO, socket or device.
+    Other,
+}
+
+/// Looks at a final name without following it.
+pub fn existing(root: &Root, path: &RelPath) -> Result<Existing, DiskError> {
+    if path.is_root() {
+        return root.stat(path).map(Existing::Dir);
+    }
+    let looked = root.parent_of(path).and_then(|(dir, name)| Ok((dir.stat(name)?, dir, name)));
+    let (stat, dir, name) = match looked {
+        Err(DiskError::NotFound { .. }) => return Ok(Existing::None),
+        other => other?,
+    };
+    Ok(match stat.kind {
+        Kind::Dir => Existing::Dir(stat),
+        Kind::Special => Existing::Other,
+        Kind::Symlink => Existing::Symlink { target: dir.read_link(name)?, stat },
+        Kind::File => {
+            // Not readable, or exchanged meanwhile: no record, so nothing is proved.
+            let open = dir.open_at(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0).ok();
+            let same = open.filter(|fd| Stat::of(fd.as_fd()).is_ok_and(|now| now == stat));
+            Existing::File { stat, record: same.and_then(|fd| Record::valid(fd.as_fd(), &stat)) }
+        }
+    })
+}
+
+/// Whether source and destination are one file: by hard link, bind mount or symlinked directory. Only meaningful when both
+/// ends are on one machine.
+pub fn same_object(source: &Identity, existing: &Existing) -> bool {
+    matches!(existing, Existing::File { stat, .. } if (stat.dev, stat.ino) == (source.dev, source.ino))
+}

@@ -1,0 +1,202 @@
+//! Small files, many at once: written whole to their part names, synced together, renamed together, one directory sync
+//! each. A sync per file costs 35 to 45 times one `syncfs` for all (measured on ext4 and XFS).
+
+use super::confined::{DirHandle, Root, Stat, retrying};
+use super::error::{DiskError, Doing};
+use super::names::part_name;
+use super::part::place;
+use super::publish::{Meta, RenamedBy, Replace, rename_one, set_metadata};
+use crate::digest::Digest;
+use crate::ids::TransferId;
+use crate::relpath::RelPath;
+use crate::sys::fsys::{self, Caching};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::unistd::{fsync, syncfs};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Below so many files a sync each is as good.
+const SYNCFS_FROM: usize = 4;
+/// Other people's dirty bytes that a `syncfs` may have to write for us: a tenth of a second on a slow disk.
+const FOREIGN_DIRTY_MAX: u64 = 64 << 20;
+/// Threads that sync files one by one: more gain little (measured up to 32).
+const SYNC_THREADS: usize = 8;
+/// The unit in which the page cache counts.
+const PAGE: u64 = 4096;
+
+/// A small file under its part name, metadata set, not yet synced.
+#[derive(Debug)]
+pub struct SmallFile {
+    dir: DirHandle,
+    name: Vec<u8>,
+    final_name: Vec<u8>,
+    fd: OwnedFd,
+    stat: Stat,
+    len: u64,
+    record: Result<(), Errno>,
+}
+
+impl SmallFile {
+    /// Its final path.
+    pub fn path(&self) -> RelPath {
+        self.dir.child(&self.final_name)
+    }
+
+    /// Inode and device, for the journal.
+    pub fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// Whether the record was stored.
+    pub fn record(&self) -> Result<(), Errno> {
+        self.record
+    }
+}
+
+/// Writes a whole file to its part name, with metadata and record. What an earlier run of this transfer left under that
+/// name is replaced. On failure nothing stays behind.
+pub fn create_small(
+    root: &Root,
+    path: &RelPath,
+    id: &TransferId,
+    content: &[u8],
+    meta: &Meta,
+    digest: Option<Digest>,
+) -> Result<SmallFile, DiskError> {
+    let (dir, final_name) = place(root, path)?;
+    let name = part_name(final_name, id);
+    let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+    let fd = match dir.open_at(&name, flags, 0o600) {
+        Err(Errno::EEXIST) => {
+            dir.unlink(&name)?;
+            dir.open_at(&name, flags, 0o600)
+        }
+        other => other,
+    }
+    .map_err(dir.fail(Doing::Create, &name))?;
+    let filled = fill(&dir, final_name, &fd, content, meta, digest);
+    match filled {
+        Ok((stat, record)) => {
+            let final_name = final_name.to_vec();
+            Ok(SmallFile { dir, name, final_name, fd, stat, len: content.len() as u64, record })
+        }
+        Err(e) => dir.unlink_same(&name, fd.as_fd()).and(Err(e)),
+    }
+}
+
+fn fill(
+    dir: &DirHandle,
+    name: &[u8],
+    fd: &OwnedFd,
+    content: &[u8],
+    meta: &Meta,
+    digest: Option<Digest>,
+) -> Result<(Stat, Result<(), Errno>), DiskError> {
+    let mut at = 0;
+    while at < content.len() {
+        match retrying(|| fsys::write_at(fd.as_fd(), &content[at..], at as u64, Caching::Normal)) {
+            Ok(0) => return Err(dir.fail(Doing::Write, name)(Errno::EIO)),
+            Ok(n) => at += n,
+            Err(Errno::ENOSPC) => {
+                let (path, needed) = (dir.child(name), content.len() as u64);
+                return Err(DiskError::NoSpace { path, needed, free: 0 });
+            }
+            Err(errno) => return Err(dir.fail(Doing::Write, name)(errno)),
+        }
+    }
+    let record = set_metadata(fd.as_fd(), meta, digest).map_err(dir.fail(Doing::SetMetadata, name))?;
+    let stat = Stat::of(fd.as_fd()).map_err(dir.fail(Doing::Stat, name))?;
+    Ok((stat, record))
+}
+
+/// How a batch was synced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SyncedBy {
+    /// One `syncfs`.
+    Syncfs,
+    /// `fsync` of each, over several threads.
+    Each,
+}
+
+/// Makes the content and metadata of a batch durable. After an error none of them may be renamed: drop the batch and
+/// create its files again. `own_fs`: nobody else writes to this file system, so `syncfs` is always the cheapest.
+pub fn sync_batch(files: &[SmallFile], own_fs: bool) -> Result<SyncedBy, DiskError> {
+    let Some(first) = files.first() else { return Ok(SyncedBy::Each) };
+    let one_fs = files.iter().all(|file| file.stat.dev == first.stat.dev);
+    if one_fs && files.len() >= SYNCFS_FROM && (own_fs || little_else_dirty(files)) {
+        // The error sequence counts from the opening of this very descriptor: what failed since then is told.
+        retrying(|| syncfs(&first.fd)).map_err(first.dir.fail(Doing::Sync, &first.final_name))?;
+        return Ok(SyncedBy::Syncfs);
+    }
+    sync_each(files)?;
+    Ok(SyncedBy::Each)
+}
+
+fn sync_each(files: &[SmallFile]) -> Result<(), DiskError> {
+    let next = AtomicUsize::new(0);
+    let failed = Mutex::new(None);
+    let work = || {
+        while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if let Err(errno) = retrying(|| fsync(&file.fd)) {
+                let error = file.dir.fail(Doing::Sync, &file.final_name)(errno);
+                failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..SYNC_THREADS.min(files.len()) {
+            scope.spawn(work);
+        }
+        work();
+    });
+    failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+}
+
+fn little_else_dirty(files: &[SmallFile]) -> bool {
+    let ours: u64 = files.iter().map(|file| file.len.next_multiple_of(PAGE)).sum();
+    dirty_bytes().is_some_and(|all| all.saturating_sub(ours) <= FOREIGN_DIRTY_MAX)
+}
+
+/// Bytes of the page cache, of all file systems, that wait for their disk.
+fn dirty_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |key: &str| -> Option<u64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(key))?;
+        value.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    Some((kib("Dirty:")? + kib("Writeback:")?) * 1024)
+}
+
+/// Gives a synced batch its final names and syncs each directory once. One result per file, in order; a file whose
+/// directory could not be synced has failed too.
+pub fn rename_batch(files: &[SmallFile], replace: Replace) -> Vec<Result<RenamedBy, DiskError>> {
+    let mut results: Vec<_> =
+        files.iter().map(|file| rename_one(&file.dir, &file.name, &file.final_name, &file.stat, replace)).collect();
+    let mut synced: Vec<(&RelPath, Result<(), DiskError>)> = Vec::new();
+    for (file, result) in files.iter().zip(&mut results) {
+        if result.is_err() {
+            continue;
+        }
+        let path = file.dir.path();
+        let known = synced.iter().rev().find(|(dir, _)| *dir == path).map(|(_, outcome)| outcome.clone());
+        let outcome = known.unwrap_or_else(|| {
+            let outcome = file.dir.sync();
+            synced.push((path, outcome.clone()));
+            outcome
+        });
+        if let Err(e) = outcome {
+            *result = Err(e);
+        }
+    }
+    results
+}
+
+/// Removes the part files of a batch that will not be renamed. Best effort: `clean` finds what stays.
+pub fn drop_batch(files: Vec<SmallFile>) {
+    for file in files {
+        let _ = file.dir.unlink_same(&file.name, file.fd.as_fd());
+    }
+}
