@@ -1,5 +1,7 @@
 //! One file per command.
 
+pub mod clean;
+pub mod demo_tree;
 pub mod fail;
 pub mod journal;
 pub mod manifest_file;
