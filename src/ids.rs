@@ -56,5 +56,5 @@ pub struct Handle(pub u32);
 pub struct StreamIndex(pub u16);
 
 /// Counts up with every opening of a transfer by a destination; the source drops streams of a lower one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Epoch(pub u64);

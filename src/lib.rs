@@ -1,10 +1,13 @@
 //! Longhaul moves data between data transfer nodes: verified, encrypted, resumable.
 
+pub mod checksum;
+pub mod cli;
 pub mod digest;
 pub mod disk;
 pub mod engine;
 pub mod grid;
 pub mod ids;
+pub mod journal;
 pub mod limits;
 pub mod manifest;
 pub mod relpath;

@@ -8,6 +8,7 @@
 //! u32 mode, i64 seconds, u32 nanoseconds`, then for a file `u64 size, u8 flags` (bit 0: sparse), for a symlink `u16
 //! length, target`.
 
+use crate::checksum::Expected;
 use crate::digest::{self, Digest};
 use crate::grid::MAX_FILE_SIZE;
 use crate::limits::{SEGMENT_MAX_BYTES, SEGMENT_MAX_ENTRIES, SYMLINK_MAX};
@@ -248,6 +249,40 @@ impl Segment {
         }
         Ok(Self { index, entries })
     }
+}
+
+/// One name of a finished transfer, as `cp --write-manifest` records it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestRow {
+    /// Below DST; below DST's parent when one file or symlink became DST, so that it is never empty for those.
+    pub path: RelPath,
+    /// What it is and what is in it.
+    pub kind: RowKind,
+    /// Permission bits at the source, 07777.
+    pub mode: u32,
+    /// At the source.
+    pub mtime: Mtime,
+}
+
+/// What a [`ManifestRow`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowKind {
+    /// A directory.
+    Dir,
+    /// A regular file.
+    File {
+        /// Bytes.
+        size: u64,
+        /// The file digest.
+        digest: Digest,
+        /// Those that were asked for.
+        checksums: Vec<Expected>,
+    },
+    /// A symbolic link.
+    Symlink {
+        /// Where it points, as stored.
+        target: Box<[u8]>,
+    },
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a transfer is asked to do, and what it says when it has ended. Owned by the engine; `control` and `cli` fill
 //! and read these.
 
+pub use crate::checksum::{ChecksumKind, Expected};
 use crate::digest::Digest;
 use crate::ids::{SessionId, TicketId, TransferId};
 use crate::relpath::RelPath;
@@ -49,31 +50,6 @@ impl Default for Preserve {
     fn default() -> Self {
         Self { mode: true, times: true, special: false }
     }
-}
-
-/// Whole-file checksums that archives ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, PartialOrd, Ord)]
-#[serde(rename_all = "lowercase")]
-pub enum ChecksumKind {
-    /// The file digest of `digest.rs`.
-    Xxh3,
-    /// CRC-32C (Castagnoli), combined from chunks.
-    Crc32c,
-    /// Adler-32, combined from chunks.
-    Adler32,
-    /// SHA-256, by a second read.
-    Sha256,
-    /// MD5, by a second read.
-    Md5,
-}
-
-/// A stored value that a file must have, `--expect ALG:HEX`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Expected {
-    /// The algorithm.
-    pub kind: ChecksumKind,
-    /// The value in lower-case hex.
-    pub hex: String,
 }
 
 /// The part of a transfer that either end may be asked for. The stricter side wins where both have a say.
