@@ -416,6 +416,13 @@ impl Links {
         true
     }
 
+    /// Cuts a stream that hangs: its worker notices, and it is dialled again like any that was lost.
+    pub fn cut(&self, stream: StreamKey) {
+        if let Some(live) = self.live.get(&stream) {
+            let _ = socket2::SockRef::from(&live.socket).shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     /// Sums over live and dead streams.
     pub fn totals(&self) -> Totals {
         let mut totals = self.gone;

@@ -265,6 +265,7 @@ struct Ready {
     id: TransferId,
     lock: Option<TreeLock>,
     journal: Option<(std::fs::File, u64, Writer, crate::journal::Checkpoint)>,
+    volatile: bool,
     notes: Vec<String>,
 }
 
@@ -279,7 +280,7 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let fail = |error: disk::DiskError| disk_error(&error);
     same_place(offer, &root, &placement)?;
     if spec.options.dry_run {
-        return Ok(Ready { root, placement, id, lock: None, journal: None, notes: Vec::new() });
+        return Ok(Ready { root, placement, id, lock: None, journal: None, volatile: false, notes: Vec::new() });
     }
     if let Some(dir) = &placement.make
         && !dir.is_root()
@@ -316,9 +317,10 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
             (checkpoint, 0, Writer::create(header))
         }
     };
+    let volatile = root.open_dir(&placement.home).is_ok_and(|dir| disk::FsKind::of(dir.as_fd()).is_ok_and(|kind| kind.is_volatile()));
     file.set_len(len).map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
     lock.sync_dir().map_err(fail)?;
-    Ok(Ready { root, placement, id, lock: Some(lock), journal: Some((file, len, writer, checkpoint)), notes })
+    Ok(Ready { root, placement, id, lock: Some(lock), journal: Some((file, len, writer, checkpoint)), volatile, notes })
 }
 
 /// A copy onto itself: the same object on the same host, through whatever names.
@@ -431,6 +433,7 @@ async fn one_session(
         id: ready.id,
         lock: ready.lock,
         journal,
+        volatile: ready.volatile,
     };
     run::run(ctx, begun, carry, entry).await
 }
