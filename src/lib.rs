@@ -6,6 +6,7 @@ pub mod grid;
 pub mod ids;
 pub mod limits;
 pub mod manifest;
+pub mod net;
 pub mod relpath;
 pub mod sys;
 pub mod units;
