@@ -10,6 +10,7 @@ pub mod ids;
 pub mod journal;
 pub mod limits;
 pub mod manifest;
+pub mod net;
 pub mod relpath;
 pub mod sys;
 pub mod units;

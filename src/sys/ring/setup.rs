@@ -22,13 +22,13 @@ enum Flag {
     CqSize,
     SubmitAll,
     CoopTaskrun,
-    TaskrunFlag,
+    ShowTaskrun,
     SingleIssuer,
     DeferTaskrun,
 }
 
 const FLAGS: [Flag; 6] =
-    [Flag::CqSize, Flag::SubmitAll, Flag::CoopTaskrun, Flag::TaskrunFlag, Flag::SingleIssuer, Flag::DeferTaskrun];
+    [Flag::CqSize, Flag::SubmitAll, Flag::CoopTaskrun, Flag::ShowTaskrun, Flag::SingleIssuer, Flag::DeferTaskrun];
 
 impl Flag {
     fn word(self) -> &'static str {
@@ -36,7 +36,7 @@ impl Flag {
             Flag::CqSize => "CQSIZE",
             Flag::SubmitAll => "SUBMIT_ALL",
             Flag::CoopTaskrun => "COOP_TASKRUN",
-            Flag::TaskrunFlag => "TASKRUN_FLAG",
+            Flag::ShowTaskrun => "TASKRUN_FLAG",
             Flag::SingleIssuer => "SINGLE_ISSUER",
             Flag::DeferTaskrun => "DEFER_TASKRUN",
         }
@@ -45,8 +45,8 @@ impl Flag {
     /// What the kernel, or this code, needs besides: deferred work that does not show in the flags would never be run.
     fn needs(self) -> &'static [Flag] {
         match self {
-            Flag::TaskrunFlag => &[Flag::CoopTaskrun],
-            Flag::DeferTaskrun => &[Flag::SingleIssuer, Flag::TaskrunFlag],
+            Flag::ShowTaskrun => &[Flag::CoopTaskrun],
+            Flag::DeferTaskrun => &[Flag::SingleIssuer, Flag::ShowTaskrun],
             _ => &[],
         }
     }
@@ -60,7 +60,7 @@ fn build(flags: &[Flag], entries: u32) -> io::Result<IoUring> {
             Flag::CqSize => builder.setup_cqsize(entries * COMPLETIONS_PER_ENTRY),
             Flag::SubmitAll => builder.setup_submit_all(),
             Flag::CoopTaskrun => builder.setup_coop_taskrun(),
-            Flag::TaskrunFlag => builder.setup_taskrun_flag(),
+            Flag::ShowTaskrun => builder.setup_taskrun_flag(),
             Flag::SingleIssuer => builder.setup_single_issuer(),
             Flag::DeferTaskrun => builder.setup_defer_taskrun(),
         };
