@@ -129,7 +129,11 @@ fn a_resume_takes_only_what_is_its_own() {
         part.write_all_at(b"kept", 4096).unwrap();
         // Still written by somebody: the descriptor that the ring uses is locked.
         assert!(matches!(reopen(), Err(DiskError::Busy { .. })));
+        // As a ring does whose process is gone: it still refers to the descriptor that it writes through.
+        let ring = part.file_ref();
         drop(part);
+        assert!(matches!(reopen(), Err(DiskError::Busy { .. })));
+        drop(ring);
         let part = reopen().unwrap().unwrap();
         let mut buf = [0; 4];
         part.read_back(4096, &mut buf).unwrap();
