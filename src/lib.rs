@@ -1,5 +1,8 @@
 //! Longhaul moves data between data transfer nodes: verified, encrypted, resumable.
 
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod digest;
 pub mod engine;
 pub mod grid;
