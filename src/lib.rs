@@ -2,6 +2,8 @@
 
 pub mod checksum;
 pub mod cli;
+pub mod config;
+pub mod control;
 pub mod digest;
 pub mod disk;
 pub mod engine;

@@ -1,0 +1,449 @@
+//! The client of an agent's HTTP port. One connection a request, no redirects, deadlines and caps on everything. Off
+//! loopback it speaks TLS to the one certificate that is pinned; the token leaves only after that was proved.
+
+use super::bridge::Boxed;
+use super::http::is_loopback;
+use super::known_peers;
+use super::messages::{
+    HandTicket, ProblemBody, Started, StatReply, StatusReply, ThirdPartyRequest, TicketRequest, TransferView,
+};
+use super::state;
+use super::tls::{Fingerprint, PinnedVerifier};
+use super::tokens::TokenText;
+use super::url::{PeerUrl, encode};
+use crate::engine::error::{Class, TransferError};
+use crate::engine::handle::TicketSource;
+use crate::engine::spec::Ticket;
+use crate::relpath::escape;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// For one address; the next is tried after it.
+const CONNECT: Duration = Duration::from_secs(5);
+/// From connection to the end of the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// From request to the end of the response; the server gives up after 30 s.
+const RESPONSE: Duration = Duration::from_secs(35);
+/// Addresses of one name that are tried.
+const MAX_ADDRESSES: usize = 8;
+/// A response's body; a list of transfers with long reports is the largest.
+const RESPONSE_MAX: usize = 8 << 20;
+/// Characters of a peer's words that are shown.
+const WORDS_MAX: usize = 500;
+/// Where the token file is named if not by flag.
+pub const TOKEN_FILE_VAR: &str = "LONGHAUL_TOKEN_FILE";
+
+/// How to reach and trust a peer.
+#[derive(Debug, Clone, Default)]
+pub struct ClientOptions {
+    /// `--token-file`; else [`TOKEN_FILE_VAR`] counts.
+    pub token_file: Option<PathBuf>,
+    /// `--peer-fingerprint`.
+    pub fingerprint: Option<Fingerprint>,
+    /// `--known-peers`; else `~/.config/longhaul/known_peers`.
+    pub known_peers: Option<PathBuf>,
+    /// `--insecure-http`: plain HTTP off loopback to peers that are not pinned.
+    pub insecure_http: bool,
+}
+
+/// Talks to one agent.
+#[derive(Debug)]
+pub struct PeerClient {
+    url: PeerUrl,
+    token_file: PathBuf,
+    pin: Option<Fingerprint>,
+    insecure_http: bool,
+    notes: Mutex<Vec<String>>,
+}
+
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    Tls(Option<Fingerprint>),
+    Plain { note: bool },
+}
+
+/// A pin always means TLS. Without one: plain HTTP on loopback, or off it if told so; otherwise a TLS handshake that
+/// will be refused, to show the fingerprint.
+fn speech(peer: IpAddr, local: IpAddr, pin: Option<Fingerprint>, insecure_http: bool) -> Speech {
+    let loopback = is_loopback(peer) && is_loopback(local);
+    match pin {
+        Some(pin) => Speech::Tls(Some(pin)),
+        None if loopback => Speech::Plain { note: false },
+        None if insecure_http => Speech::Plain { note: true },
+        None => Speech::Tls(None),
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+fn error(class: Class, what: impl Into<String>) -> TransferError {
+    TransferError::new(class, what)
+}
+
+/// A peer's words, safe for a terminal and not too many.
+fn words(text: &str) -> String {
+    escape(text.as_bytes()).chars().take(WORDS_MAX).collect()
+}
+
+impl PeerClient {
+    /// A client for the agent of `url`. Reads token file and pins, dials nothing.
+    pub fn new(url: PeerUrl, options: ClientOptions) -> Result<Self, TransferError> {
+        let token_file = options
+            .token_file
+            .or_else(|| std::env::var_os(TOKEN_FILE_VAR).filter(|v| !v.is_empty()).map(PathBuf::from))
+            .ok_or_else(|| {
+                let what = "no token: name its file with --token-file or LONGHAUL_TOKEN_FILE (an agent keeps its own in STATE/token)";
+                error(Class::Denied, what).at(url.authority())
+            })?;
+        let known = options.known_peers.or_else(known_peers::default_path);
+        let pin = match (options.fingerprint, known) {
+            (Some(pin), _) => Some(pin),
+            (None, Some(path)) => {
+                known_peers::lookup(&path, &url.authority()).map_err(|e| error(Class::Permanent, e.to_string()))?
+            }
+            (None, None) => None,
+        };
+        let client = Self { url, token_file, pin, insecure_http: options.insecure_http, notes: Mutex::default() };
+        client.token()?;
+        Ok(client)
+    }
+
+    /// The agent and path it was made for.
+    pub fn url(&self) -> &PeerUrl {
+        &self.url
+    }
+
+    /// What a report has to say about the connections so far (plain HTTP off loopback).
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A ticket. Its data addresses are such as this host can dial.
+    pub async fn ticket(&self, request: &TicketRequest) -> Result<Ticket, TransferError> {
+        let (mut ticket, peer): (Ticket, SocketAddr) = self.call(Method::POST, "/v1/tickets", Some(request)).await?;
+        for address in &mut ticket.data {
+            *address = dialable(*address, peer);
+        }
+        if ticket.data.is_empty() {
+            return Err(self.fail(Class::Permanent, "its ticket names no data address"));
+        }
+        Ok(ticket)
+    }
+
+    /// What the path of `bytes` (absolute below the agent's root) is.
+    pub async fn stat(&self, bytes: &[u8]) -> Result<StatReply, TransferError> {
+        Ok(self.call(Method::GET, &format!("/v1/stat?path={}", encode(bytes)), None::<&()>).await?.0)
+    }
+
+    /// Lets the agent fetch from the request's sources; the id is for [`PeerClient::transfer`].
+    pub async fn start_third_party(&self, request: &ThirdPartyRequest) -> Result<Started, TransferError> {
+        Ok(self.call(Method::POST, "/v1/transfers", Some(request)).await?.0)
+    }
+
+    /// Hands over a fresh ticket for source number `source` (see [`TransferView::wants_tickets`]).
+    pub async fn hand_ticket(&self, id: &str, source: usize, ticket: Ticket) -> Result<(), TransferError> {
+        let path = format!("/v1/transfers/{}/tickets", encode(id.as_bytes()));
+        let _: (serde_json::Value, _) = self.call(Method::POST, &path, Some(&HandTicket { source, ticket })).await?;
+        Ok(())
+    }
+
+    /// How a transfer stands.
+    pub async fn transfer(&self, id: &str) -> Result<TransferView, TransferError> {
+        Ok(self.call(Method::GET, &format!("/v1/transfers/{}", encode(id.as_bytes())), None::<&()>).await?.0)
+    }
+
+    /// Checkpoints and stops a transfer.
+    pub async fn cancel(&self, id: &str) -> Result<(), TransferError> {
+        let path = format!("/v1/transfers/{}", encode(id.as_bytes()));
+        let _: (serde_json::Value, _) = self.call(Method::DELETE, &path, None::<&()>).await?;
+        Ok(())
+    }
+
+    /// Who the agent is and how it is.
+    pub async fn status(&self) -> Result<StatusReply, TransferError> {
+        Ok(self.call(Method::GET, "/v1/status", None::<&()>).await?.0)
+    }
+
+    fn fail(&self, class: Class, what: impl Into<String>) -> TransferError {
+        error(class, what).at(self.url.authority())
+    }
+
+    fn token(&self) -> Result<TokenText, TransferError> {
+        let text = state::read_secret(&self.token_file).map_err(|e| error(Class::Denied, e.to_string()))?;
+        let bad = || error(Class::Denied, format!("{} holds no token", self.token_file.display()));
+        TokenText::parse(&text).ok_or_else(bad)
+    }
+
+    async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<(T, SocketAddr), TransferError> {
+        // Built before dialling: an unreadable token is no reason to knock.
+        let request = self.request(method, path, body)?;
+        let stream = self.dial().await?;
+        let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
+        let stream = self.secure(stream, peer).await?;
+        let (status, bytes) = match timeout(RESPONSE, self.exchange(stream, request)).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(self.fail(Class::Retry, "it did not answer within 35 s: is the host overloaded?")),
+        };
+        if !status.is_success() {
+            return Err(self.refusal(status, &bytes));
+        }
+        let value = serde_json::from_slice(&bytes).map_err(|_| {
+            self.fail(Class::Permanent, "its answer is not what an agent says: is this an agent's HTTP port?")
+        })?;
+        Ok((value, peer))
+    }
+
+    fn request<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<Request<Full<Bytes>>, TransferError> {
+        let unsendable = |what: String| error(Class::Permanent, format!("the request cannot be written: {what}"));
+        let bytes = match body {
+            Some(body) => serde_json::to_vec(body).map_err(|e| unsendable(e.to_string()))?,
+            None => Vec::new(),
+        };
+        let mut authorization = header::HeaderValue::from_str(&format!("Bearer {}", self.token()?.expose()))
+            .map_err(|e| unsendable(e.to_string()))?;
+        authorization.set_sensitive(true);
+        // A zone is of no meaning to the other host.
+        let host = self.url.authority().split('%').next().map(str::to_owned).unwrap_or_default();
+        let host = if self.url.host.contains('%') { format!("{host}]:{}", self.url.port) } else { host };
+        Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, host)
+            .header(header::AUTHORIZATION, authorization)
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::CONNECTION, "close")
+            .header(header::USER_AGENT, concat!("longhaul/", env!("CARGO_PKG_VERSION")))
+            .body(Full::new(Bytes::from(bytes)))
+            .map_err(|e| unsendable(e.to_string()))
+    }
+
+    async fn dial(&self) -> Result<TcpStream, TransferError> {
+        let name = (self.url.host.as_str(), self.url.port);
+        let found = timeout(HANDSHAKE, tokio::net::lookup_host(name)).await;
+        let addresses: Vec<SocketAddr> = match found {
+            Ok(Ok(addresses)) => addresses.take(MAX_ADDRESSES).collect(),
+            Ok(Err(e)) => {
+                return Err(
+                    self.fail(Class::Reconnect, format!("the name cannot be resolved ({e}): check its spelling"))
+                );
+            }
+            Err(_) => return Err(self.fail(Class::Reconnect, "the name server does not answer")),
+        };
+        let mut last = None;
+        for address in addresses {
+            match timeout(CONNECT, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(e)) => last = Some(e),
+                Err(_) => last = Some(std::io::ErrorKind::TimedOut.into()),
+            }
+        }
+        let what = match last {
+            Some(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+                "nothing listens there: is the agent running, and is this its HTTP port?".to_owned()
+            }
+            Some(e) if e.kind() == std::io::ErrorKind::TimedOut => {
+                "it does not answer: is the host up, and does a firewall let its HTTP port through?".to_owned()
+            }
+            Some(e) => format!("it cannot be reached: {e}"),
+            None => "the name has no address".to_owned(),
+        };
+        Err(self.fail(Class::Reconnect, what))
+    }
+
+    async fn secure(&self, stream: TcpStream, peer: SocketAddr) -> Result<Box<dyn Stream>, TransferError> {
+        let local = stream.local_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
+        let _ = stream.set_nodelay(true);
+        let pin = match speech(peer.ip(), local.ip(), self.pin, self.insecure_http) {
+            Speech::Plain { note } => {
+                if note {
+                    self.note(format!(
+                        "{}: plain HTTP off loopback: token and ticket could be read on the way",
+                        self.url.authority()
+                    ));
+                }
+                return Ok(Box::new(stream));
+            }
+            Speech::Tls(pin) => pin,
+        };
+        let verifier = PinnedVerifier::new(pin);
+        let config = verifier.client_config().map_err(|e| self.fail(Class::Permanent, e.to_string()))?;
+        // The name is not checked, the certificate is; so no name is told on the way.
+        let name = ServerName::IpAddress(peer.ip().into());
+        match timeout(HANDSHAKE, TlsConnector::from(Arc::new(config)).connect(name, stream)).await {
+            Ok(Ok(stream)) => Ok(Box::new(stream)),
+            Ok(Err(failed)) => Err(self.handshake_error(pin, verifier.seen(), &failed)),
+            Err(_) => Err(self.fail(
+                Class::Reconnect,
+                "it accepts connections but speaks no TLS: is this its HTTP port, or the data port?",
+            )),
+        }
+    }
+
+    fn handshake_error(
+        &self,
+        pin: Option<Fingerprint>,
+        seen: Option<Fingerprint>,
+        failed: &std::io::Error,
+    ) -> TransferError {
+        let who = self.url.authority();
+        match (pin, seen) {
+            (None, Some(seen)) => self.fail(
+                Class::Denied,
+                format!(
+                    "this peer is not known yet: it shows the fingerprint {seen}; compare it with the agent's ready line, then use \
+                     --peer-fingerprint {seen}, or put the line `{who} sha256:{seen}` into ~/.config/longhaul/known_peers"
+                ),
+            ),
+            (Some(pin), Some(seen)) if pin != seen => self.fail(
+                Class::Denied,
+                format!("it shows the fingerprint {seen}, but {pin} is pinned: somebody is in between, or the agent has a new key"),
+            ),
+            _ if failed.kind() == std::io::ErrorKind::InvalidData => {
+                let what = "it does not speak TLS: is this an agent's HTTP port? (the data port is another)";
+                self.fail(Class::Permanent, what)
+            }
+            _ => self.fail(Class::Reconnect, format!("the TLS handshake failed: {}", words(&failed.to_string()))),
+        }
+    }
+
+    fn note(&self, text: String) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !notes.contains(&text) {
+            notes.push(text);
+        }
+    }
+
+    async fn exchange(
+        &self,
+        stream: Box<dyn Stream>,
+        request: Request<Full<Bytes>>,
+    ) -> Result<(StatusCode, Bytes), TransferError> {
+        let broken = |e: hyper::Error| {
+            let what = if e.is_parse() {
+                return self.fail(
+                    Class::Permanent,
+                    "it does not answer in HTTP: is this an agent's HTTP port? (the data port is another)",
+                );
+            } else if e.is_incomplete_message() {
+                "it closed the connection without an answer: is this its HTTP port, and has it too many connections?"
+                    .to_owned()
+            } else {
+                format!("the connection broke: {e}")
+            };
+            self.fail(Class::Reconnect, what)
+        };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let talk = async {
+            let response = sender.send_request(request).await.map_err(broken)?;
+            let (status, body) = (response.status(), Limited::new(response.into_body(), RESPONSE_MAX));
+            let bytes = body.collect().await.map_err(|e| match e.downcast::<hyper::Error>() {
+                Ok(e) => broken(*e),
+                Err(_) => self.fail(Class::Permanent, "its answer is longer than 8 MiB"),
+            })?;
+            Ok((status, bytes.to_bytes()))
+        };
+        // The connection is driven here, so that nothing is left behind when this future is dropped.
+        tokio::pin!(connection, talk);
+        let mut ended = false;
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut talk => return answer,
+                end = &mut connection, if !ended => match end {
+                    Ok(()) => ended = true,
+                    Err(e) => {
+                        // What has arrived may still be a whole answer.
+                        ended = true;
+                        tracing::debug!(error = %e, "connection to a peer ended");
+                    }
+                },
+            }
+        }
+    }
+
+    fn refusal(&self, status: StatusCode, bytes: &[u8]) -> TransferError {
+        let problem: ProblemBody = serde_json::from_slice(bytes).unwrap_or_default();
+        let class = match status.as_u16() {
+            401 | 403 => Class::Denied,
+            404 => Class::NotFound,
+            408 | 429 | 500 | 502 | 503 | 504 => Class::Retry,
+            _ => Class::Permanent,
+        };
+        let detail = match problem.detail.as_str() {
+            "" if status.is_redirection() => "it redirects elsewhere, which is never followed".to_owned(),
+            "" => format!("it answers with HTTP status {}: is this an agent's HTTP port?", status.as_u16()),
+            detail => words(detail),
+        };
+        self.fail(class, detail)
+    }
+}
+
+/// A ticket's address as this host can use it: an unspecified one is the peer itself, a link-local one lies on the
+/// interface that leads to the peer.
+fn dialable(address: SocketAddr, peer: SocketAddr) -> SocketAddr {
+    match (address, peer) {
+        (any, _) if any.ip().is_unspecified() => {
+            let mut peer = peer;
+            peer.set_port(any.port());
+            peer
+        }
+        (SocketAddr::V6(mut v6), SocketAddr::V6(peer)) if v6.ip().is_unicast_link_local() => {
+            v6.set_scope_id(peer.scope_id());
+            v6.into()
+        }
+        _ => address,
+    }
+}
+
+/// Tickets of one request, as often as the engine needs one. Needs a tokio reactor around it.
+#[derive(Debug, Clone)]
+pub struct PeerTickets {
+    client: Arc<PeerClient>,
+    request: TicketRequest,
+}
+
+impl PeerTickets {
+    /// Asks `client` for `request`.
+    pub fn new(client: Arc<PeerClient>, request: TicketRequest) -> Self {
+        Self { client, request }
+    }
+}
+
+impl TicketSource for PeerTickets {
+    fn ticket(&self) -> Boxed<'_, Result<Ticket, TransferError>> {
+        Box::pin(self.client.ticket(&self.request))
+    }
+
+    fn peer(&self) -> String {
+        self.client.url.authority()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,349 @@
+//! Everything an agent can be told, by default, file and flag.
+
+use super::tls::TlsFiles;
+use super::url::{DATA_PORT, HTTP_PORT};
+use crate::config::{ConfigError, Picker, Shown};
+use crate::engine::spec::{EngineChoice, Verify};
+use crate::limits::{DEFAULT_ARENA_BYTES, MAX_SESSIONS};
+use crate::units::parse_size;
+use serde::de::{DeserializeOwned, IntoDeserializer};
+use serde::{Deserialize, Deserializer};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+/// Worker threads: more than any machine has use for.
+const MAX_WORKERS: usize = 256;
+/// The least memory in which one stream each way can work with the largest blocks.
+const MIN_MEMORY: u64 = 8 << 20;
+/// Addresses to tell, as many as a client will try.
+const MAX_ADVERTISED: usize = 8;
+
+/// What an agent does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Serves files.
+    Source,
+    /// Takes files.
+    Destination,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Role::Source => "source",
+            Role::Destination => "destination",
+        })
+    }
+}
+
+/// `on` or `off`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// On.
+    On,
+    /// Off.
+    Off,
+}
+
+/// Where the agent's own log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTarget {
+    /// stderr in systemd's form: a priority before each line, no time.
+    Journal,
+    /// stderr with times.
+    Stderr,
+    /// A file, appended to.
+    File(PathBuf),
+}
+
+impl LogTarget {
+    fn parse(text: &str) -> Self {
+        match text {
+            "journal" => LogTarget::Journal,
+            "stderr" => LogTarget::Stderr,
+            path => LogTarget::File(path.into()),
+        }
+    }
+}
+
+impl fmt::Display for LogTarget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LogTarget::Journal => f.write_str("journal"),
+            LogTarget::Stderr => f.write_str("stderr"),
+            LogTarget::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Parses one word as serde knows it, for flags: `auto`, `disk`, `source`. The error lists the words.
+pub fn parse_word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    T::deserialize(IntoDeserializer::<serde::de::value::Error>::into_deserializer(text)).map_err(|e| e.to_string())
+}
+
+fn size<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    parse_size(&String::deserialize(d)?).map(Some).map_err(serde::de::Error::custom)
+}
+
+/// What one layer says: a file's content, or the flags.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentLayer {
+    /// The directory that is served and never left.
+    pub root: Option<PathBuf>,
+    /// Keys, tokens, identity.
+    pub state: Option<PathBuf>,
+    /// Where HTTP listens; port 0 picks one.
+    pub http: Option<SocketAddr>,
+    /// Where data streams arrive; port 0 picks one.
+    pub data: Option<SocketAddr>,
+    /// `source`, `destination`.
+    pub roles: Option<Vec<Role>>,
+    /// `HOST:PORT` told to clients instead of the data address.
+    pub advertise_data: Option<Vec<String>>,
+    /// Plain HTTP off loopback.
+    pub insecure_http: Option<bool>,
+    /// For requests that do not say.
+    pub verify: Option<Verify>,
+    /// `off` lets a client that says off go without.
+    pub encrypt: Option<Switch>,
+    /// `auto`, `uring`, `epoll`.
+    pub engine: Option<EngineChoice>,
+    /// Worker threads.
+    pub workers: Option<usize>,
+    /// Block buffers, as a size.
+    #[serde(deserialize_with = "size")]
+    pub memory: Option<u64>,
+    /// `journal`, `stderr` or a path.
+    pub log: Option<String>,
+    /// A file for one line of JSON a transfer.
+    pub transfer_log: Option<PathBuf>,
+    /// Transfers at once.
+    pub max_sessions: Option<usize>,
+    /// PEM.
+    pub tls_cert: Option<PathBuf>,
+    /// PEM, 0600.
+    pub tls_key: Option<PathBuf>,
+    /// A directory of tuning profiles.
+    pub profiles: Option<PathBuf>,
+}
+
+/// An agent's settings, checked, and where each came from.
+#[derive(Debug, Clone)]
+pub struct AgentConfig {
+    /// See [`AgentLayer::root`].
+    pub root: PathBuf,
+    /// See [`AgentLayer::state`].
+    pub state: PathBuf,
+    /// See [`AgentLayer::http`].
+    pub http: SocketAddr,
+    /// See [`AgentLayer::data`].
+    pub data: SocketAddr,
+    /// See [`AgentLayer::roles`].
+    pub roles: Vec<Role>,
+    /// Resolved when the agent starts.
+    pub advertise_data: Vec<String>,
+    /// See [`AgentLayer::insecure_http`].
+    pub insecure_http: bool,
+    /// See [`AgentLayer::verify`].
+    pub verify: Verify,
+    /// The policy.
+    pub encrypt: bool,
+    /// See [`AgentLayer::engine`].
+    pub engine: EngineChoice,
+    /// `None`: as many as the engine likes.
+    pub workers: Option<usize>,
+    /// Bytes.
+    pub memory: u64,
+    /// See [`LogTarget`].
+    pub log: LogTarget,
+    /// `None`: with the log.
+    pub transfer_log: Option<PathBuf>,
+    /// 1 to 256.
+    pub max_sessions: usize,
+    /// `None`: self-signed, in the state directory.
+    pub tls: Option<TlsFiles>,
+    /// See [`AgentLayer::profiles`].
+    pub profiles: Option<PathBuf>,
+    /// Every setting with its origin.
+    pub shown: Vec<Shown>,
+}
+
+/// The state directory that systemd gives, else the system's or the user's.
+fn default_state() -> PathBuf {
+    let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    if let Some(given) = var("STATE_DIRECTORY") {
+        return given;
+    }
+    if nix::unistd::geteuid().is_root() {
+        return "/var/lib/longhaul".into();
+    }
+    let home = || var("HOME").unwrap_or_else(|| "/".into()).join(".local/state");
+    var("XDG_STATE_HOME").unwrap_or_else(home).join("longhaul")
+}
+
+fn default_log() -> LogTarget {
+    // systemd says so when stderr is connected to its journal.
+    if std::env::var_os("JOURNAL_STREAM").is_some() { LogTarget::Journal } else { LogTarget::Stderr }
+}
+
+fn listed<T: fmt::Display>(values: &[T]) -> String {
+    values.iter().map(T::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn word(value: &impl fmt::Debug) -> String {
+    format!("{value:?}").to_ascii_lowercase()
+}
+
+fn path(value: &Option<PathBuf>) -> String {
+    value.as_ref().map_or_else(|| "-".to_owned(), |p| p.display().to_string())
+}
+
+impl AgentConfig {
+    /// Lays `flags` over `file` (with its path) over the defaults.
+    pub fn resolve(file: Option<(&Path, AgentLayer)>, flags: AgentLayer) -> Result<Self, ConfigError> {
+        let mut picker = Picker::new(file.as_ref().map(|(path, _)| *path));
+        let l = file.map(|(_, layer)| layer).unwrap_or_default();
+        let (f, p) = (flags, &mut picker);
+        let any = |port| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+        let log_text = |text: Option<String>| text.map(|t| LogTarget::parse(&t));
+        let root = p.pick("root", f.root.map(Some), l.root.map(Some), None, path);
+        let state = p.pick("state", f.state, l.state, default_state(), |v| v.display().to_string());
+        let http = p.pick("http", f.http, l.http, any(HTTP_PORT), SocketAddr::to_string);
+        let data = p.pick("data", f.data, l.data, any(DATA_PORT), SocketAddr::to_string);
+        let roles = p.pick("roles", f.roles, l.roles, vec![Role::Source, Role::Destination], |v| listed(v));
+        let advertise_data = p.pick("advertise_data", f.advertise_data, l.advertise_data, Vec::new(), |v| listed(v));
+        let insecure_http = p.pick("insecure_http", f.insecure_http, l.insecure_http, false, bool::to_string);
+        let verify = p.pick("verify", f.verify, l.verify, Verify::Disk, |v| word(v));
+        let encrypt = p.pick("encrypt", f.encrypt, l.encrypt, Switch::On, |v| word(v));
+        let engine = p.pick("engine", f.engine, l.engine, EngineChoice::Auto, |v| word(v));
+        let auto = |v: &Option<usize>| v.map_or_else(|| "auto".to_owned(), |n| n.to_string());
+        let workers = p.pick("workers", f.workers.map(Some), l.workers.map(Some), None, auto);
+        let memory = p.pick("memory", f.memory, l.memory, DEFAULT_ARENA_BYTES as u64, u64::to_string);
+        let log = p.pick("log", log_text(f.log), log_text(l.log), default_log(), LogTarget::to_string);
+        let transfer_log = p.pick("transfer_log", f.transfer_log.map(Some), l.transfer_log.map(Some), None, path);
+        let max_sessions = p.pick("max_sessions", f.max_sessions, l.max_sessions, MAX_SESSIONS, usize::to_string);
+        let tls_cert = p.pick("tls_cert", f.tls_cert.map(Some), l.tls_cert.map(Some), None, path);
+        let tls_key = p.pick("tls_key", f.tls_key.map(Some), l.tls_key.map(Some), None, path);
+        let profiles = p.pick("profiles", f.profiles.map(Some), l.profiles.map(Some), None, path);
+
+        let root = root.ok_or_else(|| picker.refuse("root", "name the directory to serve: --root DIR"))?;
+        if roles.is_empty() {
+            return Err(picker.refuse("roles", "name at least one: source, destination"));
+        }
+        if workers.is_some_and(|n| n == 0 || n > MAX_WORKERS) {
+            return Err(picker.refuse("workers", format!("1 to {MAX_WORKERS}")));
+        }
+        if memory < MIN_MEMORY || usize::try_from(memory).is_err() {
+            return Err(picker.refuse("memory", "at least 8MiB"));
+        }
+        if max_sessions == 0 || max_sessions > MAX_SESSIONS {
+            return Err(picker.refuse("max_sessions", format!("1 to {MAX_SESSIONS}")));
+        }
+        if advertise_data.len() > MAX_ADVERTISED {
+            return Err(picker.refuse("advertise_data", format!("at most {MAX_ADVERTISED} addresses")));
+        }
+        let tls = match (tls_cert, tls_key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            _ => return Err(picker.refuse("tls_cert", "tls_cert and tls_key go together")),
+        };
+        let encrypt = encrypt == Switch::On;
+        let shown = picker.finish();
+        Ok(Self {
+            root,
+            state,
+            http,
+            data,
+            roles,
+            advertise_data,
+            insecure_http,
+            verify,
+            encrypt,
+            engine,
+            workers,
+            memory,
+            log,
+            transfer_log,
+            max_sessions,
+            tls,
+            profiles,
+            shown,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse_toml;
+
+    fn file(text: &str) -> Result<AgentConfig, ConfigError> {
+        let path = Path::new("/etc/longhaul.toml");
+        AgentConfig::resolve(Some((path, parse_toml(text, path)?)), AgentLayer::default())
+    }
+
+    #[test]
+    fn every_setting_can_stand_in_a_file() {
+        let text = r#"
+            root = "/srv"
+            state = "/var/lib/x"
+            http = "[::1]:0"
+            data = "0.0.0.0:9"
+            roles = ["source"]
+            advertise_data = ["dtn1:8471"]
+            insecure_http = true
+            verify = "wire"
+            encrypt = "off"
+            engine = "epoll"
+            workers = 3
+            memory = "64MiB"
+            log = "/var/log/l"
+            transfer_log = "/var/log/t"
+            max_sessions = 7
+            tls_cert = "/c"
+            tls_key = "/k"
+            profiles = "/p"
+        "#;
+        let config = file(text).unwrap();
+        assert_eq!((config.memory, config.encrypt, config.workers), (64 << 20, false, Some(3)));
+        assert_eq!(config.log, LogTarget::File("/var/log/l".into()));
+        assert_eq!((config.verify, config.engine, config.max_sessions), (Verify::Wire, EngineChoice::Epoll, 7));
+        assert!(config.shown.iter().all(|s| s.origin.to_string() == "file /etc/longhaul.toml"), "{:?}", config.shown);
+        assert_eq!(config.shown.len(), text.lines().filter(|l| l.contains('=')).count());
+    }
+
+    #[test]
+    fn defaults_are_strict_and_flags_win() {
+        let flags = AgentLayer { root: Some("/srv".into()), workers: Some(2), ..AgentLayer::default() };
+        let config = AgentConfig::resolve(None, flags).unwrap();
+        assert!(config.encrypt && !config.insecure_http && config.verify == Verify::Disk);
+        assert_eq!((config.http.to_string(), config.data.to_string()), ("[::]:8470".into(), "[::]:8471".into()));
+        let origin = |name| config.shown.iter().find(|s| s.name == name).unwrap().origin.to_string();
+        assert_eq!((origin("workers"), origin("verify")), ("flag".into(), "default".into()));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, want) in [
+            ("root = \"/\"\nworker = 1\n", "line 2: unknown field `worker`"),
+            ("root = \"/\"\nroles = [\"king\"]\n", "line 2: `roles`: unknown variant `king`"),
+            ("root = \"/\"\nhttp = \"nowhere\"\n", "line 2: `http`: "),
+            ("root = \"/\"\nmemory = \"lots\"\n", "line 2: `memory`: `lots` is not a size"),
+            ("", "`root` (default): name the directory"),
+            ("root = \"/\"\nworkers = 0\n", "`workers` (file /etc/longhaul.toml): 1 to 256"),
+            ("root = \"/\"\nmax_sessions = 257\n", "`max_sessions` (file"),
+            ("root = \"/\"\nmemory = \"1MiB\"\n", "`memory` (file"),
+            ("root = \"/\"\ntls_cert = \"/c\"\n", "go together"),
+            ("root = \"/\"\nroles = []\n", "`roles` (file"),
+        ] {
+            let error = file(text).unwrap_err().to_string();
+            assert!(error.contains(want), "{text:?}: {error}");
+        }
+        assert!(parse_word::<Verify>("tape").unwrap_err().contains("`wire`"));
+        assert_eq!(parse_word::<Role>("source"), Ok(Role::Source));
+    }
+}

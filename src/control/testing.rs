@@ -1,0 +1,179 @@
+//! Shared by the tests of this directory: an engine that only remembers what it was asked.
+
+use super::api::{self, App};
+use super::bridge::{Boxed, TransferEngine};
+use super::http::{self, HttpLimits, HttpServer};
+use super::metrics::Metrics;
+use super::root::ServedRoot;
+use super::settings::Role;
+use super::state::StateDir;
+use super::third_party::Jobs;
+use super::tls::{self, Fingerprint};
+use super::tokens::{NewToken, TokenStore, parse_prefix};
+use crate::engine::error::TransferError;
+use crate::engine::handle::{TicketSource, TransferStatus, TransferWatch};
+use crate::engine::spec::{DestinationSpec, Grant, Report, Secret, Snapshot, Ticket, Verdict, Verify};
+use crate::ids::{AgentId, TicketId};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
+use tokio::sync::{oneshot, watch};
+
+/// A ticket that opens nothing.
+pub fn ticket() -> Ticket {
+    Ticket {
+        id: TicketId([1; 16]),
+        key: Secret([0x5a; 32]),
+        data: vec!["127.0.0.1:1".parse().unwrap()],
+        agent: AgentId([2; 16]),
+        expires: u64::MAX >> 1,
+    }
+}
+
+/// A transfer that has ended well.
+pub fn ended_transfer() -> TransferStatus {
+    TransferStatus {
+        transfer: None,
+        principal: "alice".to_owned(),
+        role: "destination",
+        peer: Some("192.0.2.1:4".parse().unwrap()),
+        local: Some("192.0.2.2:8471".parse().unwrap()),
+        path: "in/a\\x0ab".to_owned(),
+        snapshot: Snapshot::default(),
+        report: Some(Report {
+            verdict: Verdict::Verified,
+            bytes: 1000,
+            files: 1,
+            resent_bytes: 7,
+            ..Report::default()
+        }),
+    }
+}
+
+/// Remembers grants and pulls, answers with fixed values.
+#[derive(Default)]
+pub struct FakeEngine {
+    /// What was issued.
+    pub grants: Mutex<Vec<Grant>>,
+    /// What was pulled: principal, destination, and the cancel switch.
+    pub pulls: Mutex<Vec<(String, DestinationSpec, watch::Receiver<bool>)>>,
+    /// What `transfers` says.
+    pub transfers: Mutex<Vec<TransferStatus>>,
+}
+
+impl TransferEngine for FakeEngine {
+    fn issue(&self, grant: Grant) -> Boxed<'_, Result<Ticket, TransferError>> {
+        self.grants.lock().unwrap().push(grant);
+        Box::pin(async { Ok(ticket()) })
+    }
+
+    /// Takes two tickets of the first source, then waits for the cancel.
+    fn pull(
+        &self,
+        principal: String,
+        to: DestinationSpec,
+        from: Vec<Arc<dyn TicketSource>>,
+    ) -> Boxed<'_, Result<TransferWatch, TransferError>> {
+        let (cancel, mut cancelled) = watch::channel(false);
+        self.pulls.lock().unwrap().push((principal, to, cancelled.clone()));
+        Box::pin(async move {
+            from[0].ticket().await?;
+            from[0].ticket().await?;
+            let (end, done) = oneshot::channel();
+            tokio::spawn(async move {
+                let _ = cancelled.wait_for(|&c| c).await;
+                let _ = end.send(Report { verdict: Verdict::Partial, bytes: 5, ..Report::default() });
+            });
+            let snapshot = watch::channel(Snapshot { phase: "moving".into(), ..Snapshot::default() }).1;
+            Ok(TransferWatch { snapshot, done, cancel: Arc::new(cancel) })
+        })
+    }
+
+    fn transfers(&self) -> Boxed<'_, Vec<TransferStatus>> {
+        Box::pin(async { self.transfers.lock().unwrap().clone() })
+    }
+
+    fn facts(&self) -> Vec<(String, String)> {
+        vec![("engine".to_owned(), "fake".to_owned())]
+    }
+}
+
+/// An HTTP port over a [`FakeEngine`].
+pub struct TestPort {
+    /// Root, state, token files.
+    pub dir: tempfile::TempDir,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Of its certificate.
+    pub fingerprint: Fingerprint,
+    /// The engine behind it.
+    pub engine: Arc<FakeEngine>,
+    /// Its tokens, as another process would see them.
+    pub tokens: TokenStore,
+    stop: watch::Sender<bool>,
+}
+
+/// Short deadlines, so that tests of them are short.
+pub fn quick() -> HttpLimits {
+    let short = Duration::from_millis(400);
+    HttpLimits {
+        handshake: short,
+        header: short,
+        request: short,
+        connection: Duration::from_secs(5),
+        total: 40,
+        per_source: 20,
+    }
+}
+
+impl TestPort {
+    /// Started with `limits`, after `change` has had its way.
+    pub fn start(limits: HttpLimits, change: impl FnOnce(&mut App)) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("root")).unwrap();
+        let state = StateDir::open(&dir.path().join("state")).unwrap();
+        let tls = tls::load_server(&tls::ensure_self_signed(&state).unwrap()).unwrap();
+        let engine = Arc::new(FakeEngine::default());
+        let mut app = App {
+            agent: AgentId([3; 16]),
+            roles: vec![Role::Source, Role::Destination],
+            root: Arc::new(ServedRoot::open(&dir.path().join("root")).unwrap()),
+            engine: engine.clone(),
+            tokens: TokenStore::new(&state),
+            data: "[::]:8471".parse().unwrap(),
+            advertise: Vec::new(),
+            verify: Verify::Disk,
+            encrypt: true,
+            max_sessions: 2,
+            started: Instant::now(),
+            metrics: Arc::new(Metrics::default()),
+            jobs: Jobs::default(),
+        };
+        change(&mut app);
+        let listener = http::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopping) = watch::channel(false);
+        let fingerprint = tls.fingerprint;
+        let router = api::router(Arc::new(app));
+        let server = HttpServer { router, tls: Arc::new(RwLock::new(tls)), insecure_http: false, limits };
+        tokio::spawn(server.serve(listener, stopping));
+        let tokens = TokenStore::new(&state);
+        Self { dir, address, fingerprint, engine, tokens, stop }
+    }
+
+    /// A token beneath `prefix`; its file.
+    pub fn token(&self, name: &str, prefix: &str, read: bool, write: bool) -> PathBuf {
+        let prefixes = vec![parse_prefix(prefix).unwrap()];
+        let new = NewToken { name: name.to_owned(), prefixes, read, write, lifetime: None };
+        let path = self.dir.path().join(name);
+        super::state::write_secret(&path, self.tokens.add(&new).unwrap().expose().as_bytes()).unwrap();
+        path
+    }
+}
+
+impl Drop for TestPort {
+    fn drop(&mut self) {
+        self.stop.send_replace(true);
+    }
+}
