@@ -28,6 +28,8 @@ struct Cli {
     command: Command,
 }
 
+// One value in a process: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Moves a real tree between two agents on loopback and shows what happens

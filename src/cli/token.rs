@@ -105,7 +105,7 @@ pub fn run(args: Args) -> u8 {
 fn exit_code(error: &TokenError) -> u8 {
     match error {
         TokenError::NoSuchName(_) => Class::NotFound.exit_code(),
-        TokenError::BadName(_) | TokenError::NoRight => super::EXIT_USAGE,
+        TokenError::BadName(_) | TokenError::BadPrefix(_) | TokenError::NoRight => super::EXIT_USAGE,
         TokenError::Busy => Class::Retry.exit_code(),
         TokenError::State(StateError::Owner { .. } | StateError::Exposed { .. }) => Class::Denied.exit_code(),
         TokenError::State(StateError::Io { source, .. }) => match source.kind() {
@@ -125,10 +125,8 @@ fn add(add: Add) -> Result<(), TokenError> {
     let typed = if add.prefixes.is_empty() { vec!["/".to_owned()] } else { add.prefixes };
     let mut prefixes = Vec::with_capacity(typed.len());
     for text in &typed {
-        prefixes.push(parse_prefix(text).ok_or_else(|| StateError::Damaged {
-            path: text.into(),
-            reason: "a prefix is a path below the root, without `.` or `..`".to_owned(),
-        })?);
+        let bad = || TokenError::BadPrefix(crate::relpath::escape(text.as_bytes()));
+        prefixes.push(parse_prefix(text).ok_or_else(bad)?);
     }
     let tokens = open(&add.state)?;
     let new = NewToken { name: add.name, prefixes, read: add.read, write: add.write, lifetime: add.expires };
@@ -217,7 +215,7 @@ mod tests {
         assert_eq!(run(Args { command: Command::List(List { state: state.clone(), json: true }) }), 0);
         assert_eq!(add("a", true, "/data"), 7);
         assert_eq!(add("b", false, "/data"), 2);
-        assert_eq!(add("b", true, "/../data"), 7);
+        assert_eq!(add("b", true, "/../data"), 2);
         assert_eq!(revoke("b"), 4);
         assert_eq!(revoke("a"), 0);
         assert!(tokens.authenticate(&text).is_err());

@@ -287,7 +287,7 @@ impl Agent {
         if tokio::time::timeout(SHUTDOWN + SHUTDOWN_SLACK, handle.shutdown(SHUTDOWN)).await.is_err() {
             tracing::error!("the engine did not stop in time; what was not checkpointed is sent again on resume");
             // Joining its threads could take for ever; the process ends anyway.
-            std::mem::forget(self.engine);
+            let _ = std::mem::ManuallyDrop::new(self.engine);
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.serving).await;
     }

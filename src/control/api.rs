@@ -365,3 +365,6 @@ async fn metrics(State(app): Shared, Extension(connection): Extension<Connection
     let text = app.metrics.render(app.running().await);
     Ok(([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }
+
+#[cfg(test)]
+mod tests;

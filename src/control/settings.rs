@@ -217,9 +217,9 @@ impl AgentConfig {
         let roles = p.pick("roles", f.roles, l.roles, vec![Role::Source, Role::Destination], |v| listed(v));
         let advertise_data = p.pick("advertise_data", f.advertise_data, l.advertise_data, Vec::new(), |v| listed(v));
         let insecure_http = p.pick("insecure_http", f.insecure_http, l.insecure_http, false, bool::to_string);
-        let verify = p.pick("verify", f.verify, l.verify, Verify::Disk, |v| word(v));
-        let encrypt = p.pick("encrypt", f.encrypt, l.encrypt, Switch::On, |v| word(v));
-        let engine = p.pick("engine", f.engine, l.engine, EngineChoice::Auto, |v| word(v));
+        let verify = p.pick("verify", f.verify, l.verify, Verify::Disk, word);
+        let encrypt = p.pick("encrypt", f.encrypt, l.encrypt, Switch::On, word);
+        let engine = p.pick("engine", f.engine, l.engine, EngineChoice::Auto, word);
         let auto = |v: &Option<usize>| v.map_or_else(|| "auto".to_owned(), |n| n.to_string());
         let workers = p.pick("workers", f.workers.map(Some), l.workers.map(Some), None, auto);
         let memory = p.pick("memory", f.memory, l.memory, DEFAULT_ARENA_BYTES as u64, u64::to_string);

@@ -74,6 +74,7 @@ struct HandedTickets {
     queue: Mutex<VecDeque<Ticket>>,
     wants: watch::Sender<bool>,
     came: Notify,
+    patience: Duration,
 }
 
 impl TicketSource for HandedTickets {
@@ -89,7 +90,7 @@ impl TicketSource for HandedTickets {
                     came.await;
                 }
             };
-            let taken = tokio::time::timeout(TICKET_PATIENCE, next).await;
+            let taken = tokio::time::timeout(self.patience, next).await;
             self.wants.send_replace(false);
             taken.map_err(|_| {
                 let what = "the client has handed over no fresh ticket for a minute: repeat the command to resume";
@@ -262,6 +263,7 @@ impl HandedTickets {
             queue: Mutex::new(VecDeque::from([source.ticket])),
             wants: watch::Sender::new(false),
             came: Notify::new(),
+            patience: TICKET_PATIENCE,
         }
     }
 }
@@ -314,9 +316,10 @@ mod tests {
         assert!(with(vec!["198.51.100.1:0".parse().unwrap()]).is_err());
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_source_asks_for_a_fresh_ticket_and_gets_it_or_gives_up() {
-        let source = Arc::new(HandedTickets::new(HandedSource { name: "a\nb".into(), ticket: ticket() }));
+        let made = HandedTickets::new(HandedSource { name: "a\nb".into(), ticket: ticket() });
+        let source = Arc::new(HandedTickets { patience: Duration::from_millis(800), ..made });
         assert_eq!(source.peer(), "a\\x0ab");
         assert!(source.ticket().await.is_ok());
         assert!(!*source.wants.borrow());
@@ -332,7 +335,7 @@ mod tests {
             let source = source.clone();
             async move { source.ticket().await }
         });
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(job.view().wants_tickets, [0]);
         assert!(!job.hand(1, ticket()));
         assert!(job.hand(0, ticket()));

@@ -110,6 +110,9 @@ pub enum TokenError {
     /// A name that logs and files could not carry.
     #[error("`{0}` is no token name: use 1 to 64 letters, digits, `.`, `_` and `-`")]
     BadName(String),
+    /// A prefix that is no path.
+    #[error("`{0}` is no prefix: write a path below the root, without `.` or `..`")]
+    BadPrefix(String),
     /// Neither right was asked for.
     #[error("a token without rights is of no use: say --read, --write or both")]
     NoRight,
