@@ -131,7 +131,7 @@ impl Stat {
     }
 }
 
-/// An open directory beneath a root. Clones share the descriptor.
+/// An open directory beneath a root. Clones share the descriptor, which stays valid whatever becomes of the name.
 #[derive(Debug, Clone)]
 pub struct DirHandle {
     fd: Arc<OwnedFd>,
@@ -195,8 +195,12 @@ impl Root {
         Ok(dir)
     }
 
-    /// As [`Root::open_dir`], without a place in the cache.
+    /// As [`Root::open_dir`], without a place in the cache, and with a listing place of its own.
     pub fn open_dir_uncached(&self, path: &RelPath) -> Result<DirHandle, DiskError> {
+        if path.is_root() {
+            let fd = self.dir.open_child_dir(b".").map_err(|e| DiskError::new(Doing::OpenDir, path, e))?;
+            return Ok(DirHandle::new(fd, path.clone()));
+        }
         let opened = match self.resolve(path, DIR_FLAGS) {
             // A directory that may be passed through but not listed.
             Err(Errno::EACCES) => self.resolve(path, DIR_PATH_FLAGS),
@@ -374,10 +378,6 @@ impl DirHandle {
     /// Where it is, below its root.
     pub fn path(&self) -> &RelPath {
         &self.path
-    }
-
-    pub(super) fn shared_fd(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.fd)
     }
 
     /// The path of a child, for messages: the directory's own where the whole would be too long.

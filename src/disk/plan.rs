@@ -8,6 +8,7 @@ use crate::sys::FileMode;
 use crate::sys::fsys::{self, Caching};
 use nix::errno::Errno;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// From here on a file is worth direct I/O and an allocation of its own.
 pub const LARGE: u64 = 4 << 20;
@@ -15,6 +16,10 @@ pub const LARGE: u64 = 4 << 20;
 const SAMPLES: u64 = 8;
 /// So many of them in memory make a file hot.
 const HOT_SAMPLES: u64 = 7;
+/// The unit in which the page cache counts here. Where pages are larger fewer are counted, and the file looks cold.
+const PAGE: u64 = 4096;
+/// Between the places of two samplings: a prime beyond any readahead window.
+const TURN_STEP: u64 = 2_097_169;
 
 /// What the user asked for (`engine::spec::IoChoice`, mapped by the engine).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,14 +46,28 @@ pub enum Residency {
     Unknown,
 }
 
-/// Samples a file's residency with reads that must not wait.
+/// Whether a file of `size` bytes lies in the page cache: counted by the kernel where it tells, else sampled with reads that
+/// must not wait.
 pub fn residency(fd: BorrowedFd<'_>, size: u64) -> Residency {
     if size == 0 {
         return Residency::Hot;
     }
+    match fsys::cached_pages(fd) {
+        Ok(pages) if pages >= size.div_ceil(PAGE) / SAMPLES * HOT_SAMPLES => Residency::Hot,
+        Ok(_) => Residency::Cold,
+        Err(_) => sampled_residency(fd, size),
+    }
+}
+
+fn sampled_residency(fd: BorrowedFd<'_>, size: u64) -> Residency {
+    // A read that must not wait still starts the kernel's readahead: ask elsewhere each time, or a file that was asked
+    // about once would look hot for ever.
+    static TURN: AtomicU64 = AtomicU64::new(0);
+    let stride = (size / SAMPLES).max(1);
+    let shift = TURN.fetch_add(TURN_STEP, Ordering::Relaxed) % stride;
     let mut hot = 0;
     for i in 0..SAMPLES {
-        let offset = (size - 1) / SAMPLES * i;
+        let offset = (stride * i + shift).min(size - 1);
         match retrying(|| fsys::read_at(fd, &mut [0], offset, Caching::NoWait)) {
             Ok(_) => hot += 1,
             Err(Errno::EAGAIN) => {}
@@ -134,6 +153,8 @@ pub fn write_plan(facts: &FsFacts, size: u64, wish: IoWish) -> WritePlan {
 mod tests {
     use super::*;
     use crate::sys::fsys::DirectAlign;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
 
     fn facts(kind: FsKind) -> FsFacts {
         FsFacts {
@@ -150,11 +171,16 @@ mod tests {
 
     #[test]
     fn reads_go_where_they_are_cheapest() {
-        use {FileMode::*, FsKind::*, IoWish::*, Residency::*};
+        use FileMode::{Deferred, PageCache};
+        use {
+            FsKind::*,
+            IoWish::{Auto, Buffered},
+            Residency::*,
+        };
         let big = 1 << 30;
         for (kind, size, residency, wish, want) in [
-            (Ext4, big, Cold, Auto, Direct),
-            (Xfs, big, Unknown, Auto, Direct),
+            (Ext4, big, Cold, Auto, FileMode::Direct),
+            (Xfs, big, Unknown, Auto, FileMode::Direct),
             (Ext4, big, Hot, Auto, PageCache),
             (Ext4, LARGE - 1, Cold, Auto, PageCache),
             (Tmpfs, big, Unknown, Auto, PageCache),
@@ -162,7 +188,7 @@ mod tests {
             (Nfs, big, Cold, Auto, Deferred),
             (Other(1), big, Cold, Auto, PageCache),
             (Ext4, big, Cold, Buffered, PageCache),
-            (Ext4, 1, Hot, IoWish::Direct, Direct),
+            (Ext4, 1, Hot, IoWish::Direct, FileMode::Direct),
             (Ext4, 1, Hot, IoWish::DontCache, FileMode::DontCache),
         ] {
             let got = read_plan(&facts(kind), size, residency, wish);
@@ -189,5 +215,30 @@ mod tests {
         assert!(tmpfs.mode == FileMode::PageCache && !tmpfs.write_behind && !tmpfs.preallocate);
         let small = write_plan(&facts(FsKind::Xfs), LARGE - 1, IoWish::Auto);
         assert!(small.mode == FileMode::PageCache && !small.preallocate && !small.write_behind);
+    }
+
+    #[test]
+    fn residency_by_counting_and_by_sampling() {
+        let build = std::env::current_exe().unwrap();
+        let file = tempfile::tempfile_in(build.parent().unwrap()).unwrap();
+        let size = 64 << 20;
+        file.set_len(size).unwrap();
+        for i in 0..size >> 20 {
+            file.write_all_at(&[1; 1 << 20], i << 20).unwrap();
+        }
+        file.sync_all().unwrap();
+        if sampled_residency(file.as_fd(), size) == Residency::Unknown {
+            return eprintln!("skipped: the build directory's file system does not tell residency");
+        }
+        for ask in [residency, sampled_residency] {
+            assert_eq!(ask(file.as_fd(), size), Residency::Hot);
+        }
+        let drop_cache = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        nix::fcntl::posix_fadvise(&file, 0, 0, drop_cache).unwrap();
+        for _ in 0..3 {
+            assert_eq!(residency(file.as_fd(), size), Residency::Cold);
+            assert_eq!(sampled_residency(file.as_fd(), size), Residency::Cold, "asking must not warm it up");
+        }
+        assert_eq!(residency(file.as_fd(), 0), Residency::Hot);
     }
 }

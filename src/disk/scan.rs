@@ -155,12 +155,14 @@ struct Level {
     cookie: i64,
 }
 
+type OnOurs<'a> = &'a mut dyn FnMut(&DirHandle, &[u8]);
+
 struct Scanner<'a> {
     root: &'a Root,
     skip: &'a [ObjectId],
     emit: &'a mut dyn FnMut(Scanned) -> ControlFlow<()>,
     /// Receives our own part files and state directories, which the scan leaves out.
-    ours: Option<&'a mut dyn FnMut(&DirHandle, &[u8])>,
+    ours: Option<OnOurs<'a>>,
     totals: ScanTotals,
     /// The source root being walked, below `root`, without symlinks.
     base: RelPath,
