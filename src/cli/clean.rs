@@ -1,6 +1,6 @@
 //! `longhaul clean TREE`: removes what dead transfers left.
 
-use super::fail::{DENIED, Fail, NOT_FOUND, PARTIAL, printable};
+use super::fail::{DENIED, Fail, NOT_FOUND, PARTIAL, finish, printable};
 use super::report::count;
 use crate::disk::clean::{CleanItem, CleanReport, CleanVerdict, clean};
 use crate::disk::confined::Root;
@@ -52,8 +52,13 @@ pub fn parse_age(text: &str) -> Result<Duration, String> {
     number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
 }
 
+/// Runs the command. The exit code.
+pub fn run(args: Args) -> u8 {
+    finish(args.json, execute(&args))
+}
+
 /// Runs the command; 3 if something could not be removed or searched.
-pub fn run(args: &Args) -> Result<u8, Fail> {
+fn execute(args: &Args) -> Result<u8, Fail> {
     let root = Root::open_following(&args.tree).map_err(|error| {
         let code = match error {
             RootError::NotFound { .. } => NOT_FOUND,
@@ -143,15 +148,15 @@ mod tests {
         fs::write(dir.path().join("data"), b"whole").unwrap();
         let mut args =
             Args { tree: dir.path().to_owned(), older_than: Duration::from_secs(3600), dry_run: false, json: true };
-        assert_eq!(run(&args), Ok(0));
+        assert_eq!(execute(&args), Ok(0));
         assert!(part.exists(), "it is young");
         (args.older_than, args.dry_run) = (Duration::ZERO, true);
-        assert_eq!(run(&args), Ok(0));
+        assert_eq!(execute(&args), Ok(0));
         assert!(part.exists(), "a dry run removes nothing");
         (args.dry_run, args.json) = (false, false);
-        assert_eq!(run(&args), Ok(0));
+        assert_eq!(execute(&args), Ok(0));
         assert!(!part.exists() && dir.path().join("data").exists());
         args.tree = dir.path().join("none");
-        assert_eq!(run(&args).unwrap_err().code, NOT_FOUND);
+        assert_eq!(execute(&args).unwrap_err().code, NOT_FOUND);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::fail::{Fail, INTERRUPTED, finish};
 use super::manifest_file::{ManifestHeader, rows_of, sha256_path, write_manifest, write_sha256};
-use super::operands::{From, Plan, To, plan, relative};
+use super::operands::{From, Plan, Source, To, plan, relative};
 use super::progress::Progress;
 use super::report::{exit_code, json, text};
 use super::third_party::ThirdParty;
@@ -138,10 +138,9 @@ pub struct PeerArgs {
 
 fn parse_block(text: &str) -> Result<u32, String> {
     let size = parse_size(text).map_err(|e| e.to_string())?;
-    u32::try_from(size)
-        .ok()
-        .filter(|size| size.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(size))
-        .ok_or_else(|| format!("a block is a power of two from {} to {}", Bytes(MIN_BLOCK.into()), Bytes(MAX_BLOCK.into())))
+    u32::try_from(size).ok().filter(|size| size.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(size)).ok_or_else(
+        || format!("a block is a power of two from {} to {}", Bytes(MIN_BLOCK.into()), Bytes(MAX_BLOCK.into())),
+    )
 }
 
 fn parse_memory(text: &str) -> Result<u64, String> {
@@ -260,7 +259,11 @@ fn execute(args: &Args) -> Result<u8, Fail> {
     {
         more.push(("manifest", manifest(args, &plan, path, &mut report)?));
     }
-    if args.json { println!("{}", json(&report, &more)) } else { print!("{}", text(&report)) }
+    if args.json {
+        println!("{}", json(&report, &more))
+    } else {
+        print!("{}", text(&report))
+    }
     if ended.interrupted {
         eprintln!("longhaul: interrupted; repeating the same command resumes the copy");
         return Ok(INTERRUPTED);
@@ -459,7 +462,7 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
     let mut stopping: Option<tokio::time::Instant> = None;
     loop {
         match copy.poll().await {
-            Ok(view) => {
+            Ok(Some(view)) => {
                 heard = tokio::time::Instant::now();
                 progress.update(&view.snapshot);
                 if let Some(report) = view.report {
@@ -467,7 +470,9 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
                     return Ok(Ended { report, interrupted: stopping.is_some() });
                 }
             }
-            Err(error) if error.class == Class::Retry && heard.elapsed() < POLL_PATIENCE => {}
+            Ok(None) => return Err(Fail::new(5, "the destination agent was restarted: repeat the command to resume")),
+            Err(error) if matches!(error.class, Class::Retry | Class::Reconnect) && heard.elapsed() < POLL_PATIENCE => {
+            }
             Err(error) => return Err(error.into()),
         }
         if stopping.is_some_and(|since| since.elapsed() > CHECKPOINT_PATIENCE) {
@@ -480,7 +485,10 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
                     return Ok(Ended { report: no_report(), interrupted: true });
                 }
                 progress.say("longhaul: stopping; the destination agent writes its checkpoint");
-                copy.cancel().await?;
+                if let Err(error) = copy.cancel().await {
+                    progress.say(&format!("longhaul: it could not be told to stop: {error}"));
+                    return Ok(Ended { report: no_report(), interrupted: true });
+                }
                 stopping = Some(tokio::time::Instant::now());
             }
         }
@@ -491,7 +499,8 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
 /// made from the machine's own id, which a report mentions.
 fn client_id() -> (crate::ids::AgentId, Option<String>) {
     let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let home = || std::env::var_os("HOME").filter(|dir| !dir.is_empty()).map(|dir| Path::new(&dir).join(".local/state"));
+    let home =
+        || std::env::var_os("HOME").filter(|dir| !dir.is_empty()).map(|dir| Path::new(&dir).join(".local/state"));
     let made = state.or_else(home).map(|dir| StateDir::open(&dir.join("longhaul")).and_then(|dir| dir.agent_id()));
     if let Some(Ok(id)) = made {
         return (id, None);
@@ -506,7 +515,7 @@ fn client_id() -> (crate::ids::AgentId, Option<String>) {
 
 /// Writes the manifest, and the `sha256sum` file, by reading the end that is here.
 fn manifest(args: &Args, plan: &Plan, path: &Path, report: &mut Report) -> Result<Value, Fail> {
-    let (tree, rows) = manifest_rows(args, plan)?;
+    let rows = manifest_rows(args, plan)?;
     let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
     let header = ManifestHeader::new(report.transfer, created);
     let written = write_manifest(path, &header, rows.iter().cloned().map(Ok))?;
@@ -514,48 +523,49 @@ fn manifest(args: &Args, plan: &Plan, path: &Path, report: &mut Report) -> Resul
     let mut value = json!({ "path": path, "names": written.count, "files": written.files, "second_read": true });
     if args.sha256 {
         let sums = sha256_path(path);
-        let (files, bytes) = write_sha256(&sums, &tree, &rows)?;
-        report.notes.push(format!("the sha256sum file took another read of {}", Bytes(bytes)));
-        value["sha256"] = json!({ "path": sums, "files": files, "bytes_read": bytes });
+        // Computed in the same read as the digests.
+        let (files, _) = write_sha256(&sums, Path::new("/"), &rows)?;
+        value["sha256"] = json!({ "path": sums, "files": files });
     }
     Ok(value)
 }
 
-/// The rows with the names they have at DST, and the local tree in which a file of each name can be read.
-fn manifest_rows(args: &Args, plan: &Plan) -> Result<(PathBuf, Vec<ManifestRow>), Fail> {
+/// The rows with the names they have at DST: of the files that arrived if DST is here, else of the sources.
+fn manifest_rows(args: &Args, plan: &Plan) -> Result<Vec<ManifestRow>, Fail> {
     let wrong_name = |e| Fail::usage(format!("a name for the manifest: {e}"));
-    // What is here: the arrived files if DST is here, else the sources.
-    let here: Vec<PathBuf> = match (&plan.from, &plan.to) {
-        (_, To::Here(_)) => plan.local_targets(),
-        (From::Here(sources), _) => sources.iter().map(|source| source.path.clone()).collect(),
+    let real = |path: &Path| std::fs::canonicalize(path).map_err(|e| Fail::io("read", path, &e));
+    let mut kinds = args.checksum.clone();
+    if args.sha256 && !kinds.contains(&ChecksumKind::Sha256) {
+        kinds.push(ChecksumKind::Sha256);
+    }
+    // What to read, and the name it has below DST (below DST's parent, if one file became DST).
+    let tops: Vec<(PathBuf, Vec<u8>)> = match (&plan.from, &plan.to) {
+        (_, To::Here(_)) => plan.local_targets().into_iter().map(|path| (path.clone(), name_of(&path))).collect(),
+        (From::Here(sources), To::Agent(url)) => {
+            let below = |source: &Source| match plan.becomes {
+                true => url.rel_path().ok().and_then(|path| path.split_last().map(|(_, name)| name.to_vec())),
+                false => Some(name_of(&source.path)),
+            };
+            // SRC itself may be a symlink, which was followed.
+            sources.iter().map(|s| Ok((real(&s.path)?, below(s).unwrap_or_default()))).collect::<Result<_, Fail>>()?
+        }
         _ => return Err(Fail::usage("--write-manifest needs one end here")),
     };
     let mut all = Vec::new();
-    for top in &here {
-        let real = std::fs::canonicalize(top).map_err(|e| Fail::io("read", top, &e))?;
-        let is_dir = real.is_dir();
-        let rows = rows_of(if is_dir { &real } else { top }, &args.checksum)?;
-        let name = top.file_name().map(|name| name.as_bytes()).unwrap_or_default();
-        for mut row in rows {
-            if is_dir && !plan.becomes {
-                row.path = RelPath::new(name).and_then(|dir| dir.join(row.path.as_bytes())).map_err(wrong_name)?;
-            }
+    for (top, name) in tops {
+        let prefix =
+            if plan.becomes && top.is_dir() { RelPath::default() } else { RelPath::new(&name).map_err(wrong_name)? };
+        let is_dir = std::fs::symlink_metadata(&top).is_ok_and(|meta| meta.is_dir());
+        for mut row in rows_of(&top, &kinds)? {
+            row.path = if is_dir { prefix.join(row.path.as_bytes()).map_err(wrong_name)? } else { prefix.clone() };
             all.push(row);
         }
     }
-    let first = here.first().cloned().unwrap_or_default();
-    let tree = match plan.becomes && first.is_dir() {
-        true => first,
-        false => first.parent().map(Path::to_owned).unwrap_or_default(),
-    };
-    // A pushed file that became DST has DST's name there.
-    if let (To::Agent(url), true, [row]) = (&plan.to, plan.becomes, all.as_mut_slice())
-        && !row.path.is_root()
-        && let Some((_, name)) = url.rel_path().map_err(wrong_name)?.split_last()
-    {
-        row.path = RelPath::new(name).map_err(wrong_name)?;
-    }
-    Ok((tree, all))
+    Ok(all)
+}
+
+fn name_of(path: &Path) -> Vec<u8> {
+    path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
 }
 
 #[cfg(test)]

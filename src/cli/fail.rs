@@ -71,6 +71,18 @@ impl From<TransferError> for Fail {
     }
 }
 
+/// The exit code of a command that ended in `result`; a failure is said on stderr, and on stdout if `json` promised a
+/// document there.
+pub fn finish(json: bool, result: Result<u8, Fail>) -> u8 {
+    result.unwrap_or_else(|fail| {
+        eprintln!("longhaul: {fail}");
+        if json {
+            println!("{}", fail.json());
+        }
+        fail.code
+    })
+}
+
 /// A local path for messages: no byte of it drives a terminal.
 pub fn show(path: &Path) -> String {
     use std::os::unix::ffi::OsStrExt as _;

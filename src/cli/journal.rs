@@ -1,6 +1,6 @@
 //! `longhaul journal FILE`: what a journal says, for people and scripts.
 
-use super::fail::{Fail, PERMANENT, printable};
+use super::fail::{Fail, PERMANENT, finish, printable};
 use crate::digest::Digest;
 use crate::journal::{Forget, Found, JournalError, Record, Recovered, Run, recover, scan};
 use crate::units::Bytes;
@@ -22,8 +22,13 @@ pub struct Args {
     pub json: bool,
 }
 
+/// Runs the command. The exit code.
+pub fn run(args: Args) -> u8 {
+    finish(args.json, execute(&args))
+}
+
 /// Runs the command; a corrupt journal ends with exit code 7 and the offset.
-pub fn run(args: &Args) -> Result<u8, Fail> {
+fn execute(args: &Args) -> Result<u8, Fail> {
     let failed = |e: std::io::Error| Fail::io("read", &args.file, &e);
     let file = File::open(&args.file).map_err(failed)?;
     let mut bytes = Vec::new();
@@ -229,10 +234,10 @@ mod tests {
         let mut bytes = sample();
         bytes[30] ^= 1;
         std::fs::write(&file, &bytes).unwrap();
-        assert_eq!(run(&Args { file: file.clone(), json: false }), Ok(7));
+        assert_eq!(execute(&Args { file: file.clone(), json: false }), Ok(7));
         assert_eq!(both(&bytes).1["offset"], 0);
         let (text, _) = both(&sample()[..sample().len() - 1]);
         assert!(text.contains("normal after a crash"), "{text}");
-        assert_eq!(run(&Args { file: file.with_extension("none"), json: true }).unwrap_err().code, 4);
+        assert_eq!(execute(&Args { file: file.with_extension("none"), json: true }).unwrap_err().code, 4);
     }
 }

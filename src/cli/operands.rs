@@ -63,7 +63,9 @@ pub fn plan(operands: &[OsString], recursive: bool) -> Result<Plan, Fail> {
         return Err(Fail::usage("cp needs a source and a destination"));
     };
     if first.len() > MAX_ROOTS {
-        return Err(Fail::usage(format!("one copy takes at most {MAX_ROOTS} sources: name a directory that holds them")));
+        return Err(Fail::usage(format!(
+            "one copy takes at most {MAX_ROOTS} sources: name a directory that holds them"
+        )));
     }
     let sources = first.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     let below = match parse(last)? {
@@ -100,7 +102,9 @@ fn sources_of(sources: Vec<Operand>, recursive: bool) -> Result<From, Fail> {
     }
     let Some(first) = there.first().cloned() else { return Ok(From::Here(here)) };
     if !here.is_empty() || there.iter().any(|url| (&url.host, url.port) != (&first.host, first.port)) {
-        return Err(Fail::usage("the sources of one copy lie on one host: use a command for each (--also names equal copies)"));
+        return Err(Fail::usage(
+            "the sources of one copy lie on one host: use a command for each (--also names equal copies)",
+        ));
     }
     for url in &there {
         url.rel_path().map_err(|e| Fail::usage(format!("{url}: {e}")))?;
@@ -137,9 +141,10 @@ fn destination(typed: &Path, below: bool) -> Result<PathBuf, Fail> {
         _ => named(typed),
     };
     let path = path.map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            Fail::new(super::fail::NOT_FOUND, format!("the directory that {} would be in does not exist: make it first", show(typed)))
-        }
+        std::io::ErrorKind::NotFound => Fail::new(
+            super::fail::NOT_FOUND,
+            format!("the directory that {} would be in does not exist: make it first", show(typed)),
+        ),
         _ => Fail::io("write to", typed, &e),
     })?;
     relative(&path)?;
@@ -199,7 +204,9 @@ impl Plan {
         let mut seen = HashSet::new();
         for path in self.from.paths() {
             let Some(name) = last_name(path) else {
-                return Err(Fail::usage("a root directory has no name to go below DST with: write DST without a slash at its end"));
+                return Err(Fail::usage(
+                    "a root directory has no name to go below DST with: write DST without a slash at its end",
+                ));
             };
             if !seen.insert(name) {
                 return Err(Fail::usage(format!("two sources are called {}: copy them one at a time", escape(name))));
@@ -216,12 +223,20 @@ impl Plan {
             let (Ok(real), Ok(meta)) = (fs::canonicalize(&source.path), fs::metadata(&source.path)) else { continue };
             let same = |other: &Metadata| (other.dev(), other.ino()) == (meta.dev(), meta.ino());
             if target == real || target == source.path || fs::metadata(&target).is_ok_and(|other| same(&other)) {
-                return Err(Fail::usage(format!("{} and {} are the same file or directory", show(&source.path), show(&target))));
+                return Err(Fail::usage(format!(
+                    "{} and {} are the same file or directory",
+                    show(&source.path),
+                    show(&target)
+                )));
             }
             // By identity as well as by name, which bind mounts change.
             let inside = |dir: &Path| dir == real || fs::metadata(dir).is_ok_and(|other| same(&other));
             if source.is_dir && target.ancestors().skip(1).any(inside) {
-                return Err(Fail::usage(format!("{} lies inside {}: a tree cannot be copied into itself", show(&target), show(&source.path))));
+                return Err(Fail::usage(format!(
+                    "{} lies inside {}: a tree cannot be copied into itself",
+                    show(&target),
+                    show(&source.path)
+                )));
             }
         }
         Ok(())
@@ -324,7 +339,10 @@ mod tests {
         }
         assert!(p.plan(&["@tree", "@tree2"]).is_ok());
         assert!(p.plan(&["@tree/sub", "@out"]).is_ok());
-        assert!(p.plan(&["@file", "@tree/"]).is_ok(), "an older file of that name is replaced or not, as --if-exists says");
+        assert!(
+            p.plan(&["@file", "@tree/"]).is_ok(),
+            "an older file of that name is replaced or not, as --if-exists says"
+        );
     }
 
     #[test]

@@ -2,7 +2,9 @@
 //! straight from agent to agent.
 
 use crate::control::client::PeerClient;
-use crate::control::messages::{HandedSource, PartialOptions, ThirdPartyRequest, TicketRequest, TransferView, WirePath};
+use crate::control::messages::{
+    HandedSource, PartialOptions, ThirdPartyRequest, TicketRequest, TransferView, WirePath,
+};
 use crate::engine::error::{Class, TransferError};
 
 /// A running third-party copy.
@@ -31,17 +33,13 @@ impl ThirdParty {
         Ok(Self { sources, destination, id })
     }
 
-    /// How it stands. Fetches fresh tickets for sources that the destination has to dial again.
-    pub async fn poll(&self) -> Result<TransferView, TransferError> {
-        let view = self.destination.transfer(&self.id).await.map_err(|error| match error.class {
-            // It knew the transfer a moment ago.
-            Class::NotFound => TransferError::new(
-                Class::Reconnect,
-                "the destination agent has been restarted meanwhile: repeat the command to resume",
-            )
-            .at(self.destination.url().authority()),
-            _ => error,
-        })?;
+    /// How it stands; `None` if the destination agent knows no such transfer any more, because it was restarted.
+    /// Fetches fresh tickets for sources that the destination has to dial again.
+    pub async fn poll(&self) -> Result<Option<TransferView>, TransferError> {
+        let view = match self.destination.transfer(&self.id).await {
+            Err(error) if error.class == Class::NotFound => return Ok(None),
+            other => other?,
+        };
         for &number in &view.wants_tickets {
             let Some((client, request)) = self.sources.get(number) else { continue };
             // A source that is down now may be up at the next look; the destination gives up in its own time.
@@ -52,7 +50,7 @@ impl ThirdParty {
                 other => other?,
             }
         }
-        Ok(view)
+        Ok(Some(view))
     }
 
     /// Asks the destination to checkpoint and stop.

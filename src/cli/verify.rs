@@ -1,6 +1,6 @@
 //! `longhaul verify TREE --manifest M`: reads a tree again and compares it with its manifest.
 
-use super::fail::{Fail, NOT_FOUND, VERIFICATION, printable};
+use super::fail::{Fail, NOT_FOUND, VERIFICATION, finish, printable};
 use super::manifest_file::{Wanted, read_manifest};
 use super::report::count;
 use super::tree::{Item, Kind, hash_file, look, walk};
@@ -95,8 +95,13 @@ impl Outcome {
     }
 }
 
+/// Runs the command. The exit code.
+pub fn run(args: Args) -> u8 {
+    finish(args.json, execute(&args))
+}
+
 /// Runs the command; the exit code is 0, 4 if names are missing, 6 if something differs.
-pub fn run(args: &Args) -> Result<u8, Fail> {
+fn execute(args: &Args) -> Result<u8, Fail> {
     let wanted = read_manifest(&args.manifest)?;
     std::fs::metadata(&args.tree).map_err(|e| Fail::io("read", &args.tree, &e))?;
     let outcome = compare(&args.tree, &wanted, args)?;
@@ -287,8 +292,8 @@ mod tests {
         assert_eq!(found(&t.args), (0, vec![]));
         let sums = Args { manifest: t.dir.path().join("s"), strict: false, ..t.args.clone() };
         assert_eq!(found(&sums), (0, vec![]));
-        assert_eq!(run(&t.args), Ok(0));
-        assert_eq!(run(&Args { tree: t.dir.path().join("no"), ..t.args }).unwrap_err().code, 4);
+        assert_eq!(execute(&t.args), Ok(0));
+        assert_eq!(execute(&Args { tree: t.dir.path().join("no"), ..t.args }).unwrap_err().code, 4);
     }
 
     #[test]
