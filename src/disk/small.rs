@@ -11,7 +11,7 @@ use crate::ids::TransferId;
 use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{fsync, syncfs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;

@@ -17,7 +17,7 @@ use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSour
 use crate::wire::handshake::Refusal;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -456,13 +456,13 @@ fn set_up(
     let failed = |what: &'static str| {
         move |error: std::io::Error| TransferError::new(Class::Permanent, format!("{what}: {error}"))
     };
-    let arena = ArenaConfig { bytes: config.arena_bytes, block: config.block, ..ArenaConfig::default() };
+    let arena = ArenaConfig { bytes: config.arena_bytes, block: config.block, explicit_huge_pages: false };
     let arena = Arena::new(arena).map_err(failed("no memory for block buffers; lower --memory"))?;
     let wake = WakeSource::new().map_err(failed("no eventfd"))?;
     let outbox = Arc::new(Mailbox::new(wake.waker()));
     let (workers, engine) = start_workers(&config, &arena, &outbox)?;
     let pool = Pool::start("pool", POOL_THREADS).map_err(failed("no threads for the pool"))?;
-    let listener = config.data_listen.map(|addr| listen(addr, &failed)).transpose()?;
+    let listener = config.data_listen.map(listen).transpose()?;
     let ctx = Rc::new(Ctx {
         config,
         pool,
@@ -483,14 +483,11 @@ fn set_up(
     Ok((ctx, listener, (wake, outbox)))
 }
 
-fn listen<F>(addr: SocketAddr, failed: &impl Fn(&'static str) -> F) -> Result<TcpListener, TransferError>
-where
-    F: FnOnce(std::io::Error) -> TransferError,
-{
-    let (listener, _notes): (StdListener, _) =
-        crate::net::listen(addr).map_err(failed("the data port cannot be opened; choose another with --data")).map_err(|e| e.at(addr))?;
-    listener.set_nonblocking(true).map_err(failed("the data port"))?;
-    TcpListener::from_std(listener).map_err(failed("the data port"))
+fn listen(addr: SocketAddr) -> Result<TcpListener, TransferError> {
+    let denied = |what: String| TransferError::new(Class::Permanent, what).at(addr);
+    let listener = crate::net::listen(addr).map_err(|error| denied(error.to_string()))?;
+    let listener = listener.socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener.socket));
+    listener.map_err(|error| denied(error.to_string()))
 }
 
 fn facts(ctx: &Ctx) -> Vec<(String, String)> {
@@ -512,6 +509,8 @@ fn facts(ctx: &Ctx) -> Vec<(String, String)> {
 
 /// Hands the workers' events to the sessions.
 async fn pump_events(ctx: Rc<Ctx>, (wake, inbox): (WakeSource, Arc<Mailbox<Event>>)) {
+    // `register` is unsafe for the sake of types that change their descriptor; a WakeSource keeps its own for life.
+    #[allow(deprecated)]
     let wake = match AsyncFd::new(wake) {
         Ok(wake) => wake,
         Err(error) => {

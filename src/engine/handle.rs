@@ -73,7 +73,6 @@ pub struct TransferStatus {
 }
 
 /// A command to the coordinator; only this module makes them.
-#[derive(Debug)]
 pub enum Request {
     /// See [`EngineHandle::issue`].
     Issue(Grant, oneshot::Sender<Result<Ticket, TransferError>>),

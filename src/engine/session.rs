@@ -6,7 +6,7 @@ use super::spec::{Grant, Ticket};
 use super::worker::{Attach, Command, Event, Extra, Fault, Packer, SessionKey, StreamKey, StreamStats, now_ns};
 use crate::ids::{SessionId, StreamIndex};
 use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
-use crate::net::{self, SocketOptions};
+use crate::net::{self, DialError, DialOptions, SocketOptions};
 use crate::wire::crypt::{FrameKey, Opener, Sealer};
 use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal, SERVER_HELLO_LEN,
@@ -33,6 +33,8 @@ const REDIAL_MAX: Duration = Duration::from_secs(5);
 const STREAMS_NEAR: u16 = 2;
 /// Data streams on longer links, where one loss stops one stream only.
 const STREAMS_FAR: u16 = 8;
+/// Socket buffers of near streams, in bytes.
+const NEAR_BUFFER: u64 = 1 << 20;
 /// Below this round trip a link counts as near.
 pub const NEAR_RTT_US: u32 = 1_000;
 
@@ -124,12 +126,31 @@ fn keys(agreed: &Agreed, we_dialled: bool) -> (Sealer, Opener) {
     (Sealer::new(key(out)), Opener::new(key(inward)))
 }
 
-async fn connect(ctx: &Ctx, addr: SocketAddr, options: &SocketOptions) -> Result<(StdStream, Vec<String>), TransferError> {
-    let options = options.clone();
-    let dialled = ctx.pool.run(move || net::dial(addr, None, DIAL_TIMEOUT, &options)).await;
-    let (socket, notes) = dialled.map_err(|error| io_error(error, addr))?;
+fn dial_error(error: &DialError, at: SocketAddr) -> TransferError {
+    TransferError::new(Class::Reconnect, error.to_string()).at(at)
+}
+
+async fn connect(
+    ctx: &Ctx,
+    addr: SocketAddr,
+    options: &SocketOptions,
+) -> Result<(StdStream, Vec<String>), TransferError> {
+    let options = DialOptions { timeout: DIAL_TIMEOUT, bind: None, socket: options.clone() };
+    let dialled = ctx.pool.run(move || net::dial(addr, &options)).await;
+    let (socket, notes) = dialled.map_err(|error| dial_error(&error, addr))?;
     socket.set_nonblocking(true).map_err(|error| io_error(error, addr))?;
     Ok((socket, notes.iter().map(ToString::to_string).collect()))
+}
+
+/// Options of a data stream whose round trip is known by now. Below a millisecond large buffers only push the bytes in
+/// flight out of the cache (datapath research, sections 0.6 and 6).
+fn tune(socket: &StdStream, options: &SocketOptions, near: bool) -> Vec<String> {
+    let peer = socket.peer_addr().ok();
+    let mut notes = net::apply(socket, options, peer);
+    if near && options.window.is_none() {
+        notes.extend(net::set_buffers(socket, NEAR_BUFFER));
+    }
+    notes.iter().map(ToString::to_string).collect()
 }
 
 async fn shake(socket: &mut TcpStream, dialer: &Dialer, addr: SocketAddr) -> Result<Agreed, TransferError> {
@@ -242,7 +263,6 @@ pub struct Live {
 }
 
 /// The data streams of a session.
-#[derive(Debug)]
 pub struct Links {
     ctx: Rc<Ctx>,
     /// The session's key towards the workers.
@@ -264,6 +284,12 @@ pub struct Links {
     near: bool,
     /// What options were clamped, each said once.
     pub notes: Vec<String>,
+}
+
+impl std::fmt::Debug for Links {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Links({} of {})", self.live.len(), self.id)
+    }
 }
 
 /// Sums over streams.
@@ -367,7 +393,7 @@ impl Links {
     /// Gives a connected stream to a worker.
     pub fn attach(&mut self, joined: Joined) -> std::io::Result<StreamKey> {
         let Joined { index, socket, opener, sealer, notes, .. } = joined;
-        let notes = notes.into_iter().chain(net::tune(&socket, &self.options, self.near).iter().map(ToString::to_string));
+        let notes = notes.into_iter().chain(tune(&socket, &self.options, self.near));
         for note in notes {
             if !self.notes.contains(&note) {
                 self.notes.push(note);

@@ -39,6 +39,11 @@ const BOUND_MAX: usize = 4096;
 const DEPTH_CACHED: usize = 1;
 const DEPTH_DEVICE: usize = 8;
 
+/// An idle stream is probed after so long.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Sent data may stay unacknowledged for so long: above the longest stall of a disk that is tolerated (60 s).
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// The source's path for lists and logs, escaped.
 pub fn describe(spec: &SourceSpec) -> String {
     let roots: Vec<String> = spec.roots.iter().take(3).map(|root| root.to_string()).collect();
@@ -48,7 +53,7 @@ pub fn describe(spec: &SourceSpec) -> String {
 
 /// An accepted session: somebody pulls from us.
 pub async fn serve(ctx: &Rc<Ctx>, spec: SourceSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
-    match Session::run(ctx, spec, SocketOptions::default(), opened, entry).await {
+    match Session::run(ctx, spec, socket_options(&TransferOptions::default()), opened, entry).await {
         Ok(report) => report,
         Err(error) => super::destination::failed_report(&error),
     }
@@ -98,6 +103,9 @@ pub fn socket_options(options: &TransferOptions) -> SocketOptions {
     SocketOptions {
         window: options.window,
         congestion: options.congestion.clone(),
+        nodelay: true,
+        keepalive: Some(KEEPALIVE),
+        user_timeout: Some(USER_TIMEOUT),
         ..SocketOptions::default()
     }
 }

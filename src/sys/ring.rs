@@ -79,6 +79,15 @@ pub struct Uring {
     _one_thread: PhantomData<*const ()>,
 }
 
+/// Whether this process may have a ring at all: one is opened, entered and closed.
+///
+/// # Errors
+/// What the kernel said.
+pub fn probe_ring(entries: u32) -> io::Result<()> {
+    let ring = io_uring::IoUring::new(entries)?;
+    ring.submit().map(drop)
+}
+
 impl std::fmt::Debug for Uring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Uring").field("in_flight", &self.in_flight()).field("facts", &self.facts).finish()

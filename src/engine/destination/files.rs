@@ -285,14 +285,6 @@ impl Run<'_> {
                 Ok(())
             }
             Done::Small(written) => self.small_written(written),
-            Done::Committed(journal, result) => {
-                self.journal = Some(journal);
-                self.committing_bytes = 0;
-                match *result {
-                    Ok(durable) => self.committed(durable),
-                    Err(error) => Err(TransferError::new(Class::Retry, error.to_string())),
-                }
-            }
         }
     }
 
@@ -907,7 +899,7 @@ impl Run<'_> {
             Ok(sums) => {
                 self.carry.notes.insert("checksums that cannot be combined from chunks took a second read".to_owned());
                 if let Some(file) = self.files.get_mut(&handle) {
-                    file.checksums.extend(sums.into_named());
+                    file.checksums.extend(sums.values);
                 }
                 self.seal(handle);
             }

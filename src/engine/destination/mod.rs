@@ -25,6 +25,7 @@ use crate::relpath::RelPath;
 use crate::wire::control::{Accept, Message, Offer};
 use hdrhistogram::Histogram;
 use std::collections::{BTreeSet, HashSet};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;

@@ -87,8 +87,10 @@ pub(super) enum Done {
     Proved(Handle, Result<Vec<Digest>, TransferError>),
     Hashed(Handle, Result<crate::checksum::Sums, TransferError>),
     Small(Vec<Written>),
-    Committed(Journal, Box<Result<Durable, JournalFailure>>),
 }
+
+/// A commit's journal and outcome; these stay on the coordinator's thread.
+pub(super) type Committed = (Journal, Result<Durable, JournalFailure>);
 
 /// Counters of this session's report.
 #[derive(Default)]
@@ -148,6 +150,7 @@ pub(super) struct Run<'a> {
     pub opening: usize,
     pub journal: Option<Journal>,
     pub done: mpsc::UnboundedSender<Done>,
+    pub committed: mpsc::UnboundedSender<Committed>,
     pub relay: mpsc::Sender<News>,
     pub failures: Vec<Failure>,
     pub counts: Counts,
@@ -196,6 +199,7 @@ pub(super) async fn run(
 ) -> Result<Report, TransferError> {
     let (tell, mut news) = mpsc::channel(64);
     let (done, mut finished) = mpsc::unbounded_channel();
+    let (committed, mut commits) = mpsc::unbounded_channel();
     let (events, mut happened) = mpsc::unbounded_channel();
     let options = &begun.spec.options;
     let extra = extra_of(options.checksums.iter().copied().chain(options.expect.iter().map(|e| e.kind)));
@@ -261,6 +265,7 @@ pub(super) async fn run(
         volatile_home: begun.volatile,
         journal: begun.journal,
         done,
+        committed,
         relay: tell.clone(),
         failures: Vec::new(),
         counts: Counts::default(),
@@ -270,11 +275,11 @@ pub(super) async fn run(
         durable_storage: !begun.volatile,
     };
     let mut lock = begun.lock;
-    let result = run.drive(&mut news, &mut happened, &mut finished, &events, &config).await;
+    let result = run.drive(&mut news, &mut happened, &mut finished, &mut commits, &events, &config).await;
     let result = match result {
         Ok(()) => run.finish(&mut lock, &mut news).await,
         Err(error) => {
-            run.checkpoint(&mut finished).await;
+            run.checkpoint(&mut commits).await;
             Err(error)
         }
     };
@@ -327,6 +332,7 @@ impl Run<'_> {
         news: &mut mpsc::Receiver<News>,
         happened: &mut mpsc::UnboundedReceiver<Event>,
         finished: &mut mpsc::UnboundedReceiver<Done>,
+        commits: &mut mpsc::UnboundedReceiver<Committed>,
         events: &mpsc::UnboundedSender<Event>,
         config: &impl Fn(StreamSource, SessionId, bool) -> LinksConfig,
     ) -> Result<(), TransferError> {
@@ -345,6 +351,7 @@ impl Run<'_> {
                     }
                 }
                 Some(done) = finished.recv() => self.done(done)?,
+                Some((journal, outcome)) = commits.recv() => self.commit_ended(journal, outcome)?,
                 Some(news) = news.recv() => match news {
                     News::Message(0, Ok(message)) => self.message(0, message)?,
                     News::Message(peer, Ok(message)) => {
@@ -538,12 +545,12 @@ impl Run<'_> {
         let batch = std::mem::take(&mut self.pending);
         self.committing_bytes = std::mem::take(&mut self.pending_bytes).max(1);
         self.last_commit = Instant::now();
-        let (pool, done) = (self.ctx.pool.clone(), self.done.clone());
+        let (pool, done) = (self.ctx.pool.clone(), self.committed.clone());
         let verify = self.spec.options.verify;
         let replace = self.replace();
         tokio::task::spawn_local(async move {
             let result = commit_batch(&pool, &mut journal, batch, verify, replace).await;
-            let _ = done.send(Done::Committed(journal, Box::new(result)));
+            let _ = done.send((journal, result));
         });
     }
 
@@ -552,27 +559,26 @@ impl Run<'_> {
     }
 
     /// Before the session is let go: waits for the commit under way, then commits what is placed.
-    async fn checkpoint(&mut self, finished: &mut mpsc::UnboundedReceiver<Done>) {
+    async fn checkpoint(&mut self, commits: &mut mpsc::UnboundedReceiver<Committed>) {
         self.peers.iter_mut().for_each(|peer| peer.links.close());
         for _ in 0..2 {
             while self.committing_bytes > 0 {
-                match finished.recv().await {
-                    Some(Done::Committed(journal, result)) => {
-                        self.journal = Some(journal);
-                        self.committing_bytes = 0;
-                        match *result {
-                            Ok(durable) => drop(self.committed(durable)),
-                            Err(error) => return tracing::error!(%error, "no checkpoint"),
-                        }
-                    }
-                    Some(_) => {}
-                    None => return,
+                let Some((journal, outcome)) = commits.recv().await else { return };
+                if let Err(error) = self.commit_ended(journal, outcome) {
+                    return tracing::error!(%error, "no checkpoint");
                 }
             }
             if !self.pending.is_empty() && self.journal.is_some() {
                 self.start_commit();
             }
         }
+    }
+
+    fn commit_ended(&mut self, journal: Journal, outcome: Result<Durable, JournalFailure>) -> Result<(), TransferError> {
+        self.journal = Some(journal);
+        self.committing_bytes = 0;
+        let durable = outcome.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
+        self.committed(durable)
     }
 
     /// Adds this session's counters to the run's.
