@@ -345,6 +345,18 @@ mod tests {
     }
 
     #[test]
+    fn a_top_that_came_back_is_not_an_unchanged_one() {
+        // What a thread between its load and its exchange must notice: the slots below may be others by now.
+        let list = FreeList::full(3);
+        let before = list.top.load(Ordering::Relaxed);
+        let top = list.pop().unwrap();
+        list.push(top);
+        let after = list.top.load(Ordering::Relaxed);
+        assert_eq!(before as u32, after as u32);
+        assert_ne!(before, after);
+    }
+
+    #[test]
     fn refuses_what_cannot_work_and_falls_back_to_smaller_pages() {
         for (bytes, block) in [(1 << 20, 0), (1 << 20, 5000), (100, 4096), (1 << 40, 1 << 31), (usize::MAX, 4096)] {
             let config = ArenaConfig { bytes, block, explicit_huge_pages: false };

@@ -60,6 +60,7 @@ conformance!(
     nonsense_is_refused,
     a_slot_stays_with_the_queue_until_it_is_done,
     drop_waits_for_what_is_under_way,
+    nothing_is_written_after_a_drop,
     a_wake_ends_a_wait_and_is_never_lost,
     waits_no_longer_than_told,
     sockets_come_and_go,
@@ -437,6 +438,32 @@ fn drop_waits_for_what_is_under_way(open: Open) {
     assert_eq!(arena.free(), arena.slots(), "a slot outlived its queue");
     assert_eq!(Arc::strong_count(&fd), 1, "a descriptor outlived its queue");
     far.read_to_end(&mut Vec::new()).unwrap();
+}
+
+fn nothing_is_written_after_a_drop(open: Open) {
+    const SLOTS: usize = 32;
+    let (dir, fd) = scratch(libc::O_DIRECT);
+    // Real bytes: a hole would be answered before the drop.
+    let mut file = OpenOptions::new().write(true).open(dir.path().join("f")).unwrap();
+    file.write_all(&vec![0xAA; SLOTS * BLOCK as usize]).unwrap();
+    file.sync_all().unwrap();
+    for _ in 0..10 {
+        let arena = arena(SLOTS);
+        let mut rig = Rig::new(open(&arena, 64));
+        for n in 0..SLOTS as u64 {
+            let file = FileRef { fd: Arc::clone(&fd), mode: FileMode::Direct };
+            let (offset, range) = (n * u64::from(BLOCK), HEAD..HEAD + BLOCK);
+            rig.queue.push(Op::Read { file, offset, slot: arena.take().unwrap(), range, token: n });
+        }
+        rig.queue.submit_and_reap(&mut rig.out, Wait::No).unwrap();
+        drop(rig);
+        let mut slots: Vec<Slot> = std::iter::from_fn(|| arena.take()).collect();
+        assert_eq!(slots.len(), SLOTS);
+        slots.iter_mut().for_each(|slot| slot.as_mut_slice().fill(0x55));
+        std::thread::sleep(Duration::from_millis(5));
+        let written = slots.iter().filter(|slot| slot.as_slice().iter().any(|byte| *byte != 0x55)).count();
+        assert_eq!(written, 0, "the kernel wrote into slots that were free");
+    }
 }
 
 fn a_wake_ends_a_wait_and_is_never_lost(open: Open) {
