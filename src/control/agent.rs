@@ -226,12 +226,7 @@ impl Agent {
             limits: HttpLimits::default(),
         };
         let serving = tokio::spawn(server.serve(listener, stopping));
-        if config.insecure_http {
-            tracing::warn!("plain HTTP is allowed off loopback: tokens and tickets can be read on the way");
-        }
-        if !config.encrypt {
-            tracing::warn!("encryption is off by policy: payload of clients that say off can be read on the way");
-        }
+        warn_of(config);
         Ok(Self {
             ready,
             engine,
@@ -291,6 +286,16 @@ impl Agent {
             let _ = std::mem::ManuallyDrop::new(self.engine);
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.serving).await;
+    }
+}
+
+/// Says in the log what the operator has loosened.
+fn warn_of(config: &AgentConfig) {
+    if config.insecure_http {
+        tracing::warn!("plain HTTP is allowed off loopback: tokens and tickets can be read on the way");
+    }
+    if !config.encrypt {
+        tracing::warn!("encryption is off by policy: payload of clients that say off can be read on the way");
     }
 }
 
