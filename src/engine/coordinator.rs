@@ -165,7 +165,8 @@ impl Ctx {
         match grant.access {
             Access::Read(spec) => {
                 let entry = self.list(&grant.principal, "source", source::describe(&spec));
-                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
+                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) =
+                    (Some(opened.peer), Some(opened.local));
                 tokio::task::spawn_local(async move {
                     let report = source::serve(&ctx, spec, opened, &entry).await;
                     ctx.end(&entry, &report);
@@ -173,7 +174,8 @@ impl Ctx {
             }
             Access::Write(spec) => {
                 let entry = self.list(&grant.principal, "destination", destination::describe(&spec));
-                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
+                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) =
+                    (Some(opened.peer), Some(opened.local));
                 tokio::task::spawn_local(async move {
                     let report = destination::receive(&ctx, spec, opened, &entry).await;
                     ctx.end(&entry, &report);
@@ -209,7 +211,10 @@ impl Tickets {
     pub fn issue(&mut self, grant: Grant, agent: AgentId, data: Vec<SocketAddr>) -> Result<Ticket, TransferError> {
         self.purge();
         if self.0.len() >= MAX_TICKETS {
-            return Err(TransferError::new(Class::Retry, "too many tickets are waiting to be used: try again in a minute"));
+            return Err(TransferError::new(
+                Class::Retry,
+                "too many tickets are waiting to be used: try again in a minute",
+            ));
         }
         let (mut id, mut key) = ([0; 16], [0; 32]);
         let random = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut key));
@@ -330,7 +335,7 @@ async fn main(
         Ok(parts) => parts,
         Err(error) => return drop(started.send(Err(error))),
     };
-    let data = listener.as_ref().and_then(|l| l.local_addr().ok());
+    let mut data = listener.as_ref().and_then(|l| l.local_addr().ok());
     let _ = started.send(Ok(Started { data, facts: facts(&ctx) }));
     tokio::task::spawn_local(pump_events(ctx.clone(), events));
     if let Some(listener) = listener {
@@ -372,12 +377,17 @@ async fn main(
                 let entry = ctx.list("local", "destination", destination::describe(&to));
                 let (watch, done) = watch_of(&entry);
                 let _ = reply.send(Ok(watch));
-                let Some(addr) = data else {
-                    let what = "a local copy needs an engine that listens on loopback";
-                    let error = TransferError::new(Class::Permanent, what);
-                    let _ = done.send(destination::failed_report(&error));
-                    continue;
+                // A client does not listen until it copies to itself.
+                let addr = match data.map_or_else(|| listen_local(&ctx), Ok) {
+                    Ok(addr) => addr,
+                    Err(error) => {
+                        let report = destination::failed_report(&error);
+                        ctx.end(&entry, &report);
+                        let _ = done.send(report);
+                        continue;
+                    }
                 };
+                data = Some(addr);
                 let ctx = ctx.clone();
                 tokio::task::spawn_local(async move {
                     let report = local(&ctx, from, to, addr, &entry).await;
@@ -413,14 +423,24 @@ fn watch_of(entry: &Entry) -> (TransferWatch, tokio::sync::oneshot::Sender<Repor
 }
 
 /// Both ends here: a ticket of our own, redeemed by ourselves over loopback.
-async fn local(ctx: &Rc<Ctx>, mut from: SourceSpec, mut to: DestinationSpec, addr: SocketAddr, entry: &Rc<Entry>) -> Report {
+async fn local(
+    ctx: &Rc<Ctx>,
+    mut from: SourceSpec,
+    mut to: DestinationSpec,
+    addr: SocketAddr,
+    entry: &Rc<Entry>,
+) -> Report {
     // Bytes that never leave the process gain nothing from being sealed.
     if to.options.encrypt != Some(true) {
         (from.encrypt, to.options.encrypt) = (Some(false), Some(false));
     }
     let mut target = addr;
     if target.ip().is_unspecified() {
-        target.set_ip(if target.is_ipv6() { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() });
+        target.set_ip(if target.is_ipv6() {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        });
     }
     let grant = Grant { principal: "local".to_owned(), access: Access::Read(from), ttl_secs: 60 };
     let issued = ctx.tickets.borrow_mut().issue(grant, ctx.config.agent, vec![target]);
@@ -488,6 +508,14 @@ fn listen(addr: SocketAddr) -> Result<TcpListener, TransferError> {
     let listener = crate::net::listen(addr).map_err(|error| denied(error.to_string()))?;
     let listener = listener.socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener.socket));
     listener.map_err(|error| denied(error.to_string()))
+}
+
+/// A data port for this host alone.
+fn listen_local(ctx: &Rc<Ctx>) -> Result<SocketAddr, TransferError> {
+    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let addr = listener.local_addr().map_err(|error| TransferError::new(Class::Permanent, error.to_string()))?;
+    tokio::task::spawn_local(accept_all(ctx.clone(), listener));
+    Ok(addr)
 }
 
 fn facts(ctx: &Ctx) -> Vec<(String, String)> {

@@ -143,13 +143,18 @@ pub enum Status {
     Denied = 3,
     /// Reading failed.
     Failed = 4,
+    /// It was no longer wanted when its turn came. Every Want has an answer, in the order of the Wants.
+    Unwanted = 5,
 }
 
 impl Status {
     /// From the wire.
     pub fn from_byte(byte: u8) -> Result<Self, WireError> {
         use Status::*;
-        [Ok, Changed, Gone, Denied, Failed].into_iter().find(|s| *s as u8 == byte).ok_or(WireError::Range("status"))
+        [Ok, Changed, Gone, Denied, Failed, Unwanted]
+            .into_iter()
+            .find(|s| *s as u8 == byte)
+            .ok_or(WireError::Range("status"))
     }
 }
 

@@ -1,11 +1,13 @@
 //! A destination's stream: asks for claims, takes what comes, places it, and says when a chunk is whole and right.
 //!
-//! Wants are answered in their order, so the front of `expected` is what must come next. A chunk given back by
-//! [`DestinationStream::release`] may still come: its frames are dropped and counted. Exactly one stream may write a
+//! Every Want is answered, in order, so the front of `expected` is what must come next. A chunk given back by
+//! [`DestinationStream::release`] may still come: its frames are dropped and counted; else its refusal comes. Exactly one stream may write a
 //! chunk, and a release is answered only when no write of it is in flight.
 
 use super::link::{BODY, Frame, Link};
-use super::{ChunkFault, Claim, Event, Extra, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, StreamKey, TargetIo, Turn, add};
+use super::{
+    ChunkFault, Claim, Event, Extra, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, StreamKey, TargetIo, Turn, add,
+};
 use crate::digest::{ChunkHasher, Digest, chunk, wire_check};
 use crate::grid::{Grid, Span};
 use crate::ids::Handle;
@@ -43,7 +45,6 @@ enum Expected {
     Pack {
         number: u32,
         items: Arc<Vec<PackItem>>,
-        asked: u64,
     },
 }
 
@@ -56,8 +57,6 @@ pub struct DestinationStream {
     chunks: Vec<Option<Chunk>>,
     free: Vec<u32>,
     hasher: ChunkHasher,
-    /// Runs not yet in a Want frame.
-    runs: Vec<Run>,
     idle_since: Option<u64>,
 }
 
@@ -72,7 +71,6 @@ impl DestinationStream {
             chunks: Vec::new(),
             free: Vec::new(),
             hasher: ChunkHasher::default(),
-            runs: Vec::new(),
             idle_since: Some(0),
         }
     }
@@ -117,7 +115,7 @@ impl DestinationStream {
             }
             Claim::Pack { number, items } => {
                 self.link.queue(FrameType::PackWant, number, data::encode_pack_want(&items));
-                self.expected.push_back(Expected::Pack { number, items, asked: turn.now });
+                self.expected.push_back(Expected::Pack { number, items });
             }
         }
         self.pump(turn)
@@ -188,30 +186,22 @@ impl DestinationStream {
         }
     }
 
-    /// The chunk that a frame must belong to; dropped ones that the source left out are passed over.
-    fn front(&mut self, handle: u32, within: impl Fn(&Chunk) -> bool, turn: &mut Turn<'_>) -> Result<u32, Fault> {
-        loop {
-            let Some(Expected::Chunk(number)) = self.expected.front() else {
-                return Err(Fault::Protocol("a chunk that nobody asked for"));
-            };
-            let number = *number;
-            let chunk = self.chunks[number as usize].as_ref().expect("expected chunks exist");
-            if chunk.handle.0 == handle && within(chunk) {
-                return Ok(number);
-            }
-            if !(chunk.dropped && chunk.next == chunk.span.offset) {
-                return Err(Fault::Protocol("a block of another file or place than was asked for"));
-            }
-            self.expected.pop_front();
-            self.chunks[number as usize].as_mut().expect("just seen").next = u64::MAX;
-            self.settle(number, turn);
+    /// The chunk that a frame must belong to: every Want is answered, in order.
+    fn front(&mut self, handle: u32, within: impl Fn(&Chunk) -> bool) -> Result<u32, Fault> {
+        let Some(Expected::Chunk(number)) = self.expected.front() else {
+            return Err(Fault::Protocol("a chunk that nobody asked for"));
+        };
+        let chunk = self.chunks[*number as usize].as_ref().expect("expected chunks exist");
+        if chunk.handle.0 != handle || !within(chunk) {
+            return Err(Fault::Protocol("a block of another file or place than was asked for"));
         }
+        Ok(*number)
     }
 
     fn block(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
         let Frame { header, slot, intact } = frame;
         let offset = header.offset;
-        let number = self.front(header.handle, |c| c.next == offset, turn)?;
+        let number = self.front(header.handle, |c| c.next == offset)?;
         let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];
         let chunk = self.chunks[number as usize].as_mut().expect("front checked it");
         let (len, check) = if header.kind == FrameType::Data {
@@ -312,7 +302,7 @@ impl DestinationStream {
     fn answer(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
         let Frame { header, slot, .. } = frame;
         let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];
-        let number = self.front(header.handle, |c| c.span.offset == header.offset, turn)?;
+        let number = self.front(header.handle, |c| c.span.offset == header.offset)?;
         let chunk = self.chunks[number as usize].as_mut().expect("front checked it");
         if header.kind == FrameType::Digest {
             let digest = Digest(body.try_into().map_err(|_| WireError::Length("digest"))?);
@@ -324,6 +314,9 @@ impl DestinationStream {
             self.free.push(number);
         } else {
             let status = Status::from_byte(*body.first().ok_or(WireError::Length("nak"))?)?;
+            if status == Status::Unwanted && !chunk.dropped {
+                return Err(Fault::Protocol("a refusal of what is wanted"));
+            }
             // A chunk may be refused in its middle: what had come is discarded with it.
             self.hasher = ChunkHasher::default();
             chunk.failed = Some(ChunkFault::Source(status));
@@ -338,16 +331,6 @@ impl DestinationStream {
 
     fn pack(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
         let Frame { header, slot, intact } = frame;
-        while let Some(Expected::Chunk(number)) = self.expected.front() {
-            let number = *number;
-            let chunk = self.chunks[number as usize].as_mut().expect("expected chunks exist");
-            if !(chunk.dropped && chunk.next == chunk.span.offset) {
-                return Err(Fault::Protocol("a pack where a chunk was due"));
-            }
-            self.expected.pop_front();
-            chunk.next = u64::MAX;
-            self.settle(number, turn);
-        }
         let Some(Expected::Pack { number, items, .. }) = self.expected.front() else {
             return Err(Fault::Protocol("a pack that nobody asked for"));
         };

@@ -2,7 +2,9 @@
 
 use super::link::{BODY, Frame, Link};
 use super::mailbox::Mailbox;
-use super::{BoundFiles, Command, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, Packer, SourceIo, StreamKey, Turn, add};
+use super::{
+    BoundFiles, Command, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, Packer, SourceIo, StreamKey, Turn, add,
+};
 use crate::digest::{ChunkHasher, DIGEST_LEN, wire_check};
 use crate::grid::{Grid, Span};
 use crate::ids::Handle;
@@ -20,7 +22,13 @@ const PACKS_AHEAD: usize = 4;
 
 enum Want {
     Run(Run),
-    Pack { number: u32, items: Option<Vec<data::PackItem>>, bodies: Option<Vec<PackBody>> },
+    /// Taken back before its turn; still answered, so that the peer can tell it from one asked for again.
+    Dropped(Run),
+    Pack {
+        number: u32,
+        items: Option<Vec<data::PackItem>>,
+        bodies: Option<Vec<PackBody>>,
+    },
 }
 
 /// The chunk being read.
@@ -73,13 +81,7 @@ pub struct SourceStream {
 
 impl SourceStream {
     /// A stream with nothing asked of it.
-    pub fn new(
-        key: StreamKey,
-        link: Link,
-        block: u32,
-        packer: Arc<dyn Packer>,
-        inbox: Arc<Mailbox<Command>>,
-    ) -> Self {
+    pub fn new(key: StreamKey, link: Link, block: u32, packer: Arc<dyn Packer>, inbox: Arc<Mailbox<Command>>) -> Self {
         Self {
             key,
             link,
@@ -128,7 +130,7 @@ impl SourceStream {
         loop {
             self.fill(bound, turn);
             self.send(turn);
-            let more = self.cursor.is_some() || matches!(self.wants.front(), Some(Want::Run(_)));
+            let more = self.cursor.is_some() || matches!(self.wants.front(), Some(Want::Run(_) | Want::Dropped(_)));
             if self.link.sending() || self.no_slot || !self.pieces.is_empty() || !more {
                 break;
             }
@@ -213,7 +215,7 @@ impl SourceStream {
         Ok(())
     }
 
-    /// Takes whole chunks out of runs that have not begun; a chunk that has begun is sent to its end.
+    /// Marks whole chunks of runs that have not begun; a chunk that has begun is sent to its end.
     fn unwant(&mut self, gone: Run) {
         let mut kept = VecDeque::with_capacity(self.wants.len());
         for want in self.wants.drain(..) {
@@ -228,6 +230,7 @@ impl SourceStream {
                     if cut > start {
                         kept.push_back(Want::Run(Run { count: cut - start, ..run }));
                     }
+                    kept.push_back(Want::Dropped(Run { first: cut, count: cut_end - cut, ..run }));
                     if end > cut_end {
                         kept.push_back(Want::Run(Run { first: cut_end, count: end - cut_end, ..run }));
                     }
@@ -312,8 +315,16 @@ impl SourceStream {
 
     /// Begins the run at the front. A pack at the front waits until all pieces before it are sent.
     fn open_next(&mut self, bound: Option<&BoundFiles>) -> bool {
-        let Some(Want::Run(run)) = self.wants.front() else { return false };
-        let run = *run;
+        let run = match self.wants.front() {
+            Some(Want::Run(run)) => *run,
+            Some(Want::Dropped(run)) => {
+                let run = *run;
+                self.wants.pop_front();
+                self.refuse(run, Status::Unwanted);
+                return true;
+            }
+            _ => return false,
+        };
         self.wants.pop_front();
         let file = bound.and_then(|files| files.get(&run.handle)).cloned();
         let end = run.first.checked_add(run.count - 1);
@@ -326,25 +337,29 @@ impl SourceStream {
             Some((file, span)) => {
                 self.cursor = Some(Cursor { run, chunk: run.first, span, at: span.offset, file });
             }
-            None => {
-                // Not bound, or outside the file: each chunk is refused, so that the peer's books stay right.
-                for chunk in run.first..run.first.saturating_add(run.count.min(1024)) {
-                    let span = Span { offset: u64::from(chunk) * crate::grid::CHUNK_SIZE, len: 1 };
-                    self.pieces.push_back(Piece {
-                        number: u32::MAX,
-                        handle: run.handle,
-                        chunk,
-                        span,
-                        offset: span.offset,
-                        len: 0,
-                        last: true,
-                        digest_only: run.digests_only,
-                        state: State::Refused(Status::Gone),
-                    });
-                }
-            }
+            // Not bound, or outside the file.
+            None => self.refuse(run, Status::Gone),
         }
         true
+    }
+
+    /// Answers each chunk of a run with a refusal, in its turn, so that the peer's books stay right.
+    fn refuse(&mut self, run: Run, status: Status) {
+        // A Want of more chunks than this is no honest one, and need not be answered to its end.
+        for chunk in run.first..run.first.saturating_add(run.count.min(1024)) {
+            let span = Span { offset: u64::from(chunk) * crate::grid::CHUNK_SIZE, len: 1 };
+            self.pieces.push_back(Piece {
+                number: u32::MAX,
+                handle: run.handle,
+                chunk,
+                span,
+                offset: span.offset,
+                len: 0,
+                last: true,
+                digest_only: run.digests_only,
+                state: State::Refused(status),
+            });
+        }
     }
 
     /// Sends the front piece if it is ready and the socket is free. One Send at a time keeps the order.
@@ -388,7 +403,17 @@ impl SourceStream {
                 self.hasher = ChunkHasher::default();
                 let Some(mut slot) = turn.slots.take() else {
                     self.refused = None;
-                    return self.put_back(Piece { number: u32::MAX, handle, chunk, span, offset, len, last, digest_only, state: State::Refused(status) });
+                    return self.put_back(Piece {
+                        number: u32::MAX,
+                        handle,
+                        chunk,
+                        span,
+                        offset,
+                        len,
+                        last,
+                        digest_only,
+                        state: State::Refused(status),
+                    });
                 };
                 slot.as_mut_slice()[BODY] = status as u8;
                 header = Header { kind: FrameType::Nak, body_len: 1, offset: span.offset, ..header };
@@ -400,7 +425,17 @@ impl SourceStream {
                     return;
                 }
                 let Some(mut slot) = turn.slots.take() else {
-                    return self.put_back(Piece { number: u32::MAX, handle, chunk, span, offset, len, last, digest_only, state: State::Hole });
+                    return self.put_back(Piece {
+                        number: u32::MAX,
+                        handle,
+                        chunk,
+                        span,
+                        offset,
+                        len,
+                        last,
+                        digest_only,
+                        state: State::Hole,
+                    });
                 };
                 self.hasher.update_zeros(u64::from(len));
                 slot.as_mut_slice()[BODY..BODY + 8].copy_from_slice(&u64::from(len).to_le_bytes());
@@ -458,8 +493,7 @@ impl SourceStream {
             self.wants.pop_front();
         }
         let flags = if last { CHUNK_END } else { 0 };
-        let header =
-            Header { kind: FrameType::Pack, flags, body_len: body.len, handle: number, offset: 0, counter: 0 };
+        let header = Header { kind: FrameType::Pack, flags, body_len: body.len, handle: number, offset: 0, counter: 0 };
         add(&self.link.stats.payload, u64::from(body.len));
         self.link.send_frame(body.slot, header, turn);
         true
