@@ -139,7 +139,8 @@ mod tests {
             ("a.x", Kind::File(0)),
         ];
         assert_eq!(seen, want.map(|(path, kind)| (path.to_owned(), kind)));
-        let link = RelPath::new(b"a/link").unwrap();
+        symlink("b/f", tree.join("a/to file")).unwrap();
+        let link = RelPath::new(b"a/to file").unwrap();
         assert!(hash_file(tree, &link, &[ChecksumKind::Md5]).is_err());
         assert_eq!(walk(&tree.join("none")).unwrap_err().code, 4);
     }
