@@ -254,6 +254,11 @@ impl Combiner {
         Self { kind, grid, runs: BTreeMap::new() }
     }
 
+    /// Which checksum.
+    pub fn kind(&self) -> Combinable {
+        self.kind
+    }
+
     /// Takes the value of chunk `index`, which is `len` bytes long.
     pub fn add(&mut self, index: u32, len: u64, value: u32) -> Result<(), CombineError> {
         if self.grid.span(index).is_none_or(|span| span.len != len) {

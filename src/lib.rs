@@ -12,6 +12,8 @@ pub mod ids;
 pub mod journal;
 pub mod limits;
 pub mod manifest;
+pub mod net;
 pub mod relpath;
 pub mod sys;
 pub mod units;
+pub mod wire;

@@ -36,8 +36,8 @@ const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(500);
 /// How long the destination agent of a third-party copy may be out of reach before the client stops looking.
 const POLL_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a destination without streams waits until it can dial its source again.
-const GRACE: Duration = Duration::from_secs(60);
+/// How long an unreachable peer is asked for new tickets.
+const RETRY_FOR: Duration = Duration::from_secs(60);
 /// The smallest arena: a few blocks for each of a few streams.
 const MEMORY_MIN: u64 = 8 << 20;
 /// The name under which this client's own end appears in its reports.
@@ -302,7 +302,8 @@ async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &m
         data_listen: None,
         advertise: Vec::new(),
         agent,
-        grace: GRACE,
+        block: crate::limits::DEFAULT_BLOCK,
+        retry_for: RETRY_FOR,
     })?;
     let handle = engine.handle();
     let mut clients = Vec::new();

@@ -27,8 +27,8 @@ use tokio::sync::{broadcast, watch};
 pub const SHUTDOWN: Duration = Duration::from_secs(8);
 /// And what it gets on top if it does not keep to that: the agent has to be gone within 10 s.
 const SHUTDOWN_SLACK: Duration = Duration::from_millis(700);
-/// How long a destination without streams waits for its peer.
-const GRACE: Duration = Duration::from_secs(60);
+/// How long an unreachable peer is asked for new tickets.
+const RETRY_FOR: Duration = Duration::from_secs(60);
 /// Profiles of one directory.
 const MAX_PROFILES: usize = 1000;
 
@@ -161,7 +161,8 @@ pub fn engine_config(config: &AgentConfig, agent: AgentId, advertise: Vec<Socket
         data_listen: Some(config.data),
         advertise,
         agent,
-        grace: GRACE,
+        block: crate::limits::DEFAULT_BLOCK,
+        retry_for: RETRY_FOR,
     }
 }
 
@@ -225,12 +226,7 @@ impl Agent {
             limits: HttpLimits::default(),
         };
         let serving = tokio::spawn(server.serve(listener, stopping));
-        if config.insecure_http {
-            tracing::warn!("plain HTTP is allowed off loopback: tokens and tickets can be read on the way");
-        }
-        if !config.encrypt {
-            tracing::warn!("encryption is off by policy: payload of clients that say off can be read on the way");
-        }
+        warn_of(config);
         Ok(Self {
             ready,
             engine,
@@ -290,6 +286,16 @@ impl Agent {
             let _ = std::mem::ManuallyDrop::new(self.engine);
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.serving).await;
+    }
+}
+
+/// Says in the log what the operator has loosened.
+fn warn_of(config: &AgentConfig) {
+    if config.insecure_http {
+        tracing::warn!("plain HTTP is allowed off loopback: tokens and tickets can be read on the way");
+    }
+    if !config.encrypt {
+        tracing::warn!("encryption is off by policy: payload of clients that say off can be read on the way");
     }
 }
 

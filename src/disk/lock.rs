@@ -235,6 +235,12 @@ impl TreeLock {
         self.home.sync()
     }
 
+    /// What a failed operation on one of the state directory's files means.
+    pub fn io_error(&self, name: &str, error: &std::io::Error) -> DiskError {
+        let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
+        self.dir.fail(Doing::Read, name.as_bytes())(errno)
+    }
+
     /// After DONE: removes the state directory, and `.longhaul` when it is empty.
     pub fn finish(self) -> Result<(), DiskError> {
         empty(&self.dir)?;

@@ -437,6 +437,20 @@ impl PartFile {
         Ok(())
     }
 
+    /// Reads it from its beginning, through the page cache: for checksums that need the bytes in order.
+    pub fn reader(&self) -> std::io::Result<impl std::io::Read + use<>> {
+        struct Reader(std::fs::File, u64);
+        impl std::io::Read for Reader {
+            fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+                let n = std::os::unix::fs::FileExt::read_at(&self.0, buf, self.1)?;
+                self.1 += n as u64;
+                Ok(n)
+            }
+        }
+        Ok(Reader(std::fs::File::from(self.fd.try_clone()?), 0))
+    }
+
+
     /// Removes the part file, if its name still leads to it.
     pub fn remove(self) -> Result<(), DiskError> {
         self.dir.unlink_same(&self.name, self.fd.as_fd())

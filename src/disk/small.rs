@@ -11,7 +11,7 @@ use crate::ids::TransferId;
 use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{fsync, syncfs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Mutex;
@@ -48,6 +48,23 @@ impl SmallFile {
     /// Inode and device, for the journal.
     pub fn stat(&self) -> &Stat {
         &self.stat
+    }
+
+    /// Its content as the medium has it, as far as the page cache lets go of it. Only after a sync.
+    pub fn read_back(&self) -> Result<Vec<u8>, DiskError> {
+        // Clean pages only are dropped, and after the sync they all are clean.
+        let _ = posix_fadvise(&self.fd, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        let mut content = vec![0; self.len as usize];
+        let mut at = 0;
+        while at < content.len() {
+            let n = retrying(|| fsys::read_at(self.fd.as_fd(), &mut content[at..], at as u64, Caching::Normal))
+                .map_err(self.dir.fail(Doing::Read, &self.final_name))?;
+            if n == 0 {
+                return Err(DiskError::Short { path: self.path(), missing: (content.len() - at) as u64 });
+            }
+            at += n;
+        }
+        Ok(content)
     }
 
     /// Whether the record was stored.

@@ -215,6 +215,18 @@ impl SourceFile {
     }
 }
 
+/// Opens a regular file for plain reading: one that stands under a final name and is to be compared.
+pub fn open_existing(root: &Root, path: &RelPath) -> Result<std::fs::File, DiskError> {
+    let (dir, name) = root.parent_of(path)?;
+    match open_regular(&dir, name) {
+        Ok((fd, _)) => Ok(std::fs::File::from(fd)),
+        Err(SourceError::Disk(error)) => Err(error),
+        Err(SourceError::Gone { path }) => Err(DiskError::NotFound { path }),
+        Err(SourceError::Denied { path }) => Err(DiskError::Denied { path, doing: Doing::Open }),
+        Err(SourceError::NotRegular { path } | SourceError::Changed { path, .. }) => Err(DiskError::NotRegular { path }),
+    }
+}
+
 /// The identity of an open file as it is now.
 pub fn identity_now(fd: BorrowedFd<'_>) -> Result<Identity, Errno> {
     Stat::of(fd).map(|st| Identity::from(&st))

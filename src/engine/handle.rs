@@ -1,6 +1,7 @@
 //! Bridge 1, control to coordinator: commands in, snapshots and events out.
 
-use super::error::TransferError;
+use super::coordinator;
+use super::error::{Class, TransferError};
 use super::spec::{DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec, Ticket, TransferOptions};
 use crate::ids::{AgentId, TransferId};
 use std::future::Future;
@@ -8,7 +9,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// What an engine is started with.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub struct EngineConfig {
     pub workers: Option<usize>,
     /// Block buffers in bytes, shared by all streams.
     pub arena_bytes: usize,
+    /// Largest block in bytes, a power of two.
+    pub block: u32,
     /// io_uring, epoll or as probed.
     pub engine: EngineChoice,
     /// Where the data port listens; `None` for a client that only dials.
@@ -25,8 +28,8 @@ pub struct EngineConfig {
     pub advertise: Vec<SocketAddr>,
     /// Who we are.
     pub agent: AgentId,
-    /// How long a destination without streams waits for its peer to dial again.
-    pub grace: Duration,
+    /// How long a client keeps asking for new tickets when its peer is gone.
+    pub retry_for: Duration,
 }
 
 /// Fetches a fresh ticket, again after a peer's restart.
@@ -69,72 +72,160 @@ pub struct TransferStatus {
     pub report: Option<Report>,
 }
 
-/// The engine's threads. Dropping it stops them; [`EngineHandle::shutdown`] first makes that orderly.
+/// A command to the coordinator; only this module makes them.
+pub enum Request {
+    /// See [`EngineHandle::issue`].
+    Issue(Grant, oneshot::Sender<Result<Ticket, TransferError>>),
+    /// See [`EngineHandle::pull`].
+    Pull {
+        /// On whose behalf.
+        principal: String,
+        /// Our end.
+        to: DestinationSpec,
+        /// The others.
+        from: Vec<Arc<dyn TicketSource>>,
+        /// The answer.
+        reply: oneshot::Sender<Result<TransferWatch, TransferError>>,
+    },
+    /// See [`EngineHandle::push`].
+    Push {
+        /// On whose behalf.
+        principal: String,
+        /// Our end.
+        from: SourceSpec,
+        /// The other.
+        to: Arc<dyn TicketSource>,
+        /// Streams, window, congestion, rate.
+        options: TransferOptions,
+        /// The answer.
+        reply: oneshot::Sender<Result<TransferWatch, TransferError>>,
+    },
+    /// See [`EngineHandle::local`].
+    Local {
+        /// From here.
+        from: SourceSpec,
+        /// To here.
+        to: DestinationSpec,
+        /// The answer.
+        reply: oneshot::Sender<Result<TransferWatch, TransferError>>,
+    },
+    /// See [`EngineHandle::transfers`].
+    Transfers(oneshot::Sender<Vec<TransferStatus>>),
+    /// See [`EngineHandle::shutdown`].
+    Shutdown(Duration, oneshot::Sender<()>),
+}
+
+/// The engine's threads. They stop when the last handle is gone; [`EngineHandle::shutdown`] first makes that orderly.
 #[derive(Debug)]
 pub struct Engine {
     handle: EngineHandle,
+    data: Option<SocketAddr>,
 }
 
 /// Talks to a running engine from any thread.
 #[derive(Debug, Clone)]
-pub struct EngineHandle {}
+pub struct EngineHandle {
+    requests: mpsc::UnboundedSender<Request>,
+    ended: broadcast::Sender<TransferStatus>,
+    facts: Arc<Vec<(String, String)>>,
+}
+
+/// Ended transfers that a slow listener may be behind before it misses some.
+const ENDED_BACKLOG: usize = 1024;
 
 impl Engine {
     /// Starts coordinator, workers and pool.
-    pub fn start(_config: EngineConfig) -> Result<Self, TransferError> {
-        Ok(Self { handle: EngineHandle {} })
+    ///
+    /// # Errors
+    /// The data port is taken, there is no memory for buffers, or the engine that was asked for is refused here.
+    pub fn start(config: EngineConfig) -> Result<Self, TransferError> {
+        let (requests, inbox) = mpsc::unbounded_channel();
+        let (ended, _) = broadcast::channel(ENDED_BACKLOG);
+        let (tell, answer) = std::sync::mpsc::channel();
+        let log = ended.clone();
+        std::thread::Builder::new()
+            .name("lh-coordinator".to_owned())
+            .spawn(move || coordinator::run(config, inbox, log, tell))
+            .map_err(|error| TransferError::new(Class::Permanent, format!("no thread for the engine: {error}")))?;
+        let died = || TransferError::new(Class::Permanent, "the engine ended while it started");
+        let started = answer.recv().map_err(|_| died())??;
+        let handle = EngineHandle { requests, ended, facts: Arc::new(started.facts) };
+        Ok(Self { handle, data: started.data })
     }
+
     /// A handle.
     pub fn handle(&self) -> EngineHandle {
         self.handle.clone()
     }
+
     /// Where the data port really listens.
     pub fn data_address(&self) -> Option<SocketAddr> {
-        None
+        self.data
     }
 }
 
+fn stopped() -> TransferError {
+    TransferError::new(Class::Retry, "the agent is shutting down: try again later")
+}
+
 impl EngineHandle {
-    /// Makes a single-use ticket for `grant`.
-    pub async fn issue(&self, _grant: Grant) -> Result<Ticket, TransferError> {
-        Err(TransferError::new(super::error::Class::Permanent, "the engine is not there yet"))
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).ok()?;
+        answer.await.ok()
     }
+
+    /// Makes a single-use ticket for `grant`.
+    pub async fn issue(&self, grant: Grant) -> Result<Ticket, TransferError> {
+        self.ask(|reply| Request::Issue(grant, reply)).await.ok_or_else(stopped)?
+    }
+
     /// Fetches from one source, or from several equal ones, as `principal`.
     pub async fn pull(
         &self,
-        _principal: &str,
-        _to: DestinationSpec,
-        _from: Vec<Arc<dyn TicketSource>>,
+        principal: &str,
+        to: DestinationSpec,
+        from: Vec<Arc<dyn TicketSource>>,
     ) -> Result<TransferWatch, TransferError> {
-        Err(TransferError::new(super::error::Class::Permanent, "the engine is not there yet"))
+        let principal = principal.to_owned();
+        self.ask(|reply| Request::Pull { principal, to, from, reply }).await.ok_or_else(stopped)?
     }
+
     /// Uploads; the destination's verdict comes back. `options` are told to the peer through the ticket request; here
     /// streams, window, congestion and rate count.
     pub async fn push(
         &self,
-        _principal: &str,
-        _from: SourceSpec,
-        _to: Arc<dyn TicketSource>,
-        _options: TransferOptions,
+        principal: &str,
+        from: SourceSpec,
+        to: Arc<dyn TicketSource>,
+        options: TransferOptions,
     ) -> Result<TransferWatch, TransferError> {
-        Err(TransferError::new(super::error::Class::Permanent, "the engine is not there yet"))
+        let principal = principal.to_owned();
+        self.ask(|reply| Request::Push { principal, from, to, options, reply }).await.ok_or_else(stopped)?
     }
-    /// Both ends here, over this engine's own loopback streams.
-    pub async fn local(&self, _from: SourceSpec, _to: DestinationSpec) -> Result<TransferWatch, TransferError> {
-        Err(TransferError::new(super::error::Class::Permanent, "the engine is not there yet"))
+
+    /// Both ends here, over this engine's own loopback streams. The engine must listen.
+    pub async fn local(&self, from: SourceSpec, to: DestinationSpec) -> Result<TransferWatch, TransferError> {
+        self.ask(|reply| Request::Local { from, to, reply }).await.ok_or_else(stopped)?
     }
+
     /// Running transfers, and the last hundred ended ones.
     pub async fn transfers(&self) -> Vec<TransferStatus> {
-        Vec::new()
+        self.ask(Request::Transfers).await.unwrap_or_default()
     }
+
     /// Every transfer that ends, for the transfer log.
     pub fn ended(&self) -> broadcast::Receiver<TransferStatus> {
-        broadcast::channel(16).1
+        self.ended.subscribe()
     }
+
     /// What the probes found: queue, ring flags, arena, coordinator; as `name: value` lines for `--show-config`.
     pub fn facts(&self) -> Vec<(String, String)> {
-        Vec::new()
+        self.facts.to_vec()
     }
+
     /// Checkpoints every transfer, closes the sessions and stops; at most `within`.
-    pub async fn shutdown(&self, _within: Duration) {}
+    pub async fn shutdown(&self, within: Duration) {
+        let _ = self.ask(|reply| Request::Shutdown(within, reply)).await;
+    }
 }

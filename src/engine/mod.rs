@@ -1,5 +1,24 @@
 //! The engine: sessions, claims, commit and the workers.
+//!
+//! - [`handle`] bridge 1: commands in, snapshots and reports out; [`spec`] what they say; [`error`] what goes wrong
+//! - [`coordinator`] the thread on which everything below runs; [`pool`] threads for calls that block
+//! - [`session`] connections through their handshake, a session's streams; [`channel`] its control stream
+//! - [`source`] the end that answers; [`destination`] the end that drives
+//! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
+//! - [`worker`] bridge 2 and the threads that move bytes
 
+pub mod backoff;
+pub mod channel;
+pub mod claims;
+pub mod commit;
+pub mod coordinator;
+pub mod destination;
 pub mod error;
 pub mod handle;
+pub mod plan;
+pub mod pool;
+pub mod session;
+pub mod source;
 pub mod spec;
+pub mod sums;
+pub mod worker;

@@ -14,8 +14,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod arena;
+pub mod epoll;
+mod flight;
 pub mod fsys;
-pub use arena::{Arena, ArenaKind, Slot};
+pub mod ring;
+#[cfg(feature = "testing")]
+pub mod seccomp;
+pub mod select;
+pub mod syscall;
+pub mod tcp_info;
+#[cfg(test)]
+mod tests;
+pub mod wake;
+
+pub use arena::{Arena, ArenaConfig, ArenaKind, SLOT_HEAD, SLOT_TAIL, Slot};
+pub use epoll::Epoll;
+pub use ring::{Uring, probe_ring};
+pub use select::{Queue, QueueChoice, open_queue};
+pub use syscall::{peak_rss_bytes, process_cpu_time_ns, set_dumpable};
+pub use tcp_info::TcpInfo;
+pub use wake::{WakeSource, Waker};
 
 /// Where an op on a file is cheapest; chosen per file by `disk` from what it probed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +67,10 @@ pub struct SocketRef {
     pub index: u32,
 }
 
-/// One piece of I/O. `token` comes back in the [`Completion`]; ranges are byte offsets inside the slot.
+/// One piece of I/O. `token` comes back in the [`Completion`]; ranges are byte offsets inside the slot. A range outside
+/// the slot, and an empty one for a `Recv`, completes with `InvalidInput`.
 #[derive(Debug)]
+#[allow(missing_docs, reason = "the fields are explained once, above")]
 pub enum Op {
     /// Receives what is there, at least one byte and at most `range.len()`. At most one per socket in flight.
     Recv { socket: SocketRef, slot: Slot, range: Range<u32>, token: u64 },
@@ -87,13 +107,13 @@ pub enum Wait {
 pub trait IoQueue {
     /// Prepares a connected socket for ops: sets it non-blocking, registers it.
     fn attach(&mut self, socket: Arc<OwnedFd>) -> io::Result<SocketRef>;
-    /// Forgets a socket. Its ops must have completed (after a `shutdown`, which ends them).
+    /// Forgets a socket. Its ops must have completed (a `shutdown` of the socket ends them).
     fn detach(&mut self, socket: SocketRef);
     /// Gives an op to the queue. It may be executed at once; its completion still comes from `submit_and_reap`.
     fn push(&mut self, op: Op);
     /// Submits what was pushed and moves completions into `out`. Returns at once if some are there already.
     fn submit_and_reap(&mut self, out: &mut Vec<Completion>, wait: Wait) -> io::Result<()>;
-    /// Ops not yet completed.
+    /// Ops pushed whose completion was not yet handed out.
     fn in_flight(&self) -> usize;
     /// A handle by which other threads end a wait.
     fn waker(&self) -> Waker;
@@ -111,7 +131,3 @@ pub struct EngineFacts {
     /// What was asked for and refused, each with the error.
     pub refused: Vec<String>,
 }
-
-/// Ends the wait of a queue from another thread (an eventfd).
-#[derive(Debug, Clone)]
-pub struct Waker(pub Arc<OwnedFd>);

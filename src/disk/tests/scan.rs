@@ -193,22 +193,34 @@ fn parked_directories_go_on_where_they_were() {
 #[test]
 fn what_vanishes_or_is_exchanged_meanwhile_is_a_problem() {
     for_each_root(|root, path| {
-        // Deep enough that the top is parked when it is exchanged.
+        // Deep enough that the top is parked when it is exchanged: for a link, then for another directory.
         let deep: String = (0..80).map(|level| format!("n{level}/")).collect();
-        std::fs::create_dir_all(path.join("top").join(&deep)).unwrap();
-        let mut problems = vec![];
-        scan(root, &[p("top")], true, &[], &mut |found| {
-            match found {
-                Scanned::Entry(entry) if entry.path.components().count() == 79 => {
-                    std::fs::rename(path.join("top"), path.join("away")).unwrap();
-                    symlink("/", path.join("top")).unwrap();
-                }
-                Scanned::Entry(_) => {}
-                Scanned::Problem { error, .. } => problems.push(error),
+        // Names on both sides of the place in the listing, wherever that is.
+        for i in 0..200 {
+            std::fs::create_dir_all(path.join(format!("other/not-ours-{i}"))).unwrap();
+        }
+        for planted in ["link", "other"] {
+            let top = path.join(format!("top-{planted}"));
+            std::fs::create_dir_all(top.join(&deep)).unwrap();
+            for i in 0..200 {
+                File::create(top.join(format!("ours-{i}"))).unwrap();
             }
-            ControlFlow::Continue(())
-        });
-        assert!(!problems.is_empty() && problems.iter().all(|e| *e == ScanError::Vanished), "{problems:?}");
+            symlink("/", path.join("link")).unwrap();
+            let mut problems = vec![];
+            scan(root, &[p(format!("top-{planted}"))], true, &[], &mut |found| {
+                match found {
+                    Scanned::Entry(entry) if entry.path.components().count() == 79 => {
+                        std::fs::rename(&top, path.join(format!("away-{planted}"))).unwrap();
+                        std::fs::rename(path.join(planted), &top).unwrap();
+                    }
+                    Scanned::Entry(entry) => assert!(!entry.path.as_bytes().starts_with(b"not-ours")),
+                    Scanned::Problem { error, .. } => problems.push(error),
+                }
+                ControlFlow::Continue(())
+            });
+            assert!(!problems.is_empty() && problems.iter().all(|e| *e == ScanError::Vanished), "{problems:?}");
+            let _ = std::fs::remove_file(path.join("link"));
+        }
     });
 }
 

@@ -1,0 +1,132 @@
+//! Stream 0: control messages over a tokio socket, sealed like every other frame. Reader and writer are tasks of the
+//! coordinator's thread; a silent peer is noticed by the reader, silence of ours is filled by the writer.
+
+use super::worker::Fault;
+use crate::limits::CONTROL_BODY_MAX;
+use crate::wire::WireError;
+use crate::wire::control::Message;
+use crate::wire::crypt::{Opener, Sealer};
+use crate::wire::header::{FrameType, HEADER_LEN, Header, TRAILER_LEN};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// A ping goes out after so long without a message of ours.
+pub const PING_EVERY: Duration = Duration::from_secs(5);
+/// A peer that says nothing for so long is gone. Above the longest pause of a peer that only waits for its disk.
+pub const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// Messages read ahead of the session: bounds memory, and stops reading (and so the peer) when the session is behind.
+const READ_AHEAD: usize = 32;
+
+/// A control stream.
+#[derive(Debug)]
+pub struct Channel {
+    out: Option<mpsc::UnboundedSender<Message>>,
+    incoming: mpsc::Receiver<Result<Message, Fault>>,
+    reader: JoinHandle<()>,
+    writer: JoinHandle<()>,
+}
+
+impl Channel {
+    /// Starts the two tasks on the current thread.
+    pub fn open(socket: TcpStream, sealer: Sealer, opener: Opener) -> Self {
+        let (read, write) = socket.into_split();
+        let (tell, incoming) = mpsc::channel(READ_AHEAD);
+        let (out, queued) = mpsc::unbounded_channel();
+        let reader = tokio::task::spawn_local(read_all(read, opener, tell));
+        let writer = tokio::task::spawn_local(write_all(write, sealer, queued));
+        Self { out: Some(out), incoming, reader, writer }
+    }
+
+    /// Queues a message. What is queued is bounded by the protocol: credits, batches, one report.
+    pub fn send(&self, message: Message) {
+        if let Some(out) = &self.out {
+            let _ = out.send(message); // a closed writer shows at the reader
+        }
+    }
+
+    /// A sender of its own, for tasks beside the session.
+    pub fn sender(&self) -> mpsc::UnboundedSender<Message> {
+        self.out.clone().expect("open until `finish`")
+    }
+
+    /// The next message; pings are kept back. After an error there is nothing more.
+    pub async fn recv(&mut self) -> Result<Message, Fault> {
+        loop {
+            match self.incoming.recv().await {
+                Some(Ok(Message::Ping)) => {}
+                Some(other) => return other,
+                None => return Err(Fault::Cut),
+            }
+        }
+    }
+
+    /// Sends what is queued and closes; at most `within`.
+    pub async fn finish(mut self, within: Duration) {
+        self.out = None;
+        let _ = tokio::time::timeout(within, &mut self.writer).await;
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.reader.abort();
+        self.writer.abort();
+    }
+}
+
+async fn read_all(mut socket: OwnedReadHalf, mut opener: Opener, tell: mpsc::Sender<Result<Message, Fault>>) {
+    loop {
+        let message = match tokio::time::timeout(SILENCE_MAX, read_one(&mut socket, &mut opener)).await {
+            Ok(message) => message,
+            Err(_) => Err(Fault::Socket(format!("the peer has been silent for {} s", SILENCE_MAX.as_secs()))),
+        };
+        let last = message.is_err();
+        if tell.send(message).await.is_err() || last {
+            return;
+        }
+    }
+}
+
+async fn read_one(socket: &mut OwnedReadHalf, opener: &mut Opener) -> Result<Message, Fault> {
+    let broken = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => Fault::Cut,
+        _ => Fault::Socket(error.to_string()),
+    };
+    let mut head = [0; HEADER_LEN];
+    socket.read_exact(&mut head).await.map_err(broken)?;
+    let header = Header::decode(&head, CONTROL_BODY_MAX as u32)?;
+    opener.expect(&header)?;
+    let mut body = vec![0; header.body_len as usize + TRAILER_LEN];
+    socket.read_exact(&mut body).await.map_err(broken)?;
+    let (body, trailer) = body.split_at_mut(header.body_len as usize);
+    opener.open(&header, body, trailer)?;
+    match header.kind {
+        FrameType::Control => Ok(Message::decode(body)?),
+        other => Err(WireError::Type(other as u8).into()),
+    }
+}
+
+async fn write_all(mut socket: OwnedWriteHalf, mut sealer: Sealer, mut queued: mpsc::UnboundedReceiver<Message>) {
+    loop {
+        let message = match tokio::time::timeout(PING_EVERY, queued.recv()).await {
+            Ok(Some(message)) => message,
+            Ok(None) => break,
+            Err(_) => Message::Ping,
+        };
+        let mut bytes = sealer.frame(FrameType::Control, 0, 0, 0, &message.encode());
+        // What is queued already goes out with it: one system call for many small messages.
+        while bytes.len() < CONTROL_BODY_MAX
+            && let Ok(next) = queued.try_recv()
+        {
+            bytes.extend_from_slice(&sealer.frame(FrameType::Control, 0, 0, 0, &next.encode()));
+        }
+        if socket.write_all(&bytes).await.is_err() {
+            return;
+        }
+    }
+    let _ = socket.shutdown().await;
+}

@@ -1,0 +1,624 @@
+//! The coordinator's thread: everything that is per session or per batch. It runs on tokio-uring, whose runtime carries
+//! tokio's sockets and timers too; where io_uring is refused it runs on tokio alone, and the facts say so.
+
+use super::commit::CommitIo;
+use super::error::{Class, TransferError};
+use super::handle::{EngineConfig, TransferStatus, TransferWatch};
+use super::pool::Pool;
+use super::session::{self, Joinable, Opened};
+use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Secret, Snapshot, SourceSpec, Ticket};
+use super::worker::mailbox::Mailbox;
+use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
+use super::{destination, handle::Request, source};
+use crate::disk::ProbeCache;
+use crate::ids::{AgentId, SessionId, TicketId};
+use crate::limits::{MAX_SESSIONS, MAX_STREAMS, MAX_TICKETS, UNAUTHENTICATED_PER_SOURCE, UNAUTHENTICATED_TOTAL};
+use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSource, open_queue};
+use crate::wire::handshake::Refusal;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::io::unix::AsyncFd;
+use tokio::net::TcpListener;
+use tokio::sync::{broadcast, mpsc, watch};
+
+/// Ended transfers that stay in the list.
+const ENDED_KEPT: usize = 100;
+/// Ops a ring holds; a worker's streams have a handful each.
+const QUEUE_ENTRIES: u32 = 512;
+/// Pool threads: creation of small files and read-back profit from a few more than there are cores.
+const POOL_THREADS: usize = 8;
+
+/// A worker as the coordinator sees it.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    /// Its box.
+    pub inbox: Arc<Mailbox<Command>>,
+    /// Its counters.
+    pub stats: Arc<WorkerStats>,
+}
+
+/// What all tasks of the coordinator share. One thread, so plain cells.
+pub struct Ctx {
+    /// As started.
+    pub config: EngineConfig,
+    /// Blocking calls.
+    pub pool: Pool,
+    /// The workers.
+    pub workers: Vec<WorkerHandle>,
+    /// Block buffers.
+    pub arena: Arc<Arena>,
+    /// What was probed of file systems.
+    pub probes: Arc<ProbeCache>,
+    /// The workers' queue.
+    pub engine: EngineFacts,
+    /// How group commits reach the disk.
+    pub commit: CommitIo,
+    /// Tickets not yet used.
+    pub tickets: RefCell<Tickets>,
+    /// Sessions that accept streams.
+    pub sessions: RefCell<HashMap<SessionId, Joinable>>,
+    /// Set when the engine stops.
+    pub stopping: watch::Receiver<bool>,
+    routes: RefCell<HashMap<StreamKey, mpsc::UnboundedSender<Event>>>,
+    keys: Cell<u64>,
+    transfers: RefCell<Vec<Rc<Entry>>>,
+    ended: broadcast::Sender<TransferStatus>,
+    unauthenticated: RefCell<HashMap<IpAddr, usize>>,
+}
+
+impl std::fmt::Debug for Ctx {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ctx")
+    }
+}
+
+/// One transfer in the list.
+#[derive(Debug)]
+pub struct Entry {
+    /// What is told of it.
+    pub status: RefCell<TransferStatus>,
+    /// Its progress.
+    pub snapshot: watch::Sender<Snapshot>,
+    /// Its end on request.
+    pub cancel: Arc<watch::Sender<bool>>,
+}
+
+impl Ctx {
+    /// A number never used before in this process.
+    pub fn next_key(&self) -> u64 {
+        self.keys.set(self.keys.get() + 1);
+        self.keys.get()
+    }
+
+    /// Chooses a worker for a stream and sends the stream's events to `events`.
+    pub fn route(&self, stream: StreamKey, events: mpsc::UnboundedSender<Event>) -> usize {
+        let mut routes = self.routes.borrow_mut();
+        routes.insert(stream, events);
+        (stream % self.workers.len() as u64) as usize
+    }
+
+    /// Forgets a stream's events.
+    pub fn unroute(&self, stream: StreamKey) {
+        self.routes.borrow_mut().remove(&stream);
+    }
+
+    /// A session takes no more streams.
+    pub fn end_session(&self, id: SessionId) {
+        self.sessions.borrow_mut().remove(&id);
+    }
+
+    /// Data streams that fit the arena: each may hold a few slots.
+    pub fn streams_max(&self) -> u16 {
+        ((self.arena.slots() / 4) as u16).clamp(1, MAX_STREAMS)
+    }
+
+    /// Whether one more session may begin.
+    pub fn room_for_session(&self) -> Result<(), Refusal> {
+        if *self.stopping.borrow() {
+            return Err(Refusal::Stopping);
+        }
+        if self.sessions.borrow().len() >= MAX_SESSIONS { Err(Refusal::Busy) } else { Ok(()) }
+    }
+
+    /// Lists a new transfer.
+    pub fn list(&self, principal: &str, role: &'static str, path: String) -> Rc<Entry> {
+        let (snapshot, _) = watch::channel(Snapshot::default());
+        let (cancel, _) = watch::channel(false);
+        let status = TransferStatus {
+            transfer: None,
+            principal: principal.to_owned(),
+            role,
+            peer: None,
+            local: None,
+            path,
+            snapshot: Snapshot::default(),
+            report: None,
+        };
+        let entry = Rc::new(Entry { status: RefCell::new(status), snapshot, cancel: Arc::new(cancel) });
+        let mut transfers = self.transfers.borrow_mut();
+        let ended = transfers.iter().filter(|t| t.status.borrow().report.is_some()).count();
+        if ended > ENDED_KEPT
+            && let Some(at) = transfers.iter().position(|t| t.status.borrow().report.is_some())
+        {
+            transfers.remove(at);
+        }
+        transfers.push(entry.clone());
+        entry
+    }
+
+    /// A transfer has ended: the log hears of it.
+    pub fn end(&self, entry: &Entry, report: &Report) {
+        let mut status = entry.status.borrow_mut();
+        status.transfer = report.transfer.or(status.transfer);
+        status.snapshot = entry.snapshot.borrow().clone();
+        status.report = Some(report.clone());
+        let _ = self.ended.send(status.clone()); // nobody listening is fine
+    }
+
+    /// An accepted session begins.
+    pub fn serve(self: &Rc<Self>, grant: Grant, opened: Opened) {
+        let ctx = self.clone();
+        match grant.access {
+            Access::Read(spec) => {
+                let entry = self.list(&grant.principal, "source", source::describe(&spec));
+                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
+                tokio::task::spawn_local(async move {
+                    let report = source::serve(&ctx, spec, opened, &entry).await;
+                    ctx.end(&entry, &report);
+                });
+            }
+            Access::Write(spec) => {
+                let entry = self.list(&grant.principal, "destination", destination::describe(&spec));
+                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
+                tokio::task::spawn_local(async move {
+                    let report = destination::receive(&ctx, spec, opened, &entry).await;
+                    ctx.end(&entry, &report);
+                });
+            }
+        }
+    }
+}
+
+/// Tickets issued and not yet used.
+#[derive(Debug, Default)]
+pub struct Tickets(HashMap<TicketId, Issued>);
+
+#[derive(Debug)]
+struct Issued {
+    key: Secret,
+    grant: Grant,
+    expires: u64,
+}
+
+/// Unix time in seconds.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+impl Tickets {
+    fn purge(&mut self) {
+        let now = unix_now();
+        self.0.retain(|_, issued| issued.expires > now);
+    }
+
+    /// Makes a ticket.
+    pub fn issue(&mut self, grant: Grant, agent: AgentId, data: Vec<SocketAddr>) -> Result<Ticket, TransferError> {
+        self.purge();
+        if self.0.len() >= MAX_TICKETS {
+            return Err(TransferError::new(Class::Retry, "too many tickets are waiting to be used: try again in a minute"));
+        }
+        let (mut id, mut key) = ([0; 16], [0; 32]);
+        let random = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut key));
+        random.map_err(|_| TransferError::new(Class::Retry, "the system gives no random numbers"))?;
+        let (id, key) = (TicketId(id), Secret(key));
+        let expires = unix_now() + grant.ttl_secs;
+        self.0.insert(id, Issued { key: key.clone(), grant, expires });
+        Ok(Ticket { id, key, data, agent, expires })
+    }
+
+    /// The key of a ticket that is still good.
+    pub fn key_of(&mut self, id: TicketId) -> Option<[u8; 32]> {
+        self.purge();
+        self.0.get(&id).map(|issued| issued.key.0)
+    }
+
+    /// Whether our end lets the session go without encryption.
+    pub fn allows_plain(&self, id: TicketId) -> bool {
+        let wish = self.0.get(&id).map(|issued| match &issued.grant.access {
+            Access::Read(spec) => spec.encrypt,
+            Access::Write(spec) => spec.options.encrypt,
+        });
+        wish == Some(Some(false))
+    }
+
+    /// Uses a ticket up.
+    pub fn spend(&mut self, id: TicketId) -> Option<Grant> {
+        self.0.remove(&id).map(|issued| issued.grant)
+    }
+}
+
+/// What the starting thread learns.
+pub struct Started {
+    /// Where the data port listens.
+    pub data: Option<SocketAddr>,
+    /// Probed facts.
+    pub facts: Vec<(String, String)>,
+}
+
+/// The coordinator's thread, until the last handle is gone or it is told to stop.
+pub fn run(
+    config: EngineConfig,
+    requests: mpsc::UnboundedReceiver<Request>,
+    ended: broadcast::Sender<TransferStatus>,
+    started: std::sync::mpsc::Sender<Result<Started, TransferError>>,
+) {
+    let uring = config.engine != EngineChoice::Epoll;
+    let probe = if uring { probe_tokio_uring() } else { Err("not asked for".to_owned()) };
+    let main = |commit: CommitIo| main(config, requests, ended, started, commit);
+    match probe {
+        Ok(()) => tokio_uring::start(main(CommitIo::Uring)),
+        Err(why) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match runtime {
+                Ok(runtime) => tokio::task::LocalSet::new().block_on(&runtime, main(CommitIo::Pool(why))),
+                Err(error) => tracing::error!(%error, "no runtime"),
+            }
+        }
+    }
+}
+
+/// tokio-uring panics where a ring is refused, so the ring is tried first.
+fn probe_tokio_uring() -> Result<(), String> {
+    crate::sys::probe_ring(8).map_err(|error| format!("io_uring_setup: {error}"))
+}
+
+fn start_workers(
+    config: &EngineConfig,
+    arena: &Arc<Arena>,
+    outbox: &Arc<Mailbox<Event>>,
+) -> Result<(Vec<WorkerHandle>, EngineFacts), TransferError> {
+    let count = config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get().min(8)));
+    let choice = match config.engine {
+        EngineChoice::Auto => QueueChoice::Auto,
+        EngineChoice::Uring => QueueChoice::Uring,
+        EngineChoice::Epoll => QueueChoice::Epoll,
+    };
+    let (mut workers, mut facts) = (Vec::new(), EngineFacts::default());
+    for number in 0..count.max(1) {
+        let (tell, answer) = std::sync::mpsc::channel();
+        let (arena, outbox) = (arena.clone(), outbox.clone());
+        let stats = Arc::new(WorkerStats::default());
+        let counters = stats.clone();
+        let thread = move || {
+            let queue = match open_queue(choice, &arena, QUEUE_ENTRIES) {
+                Ok(queue) => queue,
+                Err(error) => return drop(tell.send(Err(error))),
+            };
+            let inbox = Arc::new(Mailbox::new(queue.waker()));
+            let _ = tell.send(Ok((inbox.clone(), queue.describe())));
+            if let Err(error) = Worker::new(queue, arena, inbox, outbox, counters).run() {
+                // Without its worker no stream moves and no claim comes back: better to end than to hang.
+                tracing::error!(%error, "worker {number} failed");
+                std::process::abort();
+            }
+        };
+        let failed = |error: std::io::Error| {
+            TransferError::new(Class::Permanent, format!("a worker could not start: {error}; try --engine epoll"))
+        };
+        std::thread::Builder::new().name(format!("lh-worker-{number}")).spawn(thread).map_err(failed)?;
+        let (inbox, described) = answer.recv().expect("a worker answers once").map_err(failed)?;
+        facts = described;
+        workers.push(WorkerHandle { inbox, stats });
+    }
+    Ok((workers, facts))
+}
+
+async fn main(
+    config: EngineConfig,
+    mut requests: mpsc::UnboundedReceiver<Request>,
+    ended: broadcast::Sender<TransferStatus>,
+    started: std::sync::mpsc::Sender<Result<Started, TransferError>>,
+    commit: CommitIo,
+) {
+    let (stop, stopping) = watch::channel(false);
+    let set_up = set_up(config, ended, commit, stopping);
+    let (ctx, listener, events) = match set_up {
+        Ok(parts) => parts,
+        Err(error) => return drop(started.send(Err(error))),
+    };
+    let data = listener.as_ref().and_then(|l| l.local_addr().ok());
+    let _ = started.send(Ok(Started { data, facts: facts(&ctx) }));
+    tokio::task::spawn_local(pump_events(ctx.clone(), events));
+    if let Some(listener) = listener {
+        tokio::task::spawn_local(accept_all(ctx.clone(), listener));
+    }
+    while let Some(request) = requests.recv().await {
+        match request {
+            Request::Issue(grant, reply) => {
+                let addresses = match (ctx.config.advertise.is_empty(), data) {
+                    (false, _) => ctx.config.advertise.clone(),
+                    (true, Some(addr)) => vec![addr],
+                    (true, None) => Vec::new(),
+                };
+                let _ = reply.send(ctx.tickets.borrow_mut().issue(grant, ctx.config.agent, addresses));
+            }
+            Request::Pull { principal, to, from, reply } => {
+                let entry = ctx.list(&principal, "destination", destination::describe(&to));
+                let (watch, done) = watch_of(&entry);
+                let ctx = ctx.clone();
+                tokio::task::spawn_local(async move {
+                    let report = destination::pull(&ctx, to, from, &entry).await;
+                    ctx.end(&entry, &report);
+                    let _ = done.send(report);
+                });
+                let _ = reply.send(Ok(watch));
+            }
+            Request::Push { principal, from, to, options, reply } => {
+                let entry = ctx.list(&principal, "source", source::describe(&from));
+                let (watch, done) = watch_of(&entry);
+                let ctx = ctx.clone();
+                tokio::task::spawn_local(async move {
+                    let report = source::push(&ctx, from, to, options, &entry).await;
+                    ctx.end(&entry, &report);
+                    let _ = done.send(report);
+                });
+                let _ = reply.send(Ok(watch));
+            }
+            Request::Local { from, to, reply } => {
+                let entry = ctx.list("local", "destination", destination::describe(&to));
+                let (watch, done) = watch_of(&entry);
+                let _ = reply.send(Ok(watch));
+                let Some(addr) = data else {
+                    let what = "a local copy needs an engine that listens on loopback";
+                    let error = TransferError::new(Class::Permanent, what);
+                    let _ = done.send(destination::failed_report(&error));
+                    continue;
+                };
+                let ctx = ctx.clone();
+                tokio::task::spawn_local(async move {
+                    let report = local(&ctx, from, to, addr, &entry).await;
+                    ctx.end(&entry, &report);
+                    let _ = done.send(report);
+                });
+            }
+            Request::Transfers(reply) => {
+                let list = ctx.transfers.borrow();
+                let status = |entry: &Rc<Entry>| {
+                    let mut status = entry.status.borrow().clone();
+                    status.snapshot = entry.snapshot.borrow().clone();
+                    status
+                };
+                let _ = reply.send(list.iter().map(status).collect());
+            }
+            Request::Shutdown(within, reply) => {
+                let _ = stop.send(true);
+                shutdown(&ctx, within).await;
+                let _ = reply.send(());
+                return;
+            }
+        }
+    }
+    // The last handle is gone.
+    let _ = stop.send(true);
+    shutdown(&ctx, Duration::from_secs(5)).await;
+}
+
+fn watch_of(entry: &Entry) -> (TransferWatch, tokio::sync::oneshot::Sender<Report>) {
+    let (done, answer) = tokio::sync::oneshot::channel();
+    (TransferWatch { snapshot: entry.snapshot.subscribe(), done: answer, cancel: entry.cancel.clone() }, done)
+}
+
+/// Both ends here: a ticket of our own, redeemed by ourselves over loopback.
+async fn local(ctx: &Rc<Ctx>, mut from: SourceSpec, mut to: DestinationSpec, addr: SocketAddr, entry: &Rc<Entry>) -> Report {
+    // Bytes that never leave the process gain nothing from being sealed.
+    if to.options.encrypt != Some(true) {
+        (from.encrypt, to.options.encrypt) = (Some(false), Some(false));
+    }
+    let mut target = addr;
+    if target.ip().is_unspecified() {
+        target.set_ip(if target.is_ipv6() { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() });
+    }
+    let grant = Grant { principal: "local".to_owned(), access: Access::Read(from), ttl_secs: 60 };
+    let issued = ctx.tickets.borrow_mut().issue(grant, ctx.config.agent, vec![target]);
+    match issued {
+        Ok(ticket) => destination::pull_with(ctx, to, ticket, entry).await,
+        Err(error) => destination::failed_report(&error),
+    }
+}
+
+async fn shutdown(ctx: &Rc<Ctx>, within: Duration) {
+    // Sessions watch `stopping`: destinations commit what they have, then end.
+    let all_ended = async {
+        loop {
+            let running = ctx.transfers.borrow().iter().filter(|t| t.status.borrow().report.is_none()).count();
+            if running == 0 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let _ = tokio::time::timeout(within, all_ended).await;
+    ctx.workers.iter().for_each(|worker| worker.inbox.send(Command::Stop));
+}
+
+type Parts = (Rc<Ctx>, Option<TcpListener>, (WakeSource, Arc<Mailbox<Event>>));
+
+fn set_up(
+    config: EngineConfig,
+    ended: broadcast::Sender<TransferStatus>,
+    commit: CommitIo,
+    stopping: watch::Receiver<bool>,
+) -> Result<Parts, TransferError> {
+    let failed = |what: &'static str| {
+        move |error: std::io::Error| TransferError::new(Class::Permanent, format!("{what}: {error}"))
+    };
+    let arena = ArenaConfig { bytes: config.arena_bytes, block: config.block, explicit_huge_pages: false };
+    let arena = Arena::new(arena).map_err(failed("no memory for block buffers; lower --memory"))?;
+    let wake = WakeSource::new().map_err(failed("no eventfd"))?;
+    let outbox = Arc::new(Mailbox::new(wake.waker()));
+    let (workers, engine) = start_workers(&config, &arena, &outbox)?;
+    let pool = Pool::start("pool", POOL_THREADS).map_err(failed("no threads for the pool"))?;
+    let listener = config.data_listen.map(listen).transpose()?;
+    let ctx = Rc::new(Ctx {
+        config,
+        pool,
+        workers,
+        arena,
+        probes: Arc::new(ProbeCache::default()),
+        engine,
+        commit,
+        tickets: RefCell::default(),
+        sessions: RefCell::default(),
+        stopping,
+        routes: RefCell::default(),
+        keys: Cell::new(0),
+        transfers: RefCell::default(),
+        ended,
+        unauthenticated: RefCell::default(),
+    });
+    Ok((ctx, listener, (wake, outbox)))
+}
+
+fn listen(addr: SocketAddr) -> Result<TcpListener, TransferError> {
+    let denied = |what: String| TransferError::new(Class::Permanent, what).at(addr);
+    let listener = crate::net::listen(addr).map_err(|error| denied(error.to_string()))?;
+    let listener = listener.socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener.socket));
+    listener.map_err(|error| denied(error.to_string()))
+}
+
+fn facts(ctx: &Ctx) -> Vec<(String, String)> {
+    let mut facts = vec![
+        ("engine".to_owned(), ctx.engine.engine.to_owned()),
+        ("engine.features".to_owned(), ctx.engine.features.join(", ")),
+    ];
+    if !ctx.engine.refused.is_empty() {
+        facts.push(("engine.refused".to_owned(), ctx.engine.refused.join("; ")));
+    }
+    facts.push(("coordinator".to_owned(), ctx.commit.describe()));
+    facts.push(("workers".to_owned(), ctx.workers.len().to_string()));
+    facts.push((
+        "arena".to_owned(),
+        format!("{} slots of {} bytes, {}", ctx.arena.slots(), ctx.arena.block(), ctx.arena.kind().word()),
+    ));
+    facts
+}
+
+/// Hands the workers' events to the sessions.
+async fn pump_events(ctx: Rc<Ctx>, (wake, inbox): (WakeSource, Arc<Mailbox<Event>>)) {
+    // `register` is unsafe for the sake of types that change their descriptor; a WakeSource keeps its own for life.
+    #[allow(deprecated)]
+    let wake = match AsyncFd::new(wake) {
+        Ok(wake) => wake,
+        Err(error) => {
+            tracing::error!(%error, "the coordinator cannot watch its workers");
+            std::process::abort();
+        }
+    };
+    loop {
+        match wake.readable().await {
+            Ok(mut ready) => {
+                wake.get_ref().drain();
+                ready.clear_ready();
+            }
+            Err(_) => return,
+        }
+        while let Some(event) = inbox.take() {
+            let stream = match &event {
+                Event::Placed { stream, .. }
+                | Event::ChunkFailed { stream, .. }
+                | Event::ChunkDigest { stream, .. }
+                | Event::Released { stream, .. }
+                | Event::Pack { stream, .. }
+                | Event::Dead { stream, .. } => *stream,
+            };
+            if let Some(route) = ctx.routes.borrow().get(&stream) {
+                let _ = route.send(event); // a session that has ended does not care
+            }
+        }
+    }
+}
+
+/// The key by which unauthenticated connections are counted: an IPv4 address or an IPv6 /64.
+fn source_key(addr: IpAddr) -> IpAddr {
+    match addr {
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => IpAddr::V4(v4),
+            None => {
+                let mut octets = v6.octets();
+                octets[8..].fill(0);
+                IpAddr::from(octets)
+            }
+        },
+        v4 => v4,
+    }
+}
+
+async fn accept_all(ctx: Rc<Ctx>, listener: TcpListener) {
+    let mut stopping = ctx.stopping.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.changed() => return,
+        };
+        let (socket, peer) = match accepted {
+            Ok(done) => done,
+            Err(error) => {
+                // Out of descriptors, mostly: pause rather than spin.
+                tracing::warn!(%error, "accept failed");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let key = source_key(peer.ip());
+        {
+            let mut counts = ctx.unauthenticated.borrow_mut();
+            let total: usize = counts.values().sum();
+            let count = counts.entry(key).or_insert(0);
+            if *count >= UNAUTHENTICATED_PER_SOURCE || total >= UNAUTHENTICATED_TOTAL {
+                continue; // dropped without a word: it has not earned one
+            }
+            *count += 1;
+        }
+        let ctx = ctx.clone();
+        tokio::task::spawn_local(async move {
+            session::accept(ctx.clone(), socket, peer).await;
+            let mut counts = ctx.unauthenticated.borrow_mut();
+            if let Some(count) = counts.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    counts.remove(&key);
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv6_neighbours_count_as_one_and_mapped_addresses_as_ipv4() {
+        let key = |text: &str| source_key(text.parse().unwrap());
+        assert_eq!(key("2001:db8::1"), key("2001:db8::ffff"));
+        assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+    }
+
+    #[test]
+    fn tickets_open_once_and_expire() {
+        let mut tickets = Tickets::default();
+        let spec = SourceSpec { base: "/".into(), roots: vec![], recursive: true, encrypt: None };
+        let grant = |ttl_secs| Grant { principal: "p".into(), access: Access::Read(spec.clone()), ttl_secs };
+        let ticket = tickets.issue(grant(60), AgentId([1; 16]), vec![]).unwrap();
+        assert!(tickets.key_of(ticket.id).is_some() && !tickets.allows_plain(ticket.id));
+        assert!(tickets.spend(ticket.id).is_some());
+        assert!(tickets.spend(ticket.id).is_none() && tickets.key_of(ticket.id).is_none());
+        let stale = tickets.issue(grant(0), AgentId([1; 16]), vec![]).unwrap();
+        assert!(tickets.key_of(stale.id).is_none());
+    }
+}

@@ -1,0 +1,291 @@
+//! The end of a transfer: symlinks, then directories from the bottom up, the journal's last record, the report.
+
+use super::files::{is_directory, verify_word};
+use super::run::{News, Run};
+use crate::disk::{self, Meta, Replace, Root, TreeLock, finish_directory, make_symlink};
+use crate::engine::error::{Class, TransferError};
+use crate::engine::source::{disk_error, worker_totals};
+use crate::engine::spec::{Ends, Latency, Report, Verdict, Verify};
+use crate::ids::TransferId;
+use crate::journal::{Ended, Record};
+use crate::manifest::{EntryKind, Segment};
+use crate::wire::control::{Message, SourceStats};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long a source may take for its counters.
+const STATS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Failures told to the other end: what fits a control frame with room to spare.
+const FAILURES_TOLD: usize = 30;
+
+/// A name whose finish failed.
+type Failed = (crate::relpath::RelPath, disk::DiskError);
+
+impl Run<'_> {
+    /// After the last file: everything that is left, and the verdict.
+    pub(super) async fn finish(
+        &mut self,
+        lock: &mut Option<TreeLock>,
+        news: &mut mpsc::Receiver<News>,
+    ) -> Result<Report, TransferError> {
+        for (path, error) in self.symlinks_and_directories().await {
+            let error = disk_error(&error);
+            self.fail(&path, error.class, error.what);
+        }
+        self.statistics(news).await;
+        let verdict = self.verdict();
+        if let Some(journal) = self.journal.as_mut() {
+            journal.record(Record::End(match verdict {
+                Verdict::Durable => Ended::Durable,
+                Verdict::Verified => Ended::Verified,
+                Verdict::Partial => Ended::Partial,
+                Verdict::Failed | Verdict::Planned => Ended::Failed,
+            }));
+            let written = journal.append_and_sync().await;
+            written.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
+        }
+        let whole = matches!(verdict, Verdict::Durable | Verdict::Verified);
+        // A transfer that is not whole keeps its journal: the next run goes on from there.
+        if whole && let Some(lock) = lock.take() {
+            if let Some(journal) = self.journal.take() {
+                journal.close().await;
+            }
+            let removed = self.ctx.pool.run(move || lock.finish()).await;
+            if let Err(error) = removed {
+                self.carry.notes.insert(format!("the journal could not be removed: {error}"));
+            }
+        }
+        let report = self.report(verdict);
+        let mut told = report.clone();
+        told.failures.truncate(FAILURES_TOLD);
+        told.notes.truncate(FAILURES_TOLD);
+        let body = serde_json::to_vec(&told).expect("a report always becomes JSON");
+        let _ = self.peers[0].out.send(Message::Verdict(body));
+        self.peers.iter().skip(1).for_each(|peer| drop(peer.out.send(Message::Bye)));
+        self.good_bye(news).await;
+        Ok(report)
+    }
+
+    /// Waits until the source has said Bye, so that the verdict is not cut off by the closing of the socket.
+    async fn good_bye(&mut self, news: &mut mpsc::Receiver<News>) {
+        let bye = async {
+            while let Some(news) = news.recv().await {
+                if matches!(news, News::Message(0, Ok(Message::Bye) | Err(_))) {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(STATS_TIMEOUT, bye).await;
+    }
+
+    async fn symlinks_and_directories(&mut self) -> Vec<Failed> {
+        let last = self.dirs.0.finish();
+        self.dirs.1.extend(last);
+        let last = self.links_later.0.finish();
+        self.links_later.1.extend(last);
+        let (dirs, links) = (std::mem::take(&mut self.dirs.1), std::mem::take(&mut self.links_later.1));
+        let (root, placement, id, replace) = (self.root.clone(), self.placement.clone(), self.id, self.replace());
+        let preserve = self.spec.options.preserve;
+        self.ctx
+            .pool
+            .run(move || {
+                let mut failed = Vec::new();
+                let place = |entry: &crate::manifest::Entry| {
+                    placement.prefixes.get(usize::from(entry.root)).and_then(|p| p.join(entry.path.as_bytes()).ok())
+                };
+                for segment in links.iter().filter_map(|bytes| Segment::decode(bytes).ok()) {
+                    for entry in segment.entries {
+                        let (Some(path), EntryKind::Symlink { target }) = (place(&entry), &entry.kind) else { continue };
+                        let mtime = preserve.times.then_some(entry.mtime);
+                        if let Err(error) = link(&root, &path, target, &id, mtime, replace) {
+                            failed.push((path, error));
+                        }
+                    }
+                }
+                // Children before parents: a parent's time would change when a child's is set.
+                for segment in dirs.iter().rev().filter_map(|bytes| Segment::decode(bytes).ok()) {
+                    for entry in segment.entries.iter().rev() {
+                        let Some(path) = place(entry) else { continue };
+                        let meta = Meta {
+                            mode: preserve.mode.then_some(entry.mode),
+                            special: preserve.special,
+                            mtime: preserve.times.then_some(entry.mtime),
+                        };
+                        // The home directory still holds our state, whose removal changes its time: see `touch_home`.
+                        if let Err(error) = finish_directory(&root, &path, &meta) {
+                            failed.push((path, error));
+                        }
+                    }
+                }
+                failed
+            })
+            .await
+    }
+
+    async fn statistics(&mut self, news: &mut mpsc::Receiver<News>) {
+        self.peers.iter().for_each(|peer| drop(peer.out.send(Message::StatsRequest)));
+        let all = async {
+            while self.peers.iter().any(|peer| peer.stats.is_none()) {
+                match news.recv().await {
+                    Some(News::Message(peer, Ok(Message::Stats(stats)))) => {
+                        if let Some(peer) = self.peers.get_mut(peer) {
+                            peer.stats = Some(stats);
+                        }
+                    }
+                    Some(News::Message(peer, Err(_))) => {
+                        if let Some(peer) = self.peers.get_mut(peer) {
+                            peer.stats = Some(SourceStats::default());
+                        }
+                    }
+                    Some(_) => {}
+                    None => return,
+                }
+            }
+        };
+        let _ = tokio::time::timeout(STATS_TIMEOUT, all).await;
+        for peer in &self.peers {
+            let Some(stats) = &peer.stats else { continue };
+            self.carry.sent += stats.sent_bytes;
+            self.carry.source_cpu_ns += stats.cpu_ns;
+            self.carry.waits.source_send += stats.send_wait_ns;
+            self.carry.waits.source_read += stats.read_wait_ns;
+            self.carry.waits.source_idle += stats.idle_ns;
+            let notes = stats.notes.iter().take(FAILURES_TOLD);
+            self.carry.notes.extend(notes.map(|n| format!("source: {}", crate::engine::source::escape_text(n))));
+        }
+    }
+
+    fn verdict(&self) -> Verdict {
+        if self.spec.options.dry_run {
+            return Verdict::Planned;
+        }
+        match (self.counts.failed, self.counts.files_done + self.counts.skipped_files, self.spec.options.verify) {
+            (0, _, Verify::Wire) => Verdict::Durable,
+            (0, _, Verify::Disk) => Verdict::Verified,
+            (_, 0, _) => Verdict::Failed,
+            _ => Verdict::Partial,
+        }
+    }
+
+    fn report(&mut self, verdict: Verdict) -> Report {
+        let totals = self.peers.iter().map(|p| p.links.totals()).fold((0, 0, 0, 0), |sum, t| {
+            (sum.0 + t.payload, sum.1 + t.wasted, sum.2 + t.idle, sum.3)
+        });
+        let lost: u64 = self.peers.iter().map(|p| p.links.lost).sum();
+        let duration = self.carry.began.elapsed().as_nanos() as u64;
+        let (limiter, shares) = self.limiter(totals.2);
+        let one_process = self.peers[0].process == u64::from(std::process::id()) && self.offer.agent == self.ctx.config.agent;
+        let latency = &self.carry.latency;
+        let single = (self.carry.files == 1 && self.counts.total_files == 1).then(|| self.expected_seen.clone()).flatten();
+        let first_error = (self.counts.failed > 0).then(|| self.failures.first().cloned()).flatten();
+        let mut notes: Vec<String> = self.carry.notes.iter().cloned().collect();
+        notes.extend(self.peers.iter().flat_map(|p| p.links.notes.iter().cloned()));
+        if !self.encrypted {
+            notes.push("payload was not encrypted".to_owned());
+        }
+        if !self.durable_storage {
+            notes.push("the destination is in memory: nothing there survives a power cut".to_owned());
+        }
+        notes.dedup();
+        Report {
+            transfer: Some(self.id),
+            session: Some(self.session),
+            verdict,
+            bytes: self.carry.bytes,
+            files: self.carry.files,
+            directories: self.counts.directories,
+            symlinks: self.counts.symlinks,
+            skipped_files: self.counts.skipped_files,
+            skipped_bytes: self.counts.skipped_bytes,
+            resumed_bytes: self.counts.resumed_bytes,
+            hole_bytes: self.counts.hole_bytes,
+            received_bytes: self.carry.received + totals.0,
+            sent_bytes: self.carry.sent,
+            resent_bytes: self.carry.wasted + totals.1,
+            failed_chunks: self.carry.failed_chunks,
+            duration_ns: duration,
+            bits_per_second: (u128::from(self.carry.bytes) * 8_000_000_000 / u128::from(duration.max(1))) as u64,
+            streams: self.streams,
+            reconnects: self.carry.reconnects + lost,
+            encrypted: self.encrypted,
+            verify: self.spec.options.verify,
+            verified: matches!(verdict, Verdict::Durable | Verdict::Verified),
+            durable: self.durable_storage,
+            engine: Ends { source: self.peers[0].engine.clone(), destination: self.ctx.engine.engine.to_owned() },
+            io: Ends {
+                source: self.peers[0].stats.as_ref().map(|s| s.io.clone()).unwrap_or_default(),
+                destination: self.how.iter().cloned().collect::<Vec<_>>().join(", "),
+            },
+            profile: if self.near { "default (near)" } else { "default (far)" }.to_owned(),
+            limiter,
+            limiter_shares: shares,
+            cpu_ns: Ends {
+                source: if one_process { 0 } else { self.carry.source_cpu_ns },
+                destination: crate::sys::process_cpu_time_ns() - self.carry.cpu_ns,
+            },
+            chunk_latency_ns: Latency {
+                p50: latency.value_at_quantile(0.5),
+                p99: latency.value_at_quantile(0.99),
+                max: latency.max(),
+            },
+            digest: single.as_ref().map(|(digest, _)| *digest),
+            checksums: single.map(|(_, checksums)| checksums).unwrap_or_default(),
+            failures: self.failures.clone(),
+            failed_files: self.counts.failed,
+            special_files: self.counts.special,
+            notes,
+            error_class: first_error.as_ref().map(|f| f.class.clone()),
+            error: first_error.map(|f| format!("{}: {} ({})", f.path, f.reason, verify_word(self.spec.options.verify))),
+        }
+    }
+
+    /// What held the transfer back, in shares of the streams' and workers' time. A first model: the states are what the
+    /// workers see, so a slow network and a slow receiver both show as waiting to send.
+    fn limiter(&self, destination_idle: u64) -> (String, BTreeMap<String, f64>) {
+        let waits = &self.carry.waits;
+        let (busy, _) = worker_totals(self.ctx);
+        let busy = busy.saturating_sub(self.carry.worker_ns.0);
+        let source_busy: u64 = self.peers.iter().filter_map(|p| p.stats.as_ref()).map(|s| s.busy_ns).sum();
+        let workers = self.ctx.workers.len().max(1) as u64;
+        let streams = u64::from(self.streams.max(1));
+        let wall = self.carry.began.elapsed().as_nanos() as u64;
+        let mut shares = BTreeMap::new();
+        let mut put = |name: &str, ns: u64, of: u64| {
+            let share = (ns as f64 / of.max(1) as f64).clamp(0.0, 1.0);
+            shares.insert(name.to_owned(), (share * 1000.0).round() / 1000.0);
+        };
+        put("destination cpu", busy / workers, wall);
+        put("source cpu", source_busy / workers, wall);
+        put("destination disk", waits.commit, wall);
+        put("source disk", waits.source_read / streams, wall);
+        // Waiting to send while the destination's CPU is not the reason: the network.
+        let sending = waits.source_send / streams;
+        put("network", sending.saturating_sub(busy / workers), wall);
+        put("waiting for data", destination_idle / streams, wall);
+        let capped = self.spec.options.rate.is_some_and(|rate| {
+            let got = u128::from(self.carry.received) * 8_000_000_000 / u128::from(wall.max(1));
+            got * 10 >= u128::from(rate) * 8
+        });
+        if capped {
+            put("configured cap", wall, wall);
+        }
+        let top = shares.iter().max_by(|a, b| a.1.total_cmp(b.1)).map(|(name, _)| name.clone());
+        (top.unwrap_or_default(), shares)
+    }
+}
+
+fn link(
+    root: &Root,
+    path: &crate::relpath::RelPath,
+    target: &[u8],
+    id: &TransferId,
+    mtime: Option<crate::manifest::Mtime>,
+    replace: Replace,
+) -> Result<(), disk::DiskError> {
+    if is_directory(&disk::existing(root, path)?) {
+        return Err(disk::DiskError::Exists { path: path.clone() });
+    }
+    make_symlink(root, path, target, id, mtime, replace).map(|_| ())
+}
+

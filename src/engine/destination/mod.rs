@@ -1,0 +1,443 @@
+//! The destination's end of a transfer: it drives. It opens a session (or takes one that a source opened), locks the
+//! destination, reads its journal, and asks for what is missing until nothing is.
+//!
+//! A session that is lost is no state to be saved: what is durable is in the journal, and a new session begins from
+//! there. So there is one way back from every accident, and it is used all the time.
+
+mod files;
+mod finish;
+mod prepare;
+mod run;
+
+use super::backoff::Backoff;
+use super::commit::{Journal, open_journal_file};
+use super::coordinator::{Ctx, Entry, unix_now};
+use super::error::{Class, TransferError};
+use super::handle::TicketSource;
+use super::session::{self, Joined, NEAR_RTT_US, Opened};
+use super::source::{disk_error, escape_text, host_identity, interrupted, socket_options, tell_error};
+use super::spec::{DestinationSpec, Report, Ticket, Verdict};
+use crate::digest;
+use crate::disk::{self, Existing, Root, TreeLock};
+use crate::ids::{Epoch, PathKey, TransferId};
+use crate::journal::{Header, Record, Writer, recover};
+use crate::relpath::RelPath;
+use crate::wire::control::{Accept, Message, Offer};
+use hdrhistogram::Histogram;
+use std::collections::{BTreeSet, HashSet};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+pub use super::source::report_of as failed_report;
+
+/// How long a source may take to offer its roots.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The destination's path for lists and logs, escaped.
+pub fn describe(spec: &DestinationSpec) -> String {
+    spec.path.to_string()
+}
+
+/// What a transfer keeps from session to session of one run of the command.
+pub(super) struct Carry {
+    pub began: Instant,
+    pub cpu_ns: u64,
+    pub worker_ns: (u64, u64),
+    pub received: u64,
+    pub wasted: u64,
+    pub sent: u64,
+    pub source_cpu_ns: u64,
+    pub failed_chunks: u64,
+    pub reconnects: u64,
+    pub bytes: u64,
+    pub files: u64,
+    pub published: HashSet<PathKey>,
+    pub latency: Histogram<u64>,
+    pub notes: BTreeSet<String>,
+    /// Waits of dead sessions' streams, ns: for the network, for the disk.
+    pub waits: Waits,
+}
+
+/// Where time went, ns over all streams.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Waits {
+    pub source_send: u64,
+    pub source_read: u64,
+    pub source_idle: u64,
+    pub destination_idle: u64,
+    /// Time in which claims were held back because too much waited for the disk.
+    pub commit: u64,
+}
+
+impl Carry {
+    fn new(ctx: &Ctx) -> Self {
+        Self {
+            began: Instant::now(),
+            cpu_ns: crate::sys::process_cpu_time_ns(),
+            worker_ns: super::source::worker_totals(ctx),
+            received: 0,
+            wasted: 0,
+            sent: 0,
+            source_cpu_ns: 0,
+            failed_chunks: 0,
+            reconnects: 0,
+            bytes: 0,
+            files: 0,
+            published: HashSet::new(),
+            // Three digits from 1 µs to an hour.
+            latency: Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("bounds are constants"),
+            notes: BTreeSet::new(),
+            waits: Waits::default(),
+        }
+    }
+
+    /// A report of how far it came, for a run that ends with an error.
+    fn failed(&self, error: &TransferError, streams: u16) -> Report {
+        let mut report = failed_report(error);
+        if self.files > 0 {
+            report.verdict = Verdict::Partial;
+        }
+        (report.bytes, report.files) = (self.bytes, self.files);
+        (report.received_bytes, report.sent_bytes, report.resent_bytes) = (self.received, self.sent, self.wasted);
+        (report.failed_chunks, report.reconnects) = (self.failed_chunks, self.reconnects);
+        report.duration_ns = self.began.elapsed().as_nanos() as u64;
+        report.streams = streams;
+        report.notes = self.notes.iter().cloned().collect();
+        report
+    }
+}
+
+/// Somebody pushes to us: the session is open, the transfer lasts as long as it does.
+pub async fn receive(ctx: &Rc<Ctx>, spec: DestinationSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
+    let mut carry = Carry::new(ctx);
+    let streams = opened.streams;
+    match one_session(ctx, &spec, opened, &[], &mut carry, entry).await {
+        Ok(report) => report,
+        Err(error) => carry.failed(&error, streams),
+    }
+}
+
+/// We pull: dial, and dial again with a new ticket while that may help.
+pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn TicketSource>>, entry: &Rc<Entry>) -> Report {
+    let mut carry = Carry::new(ctx);
+    let mut backoff = Backoff::new(ctx.config.retry_for);
+    let mut cancel = entry.cancel.subscribe();
+    let mut stopping = ctx.stopping.clone();
+    let Some((primary, others)) = from.split_first() else {
+        return failed_report(&TransferError::new(Class::Permanent, "no source was named"));
+    };
+    loop {
+        let before = carry.received;
+        let attempt = async {
+            let ticket = primary.ticket().await?;
+            let opened = dial(ctx, &spec, &ticket).await?;
+            (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
+            let streams = opened.streams;
+            one_session(ctx, &spec, opened, others, &mut carry, entry).await.map_err(|error| (error, streams).0)
+        };
+        // The session itself watches for cancel, so that it can checkpoint; a dial in progress is just dropped.
+        let error = match attempt.await {
+            Ok(report) => return report,
+            Err(error) => error,
+        };
+        if carry.received > before {
+            backoff.worked();
+        }
+        if *cancel.borrow() || *stopping.borrow() {
+            return carry.failed(&interrupted(), 0);
+        }
+        let again = matches!(error.class, Class::Reconnect | Class::Retry);
+        let pause = tokio::select! {
+            again = backoff.pause(&error, &mut cancel), if again => again,
+            _ = stopping.wait_for(|s| *s), if again => false,
+            else => false,
+        };
+        if !pause {
+            return carry.failed(&error, 0);
+        }
+        carry.reconnects += 1;
+    }
+}
+
+/// We pull from ourselves: one ticket, one session.
+pub async fn pull_with(ctx: &Rc<Ctx>, spec: DestinationSpec, ticket: Ticket, entry: &Rc<Entry>) -> Report {
+    let mut carry = Carry::new(ctx);
+    let session = async {
+        let opened = dial(ctx, &spec, &ticket).await?;
+        one_session(ctx, &spec, opened, &[], &mut carry, entry).await
+    };
+    match session.await {
+        Ok(report) => report,
+        Err(error) => carry.failed(&error, 0),
+    }
+}
+
+async fn dial(ctx: &Rc<Ctx>, spec: &DestinationSpec, ticket: &Ticket) -> Result<Opened, TransferError> {
+    let options = &spec.options;
+    session::open(ctx, ticket, options.streams, options.encrypt == Some(false), &socket_options(options)).await
+}
+
+/// Where things go, decided once the offer is there.
+#[derive(Debug, Clone)]
+pub(super) struct Placement {
+    /// For each offered root, its place below the destination's root.
+    pub prefixes: Vec<RelPath>,
+    /// The directory whose `.longhaul` holds journal and lock.
+    pub home: RelPath,
+    /// What the lock covers.
+    pub covers: RelPath,
+    /// A directory to make before anything else, if it is not there.
+    pub make: Option<RelPath>,
+}
+
+fn place(spec: &DestinationSpec, offer: &Offer, root: &Root) -> Result<(Placement, RelPath), TransferError> {
+    let path = root.canonical(&spec.path).map_err(|error| disk_error(&error))?;
+    let there = disk::existing(root, &path).map_err(|error| disk_error(&error))?;
+    let single = offer.roots.len() == 1;
+    if spec.becomes && !single {
+        return Err(TransferError::new(Class::Permanent, "several sources need a directory to go into: end DST with a slash"));
+    }
+    let parent_is_there = |path: &RelPath| -> Result<RelPath, TransferError> {
+        let (parent, _) = path.split_last().unwrap_or_default();
+        match disk::existing(root, &parent).map_err(|error| disk_error(&error))? {
+            Existing::Dir(_) => Ok(parent),
+            Existing::None => Err(TransferError::new(Class::NotFound, "the directory for it does not exist; make it first").at(&parent)),
+            _ => Err(TransferError::new(Class::Permanent, "is not a directory").at(&parent)),
+        }
+    };
+    if spec.becomes && !offer.roots[0].directory {
+        if path.is_root() || matches!(there, Existing::Dir(_)) {
+            let what = "is a directory: name the file, or end DST with a slash to put it below";
+            return Err(TransferError::new(Class::Permanent, what).at(&path));
+        }
+        let home = parent_is_there(&path)?;
+        return Ok((Placement { prefixes: vec![path.clone()], home, covers: path.clone(), make: None }, path));
+    }
+    match there {
+        Existing::Dir(_) => {}
+        Existing::None => drop(parent_is_there(&path)?),
+        _ => {
+            let what = "exists and is not a directory; move it away or name another DST";
+            return Err(TransferError::new(Class::Permanent, what).at(&path));
+        }
+    }
+    let mut prefixes = Vec::new();
+    let mut names = HashSet::new();
+    for offered in &offer.roots {
+        if spec.becomes {
+            prefixes.push(path.clone());
+            continue;
+        }
+        let name = hex::decode(&offered.name).unwrap_or_default();
+        let bad = || TransferError::new(Class::Permanent, "the source offers a name that no file can have");
+        let prefix = if name.is_empty() { path.clone() } else { path.join(&name).map_err(|_| bad())? };
+        if name.contains(&b'/') || !names.insert(name) {
+            return Err(TransferError::new(Class::Permanent, "two sources have one name: copy them into different directories"));
+        }
+        prefixes.push(prefix);
+    }
+    // One file below a directory locks only itself, so that many can arrive in one directory at once.
+    let covers = if single && !offer.roots[0].directory { prefixes[0].clone() } else { path.clone() };
+    Ok((Placement { prefixes, home: path.clone(), covers, make: Some(path.clone()) }, path))
+}
+
+/// The same for every resume: source identity, canonical source roots, destination root and path.
+fn transfer_id(offer: &Offer, base: &Path, path: &RelPath, becomes: bool) -> TransferId {
+    let mut text = Vec::new();
+    text.extend_from_slice(&offer.agent.0);
+    for root in &offer.roots {
+        text.extend_from_slice(root.path.as_bytes());
+        text.push(0);
+    }
+    text.extend_from_slice(base.as_os_str().as_encoded_bytes());
+    text.push(0);
+    text.extend_from_slice(path.as_bytes());
+    text.push(u8::from(becomes));
+    TransferId(digest::of(&text).0)
+}
+
+/// Lock, journal and places of a transfer.
+struct Ready {
+    root: Root,
+    placement: Placement,
+    id: TransferId,
+    lock: Option<TreeLock>,
+    journal: Option<(std::fs::File, u64, Writer, crate::journal::Checkpoint)>,
+    volatile: bool,
+    notes: Vec<String>,
+}
+
+/// Blocking: opens the destination, takes the lock, reads the journal.
+fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferError> {
+    let open = || {
+        if spec.base == Path::new("/") { Root::open_following(&spec.base) } else { Root::open(&spec.base) }
+    };
+    let root = open().map_err(|error| TransferError::new(Class::Permanent, format!("the destination's root: {error}")))?;
+    let (placement, path) = place(spec, offer, &root)?;
+    let id = transfer_id(offer, &spec.base, &path, spec.becomes);
+    let fail = |error: disk::DiskError| disk_error(&error);
+    same_place(offer, &root, &placement)?;
+    if spec.options.dry_run {
+        return Ok(Ready { root, placement, id, lock: None, journal: None, volatile: false, notes: Vec::new() });
+    }
+    if let Some(dir) = &placement.make
+        && !dir.is_root()
+    {
+        root.make_dir(dir).map_err(fail)?;
+    }
+    let lock = TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1))
+        .map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
+    let (file, bytes) = open_journal_file(&lock).map_err(fail)?;
+    let mut notes: Vec<String> = lock.note().into_iter().collect();
+    let recovered = recover(&bytes).map_err(|error| {
+        let what = format!("the journal is damaged ({error}); `longhaul journal` shows it, `longhaul clean` removes it");
+        TransferError::new(Class::Permanent, what)
+    })?;
+    if recovered.dropped > 0 {
+        notes.push(format!("{} bytes of a torn journal record were dropped", recovered.dropped));
+    }
+    let (checkpoint, len, writer) = match Writer::resume(&recovered) {
+        Some(writer) => (recovered.checkpoint, recovered.len, writer),
+        None => {
+            let source: Vec<String> =
+                offer.roots.iter().take(4).map(|r| crate::relpath::escape(&hex::decode(&r.path).unwrap_or_default())).collect();
+            let header = Header {
+                transfer: id,
+                agent: offer.agent,
+                epoch: Epoch(0),
+                created: unix_now(),
+                source: source.join(" "),
+                destination: path.clone(),
+            };
+            let mut checkpoint = crate::journal::Checkpoint::default();
+            // The writer puts the header before the first record; the checkpoint has it from the start.
+            checkpoint.apply(&Record::Header(header.clone())).expect("a header is the first record");
+            (checkpoint, 0, Writer::create(header))
+        }
+    };
+    let volatile = root.open_dir(&placement.home).is_ok_and(|dir| disk::FsKind::of(dir.as_fd()).is_ok_and(|kind| kind.is_volatile()));
+    file.set_len(len).map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
+    lock.sync_dir().map_err(fail)?;
+    Ok(Ready { root, placement, id, lock: Some(lock), journal: Some((file, len, writer, checkpoint)), volatile, notes })
+}
+
+/// A copy onto itself: the same object on the same host, through whatever names.
+fn same_place(offer: &Offer, root: &Root, placement: &Placement) -> Result<(), TransferError> {
+    let host = host_identity();
+    for (offered, prefix) in offer.roots.iter().zip(&placement.prefixes) {
+        if offered.host != host {
+            continue;
+        }
+        let object = match disk::existing(root, prefix) {
+            Ok(Existing::Dir(stat) | Existing::File { stat, .. }) => (stat.dev, stat.ino),
+            _ => continue,
+        };
+        if object == offered.object {
+            let what = "source and destination are the same object (a hard link, bind mount or symlink): nothing was touched";
+            return Err(TransferError::new(Class::Permanent, what).at(prefix));
+        }
+    }
+    Ok(())
+}
+
+async fn offered(channel: &mut super::channel::Channel) -> Result<Offer, TransferError> {
+    match tokio::time::timeout(OFFER_TIMEOUT, channel.recv()).await {
+        Ok(Ok(Message::Offer(offer))) => Ok(offer),
+        Ok(Ok(Message::Error(error))) => {
+            let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
+            Err(TransferError::new(class, escape_text(&error.what)))
+        }
+        Ok(Ok(_)) => Err(TransferError::new(Class::Permanent, "the source did not begin with its offer")),
+        Ok(Err(fault)) => Err(TransferError::new(Class::Reconnect, format!("the control connection ended: {fault}"))),
+        Err(_) => Err(TransferError::new(Class::Retry, "the source did not offer anything in time")),
+    }
+}
+
+fn accept_message(ctx: &Ctx, spec: &DestinationSpec, id: TransferId, epoch: Epoch, streams: u16, credit: u32) -> Message {
+    let options = &spec.options;
+    let io = match options.io {
+        super::spec::IoChoice::Auto => "auto",
+        super::spec::IoChoice::Buffered => "buffered",
+        super::spec::IoChoice::DontCache => "dontcache",
+        super::spec::IoChoice::Direct => "direct",
+    };
+    Message::Accept(Accept {
+        transfer: id,
+        epoch,
+        block: options.block.min(ctx.config.block),
+        rate: options.rate,
+        congestion: options.congestion.clone(),
+        window: options.window,
+        io: io.to_owned(),
+        credit,
+        streams,
+    })
+}
+
+/// One session, from its offer to a report, or to the error that ended it. Whatever happens, the lock is released and
+/// the journal closed when this returns.
+async fn one_session(
+    ctx: &Rc<Ctx>,
+    spec: &DestinationSpec,
+    opened: Opened,
+    others: &[Arc<dyn TicketSource>],
+    carry: &mut Carry,
+    entry: &Rc<Entry>,
+) -> Result<Report, TransferError> {
+    let Opened { id: session, control, streams, encrypted, rtt_us, source, joining, .. } = opened;
+    let Joined { socket, sealer, opener, notes, .. } = control;
+    carry.notes.extend(notes);
+    let socket = tokio::net::TcpStream::from_std(socket)
+        .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+    let mut channel = super::channel::Channel::open(socket, sealer, opener);
+    let offer = offered(&mut channel).await?;
+    let ready = {
+        let (spec, offer) = (spec.clone(), offer.clone());
+        ctx.pool.run(move || make_ready(&spec, &offer)).await
+    };
+    let mut ready = match ready {
+        Ok(ready) => ready,
+        Err(error) => {
+            tell_error(channel, &error).await;
+            return Err(error);
+        }
+    };
+    carry.notes.extend(ready.notes.drain(..));
+    entry.status.borrow_mut().transfer = Some(ready.id);
+    let mut epoch = Epoch(1);
+    let mut journal = None;
+    if let Some((file, len, writer, checkpoint)) = ready.journal.take() {
+        epoch = Epoch(checkpoint.epoch.0 + 1);
+        let mut open = Journal::new(&ctx.commit, &ctx.pool, file, len, writer, checkpoint);
+        open.record(Record::Epoch(epoch));
+        // Durable before use: the source drops streams of a lower epoch.
+        open.append_and_sync().await.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
+        journal = Some(open);
+    }
+    channel.send(accept_message(ctx, spec, ready.id, epoch, streams, crate::limits::SEGMENT_CREDIT));
+    let begun = run::Begun {
+        spec,
+        others,
+        offer,
+        session,
+        streams,
+        encrypted,
+        near: rtt_us < NEAR_RTT_US,
+        source,
+        joining,
+        channel,
+        root: Arc::new(ready.root),
+        placement: Arc::new(ready.placement),
+        id: ready.id,
+        lock: ready.lock,
+        journal,
+        volatile: ready.volatile,
+    };
+    run::run(ctx, begun, carry, entry).await
+}
+
+/// Keeps the segment builder's bound in sight of the credit: what may be on its way before a byte of data is asked for.
+const _: () = assert!(crate::limits::SEGMENT_CREDIT as usize * crate::limits::SEGMENT_MAX_BYTES <= 2 << 20);

@@ -1,0 +1,615 @@
+//! One session of a destination: the loop. What happens is in `files`, how it ends in `finish`.
+
+use super::prepare::{Looked, look};
+use super::{Carry, Placement};
+use crate::engine::channel::Channel;
+use crate::engine::claims::ClaimTable;
+use crate::engine::commit::{Batch, Durable, Journal, JournalFailure, PlacedChunks, commit_batch};
+use crate::engine::coordinator::{Ctx, Entry};
+use crate::engine::error::{Class, TransferError};
+use crate::engine::handle::TicketSource;
+use crate::engine::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, StreamSource};
+use crate::engine::source::{escape_text, interrupted, socket_options, tell_error};
+use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Report};
+use crate::engine::worker::{Event, Extra, Fault, StreamKey};
+use crate::disk::{PartFile, Replace, Root, SmallFile, TreeLock};
+use crate::digest::Digest;
+use crate::ids::{Handle, SessionId, TransferId};
+use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
+use crate::manifest::{Segment, SegmentBuilder};
+use crate::wire::control::{Message, Offer, PeerError, Progress, SourceStats};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+use super::files::{OpenFile, Pack, Planned, Small};
+
+/// Files known and not finished above which the source waits with further segments: bounds memory.
+const AHEAD_FILES: usize = 8192;
+/// How often progress is told and streams are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
+const PROGRESS_DEADLINE: Duration = Duration::from_secs(45);
+/// Small files written and not yet committed, each an open descriptor.
+pub(super) const SMALL_OPEN_MAX: usize = 2048;
+/// So many make a commit worth while before its time.
+const SMALL_COMMIT: usize = 512;
+/// Failures listed in a report; all are counted.
+const FAILURES_MAX: usize = 1000;
+
+/// What a session begins with.
+pub(super) struct Begun<'a> {
+    pub spec: &'a DestinationSpec,
+    pub others: &'a [Arc<dyn TicketSource>],
+    pub offer: Offer,
+    pub session: SessionId,
+    pub streams: u16,
+    pub encrypted: bool,
+    pub near: bool,
+    pub source: StreamSource,
+    pub joining: mpsc::UnboundedReceiver<Joined>,
+    pub channel: Channel,
+    pub root: Arc<Root>,
+    pub placement: Arc<Placement>,
+    pub id: TransferId,
+    pub lock: Option<TreeLock>,
+    pub journal: Option<Journal>,
+    pub volatile: bool,
+}
+
+/// One source's session.
+pub(super) struct Peer {
+    pub links: Links,
+    pub out: mpsc::UnboundedSender<Message>,
+    pub engine: String,
+    pub stats: Option<SourceStats>,
+    /// Unanswered Seals and Binds.
+    pub process: u64,
+}
+
+/// What comes in from the sources.
+pub(super) enum News {
+    Message(usize, Result<Message, Fault>),
+    Joined(usize, Joined),
+    /// Another source's session is open.
+    Source(Box<(session::Opened, Channel, Offer)>),
+}
+
+/// A small file written, or why not, with its chunk digest.
+pub(super) type Written = (Handle, Result<SmallFile, crate::disk::DiskError>, Digest);
+
+/// What jobs report.
+pub(super) enum Done {
+    Looked(Vec<Looked>),
+    Part(Handle, Box<Result<super::files::OpenedPart, TransferError>>),
+    Proved(Handle, Result<Vec<Digest>, TransferError>),
+    Hashed(Handle, Result<crate::checksum::Sums, TransferError>),
+    Small(Vec<Written>),
+}
+
+/// A commit's journal and outcome; these stay on the coordinator's thread.
+pub(super) type Committed = (Journal, Result<Durable, JournalFailure>);
+
+/// Counters of this session's report.
+#[derive(Default)]
+pub(super) struct Counts {
+    pub total_bytes: u64,
+    pub total_files: u64,
+    pub directories: u64,
+    pub symlinks: u64,
+    pub special: u64,
+    pub skipped_files: u64,
+    pub skipped_bytes: u64,
+    pub resumed_bytes: u64,
+    pub hole_bytes: u64,
+    pub placed_bytes: u64,
+    pub files_done: u64,
+    pub failed: u64,
+}
+
+pub(super) struct Run<'a> {
+    pub ctx: &'a Rc<Ctx>,
+    pub spec: &'a DestinationSpec,
+    pub entry: &'a Rc<Entry>,
+    pub carry: &'a mut Carry,
+    pub offer: Offer,
+    pub session: SessionId,
+    pub encrypted: bool,
+    pub near: bool,
+    pub streams: u16,
+    pub id: TransferId,
+    pub root: Arc<Root>,
+    pub placement: Arc<Placement>,
+    pub peers: Vec<Peer>,
+    pub table: ClaimTable,
+    pub stream_peer: HashMap<StreamKey, usize>,
+    pub next_handle: u32,
+    pub files: HashMap<Handle, OpenFile>,
+    pub small: HashMap<Handle, Small>,
+    pub big_queue: VecDeque<Planned>,
+    pub small_queue: VecDeque<Planned>,
+    pub packs: HashMap<u32, Pack>,
+    pub next_pack: u32,
+    pub segments: VecDeque<Segment>,
+    pub looking: bool,
+    pub held_credit: u32,
+    pub segments_seen: u32,
+    pub manifest_end: Option<u32>,
+    pub dirs: (SegmentBuilder, Vec<Vec<u8>>),
+    pub links_later: (SegmentBuilder, Vec<Vec<u8>>),
+    pub seen: HashSet<crate::ids::PathKey>,
+    pub pending: Batch,
+    pub pending_bytes: u64,
+    pub committing_bytes: u64,
+    pub last_commit: Instant,
+    pub creating: usize,
+    pub sealing: usize,
+    pub binding: usize,
+    pub opening: usize,
+    pub journal: Option<Journal>,
+    pub done: mpsc::UnboundedSender<Done>,
+    pub committed: mpsc::UnboundedSender<Committed>,
+    pub relay: mpsc::Sender<News>,
+    pub failures: Vec<Failure>,
+    pub counts: Counts,
+    pub how: BTreeSet<String>,
+    pub held_back_since: Option<Instant>,
+    pub expected_seen: Option<(Digest, Vec<crate::engine::spec::Expected>)>,
+    pub durable_storage: bool,
+    /// The home directory's file system is memory.
+    pub volatile_home: bool,
+    /// What the journal says is durable.
+    pub journal_view: Option<Rc<std::cell::RefCell<crate::journal::Checkpoint>>>,
+}
+
+fn forward(index: usize, mut channel: Channel, tell: mpsc::Sender<News>) -> mpsc::UnboundedSender<Message> {
+    let out = channel.sender();
+    tokio::task::spawn_local(async move {
+        loop {
+            let message = channel.recv().await;
+            let last = message.is_err();
+            if tell.send(News::Message(index, message)).await.is_err() || last {
+                break;
+            }
+        }
+        // The sender that was handed out keeps the writer alive until the session lets go of it.
+        channel.finish(Duration::from_secs(2)).await;
+    });
+    out
+}
+
+fn forward_joins(index: usize, mut joining: mpsc::UnboundedReceiver<Joined>, tell: mpsc::Sender<News>) {
+    tokio::task::spawn_local(async move {
+        while let Some(joined) = joining.recv().await {
+            if tell.send(News::Joined(index, joined)).await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// Runs a session to its end. On an error everything that is placed is committed before the lock is let go.
+pub(super) async fn run(
+    ctx: &Rc<Ctx>,
+    begun: Begun<'_>,
+    carry: &mut Carry,
+    entry: &Rc<Entry>,
+) -> Result<Report, TransferError> {
+    let (tell, mut news) = mpsc::channel(64);
+    let (done, mut finished) = mpsc::unbounded_channel();
+    let (committed, mut commits) = mpsc::unbounded_channel();
+    let (events, mut happened) = mpsc::unbounded_channel();
+    let options = &begun.spec.options;
+    let extra = extra_of(options.checksums.iter().copied().chain(options.expect.iter().map(|e| e.kind)));
+    let mut sockets = socket_options(options);
+    sockets.pacing_bytes_per_sec = None; // the source paces; what we send are Wants
+    let config = |source, id, near| LinksConfig {
+        source,
+        id,
+        block: options.block.min(ctx.config.block),
+        extra,
+        options: sockets.clone(),
+        near,
+    };
+    let mut links = Links::new(ctx.clone(), config(begun.source, begun.session, begun.near), None, events.clone());
+    links.dial_all(begun.streams);
+    let out = forward(0, begun.channel, tell.clone());
+    forward_joins(0, begun.joining, tell.clone());
+    let peer = Peer { links, out, engine: begun.offer.engine.clone(), stats: None, process: begun.offer.process };
+    for other in begun.others {
+        dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
+    }
+    carry.notes.extend(begun.offer.notes.iter().map(|note| format!("source: {}", escape_text(note))));
+    let mut run = Run {
+        ctx,
+        spec: begun.spec,
+        entry,
+        carry,
+        offer: begun.offer,
+        session: begun.session,
+        encrypted: begun.encrypted,
+        near: begun.near,
+        streams: begun.streams,
+        id: begun.id,
+        root: begun.root,
+        placement: begun.placement,
+        peers: vec![peer],
+        table: ClaimTable::default(),
+        stream_peer: HashMap::new(),
+        next_handle: 1,
+        files: HashMap::new(),
+        small: HashMap::new(),
+        big_queue: VecDeque::new(),
+        small_queue: VecDeque::new(),
+        packs: HashMap::new(),
+        next_pack: 1,
+        segments: VecDeque::new(),
+        looking: false,
+        held_credit: 0,
+        segments_seen: 0,
+        manifest_end: None,
+        dirs: Default::default(),
+        links_later: Default::default(),
+        seen: HashSet::new(),
+        pending: Batch::default(),
+        pending_bytes: 0,
+        committing_bytes: 0,
+        last_commit: Instant::now(),
+        creating: 0,
+        sealing: 0,
+        binding: 0,
+        opening: 0,
+        journal_view: begun.journal.as_ref().map(|journal| journal.checkpoint.clone()),
+        volatile_home: begun.volatile,
+        journal: begun.journal,
+        done,
+        committed,
+        relay: tell.clone(),
+        failures: Vec::new(),
+        counts: Counts::default(),
+        how: BTreeSet::new(),
+        held_back_since: None,
+        expected_seen: None,
+        durable_storage: !begun.volatile,
+    };
+    let mut lock = begun.lock;
+    let result = run.drive(&mut news, &mut happened, &mut finished, &mut commits, &events, &config).await;
+    let result = match result {
+        Ok(()) => run.finish(&mut lock, &mut news).await,
+        Err(error) => {
+            run.checkpoint(&mut commits).await;
+            Err(error)
+        }
+    };
+    run.gather();
+    if let Err(error) = &result {
+        let told = PeerError { class: error.class.word().to_owned(), what: error.to_string() };
+        run.peers.iter().for_each(|peer| drop(peer.out.send(Message::Error(told.clone()))));
+    }
+    if let Some(journal) = run.journal.take() {
+        journal.close().await;
+    }
+    drop(lock);
+    result
+}
+
+/// Which per-chunk sums some checksums need.
+fn extra_of(kinds: impl Iterator<Item = ChecksumKind>) -> Extra {
+    kinds.fold(Extra::default(), |mut extra, kind| {
+        extra.crc32c |= kind == ChecksumKind::Crc32c;
+        extra.adler32 |= kind == ChecksumKind::Adler32;
+        extra
+    })
+}
+
+/// Opens a session with a further source of the same files, beside the transfer.
+fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn TicketSource>, tell: mpsc::Sender<News>) {
+    tokio::task::spawn_local(async move {
+        let open = async {
+            let ticket = source.ticket().await?;
+            let mut opened = super::dial(&ctx, &spec, &ticket).await?;
+            let control = opened.control.socket.try_clone().and_then(tokio::net::TcpStream::from_std);
+            let control = control.map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+            let plain = || crate::wire::crypt::FrameKey::plain();
+            let sealer = std::mem::replace(&mut opened.control.sealer, crate::wire::crypt::Sealer::new(plain()));
+            let opener = std::mem::replace(&mut opened.control.opener, crate::wire::crypt::Opener::new(plain()));
+            let mut channel = Channel::open(control, sealer, opener);
+            let offer = super::offered(&mut channel).await?;
+            Ok::<_, TransferError>((opened, channel, offer))
+        };
+        match open.await {
+            Ok(parts) => drop(tell.send(News::Source(Box::new(parts))).await),
+            Err(error) => tracing::warn!(source = source.peer(), %error, "a further source is not used"),
+        }
+    });
+}
+
+impl Run<'_> {
+    async fn drive(
+        &mut self,
+        news: &mut mpsc::Receiver<News>,
+        happened: &mut mpsc::UnboundedReceiver<Event>,
+        finished: &mut mpsc::UnboundedReceiver<Done>,
+        commits: &mut mpsc::UnboundedReceiver<Committed>,
+        events: &mpsc::UnboundedSender<Event>,
+        config: &impl Fn(StreamSource, SessionId, bool) -> LinksConfig,
+    ) -> Result<(), TransferError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut stopping = self.ctx.stopping.clone();
+        let mut cancel = self.entry.cancel.subscribe();
+        loop {
+            tokio::select! {
+                biased;
+                Some(event) = happened.recv() => {
+                    self.event(event)?;
+                    // What else has happened is taken in one go, before anything is asked for.
+                    while let Ok(event) = happened.try_recv() {
+                        self.event(event)?;
+                    }
+                }
+                Some(done) = finished.recv() => self.done(done)?,
+                Some((journal, outcome)) = commits.recv() => self.commit_ended(journal, outcome)?,
+                Some(news) = news.recv() => match news {
+                    News::Message(0, Ok(message)) => self.message(0, message)?,
+                    News::Message(peer, Ok(message)) => {
+                        if let Err(error) = self.message(peer, message) {
+                            self.drop_peer(peer, &error.to_string());
+                        }
+                    }
+                    News::Message(0, Err(fault)) => {
+                        let what = format!("the control connection ended: {fault}");
+                        return Err(TransferError::new(Class::Reconnect, what));
+                    }
+                    News::Message(peer, Err(fault)) => self.drop_peer(peer, &fault.to_string()),
+                    News::Joined(peer, joined) => self.joined(peer, joined),
+                    News::Source(parts) => {
+                        let (opened, channel, offer) = *parts;
+                        self.add_source(opened, channel, offer, events, config);
+                    }
+                },
+                _ = tick.tick() => self.tick(),
+                _ = stopping.wait_for(|s| *s) => return Err(interrupted()),
+                _ = cancel.wait_for(|c| *c) => return Err(interrupted()),
+            }
+            self.look_at_segments();
+            self.start_files();
+            self.refill();
+            self.commit_if_due();
+            self.give_credit();
+            if self.is_over() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.manifest_end == Some(self.segments_seen)
+            && self.segments.is_empty()
+            && !self.looking
+            && self.big_queue.is_empty()
+            && self.small_queue.is_empty()
+            && self.files.is_empty()
+            && self.small.is_empty()
+            && self.packs.is_empty()
+            && self.creating == 0
+            && self.pending.is_empty()
+            && self.committing_bytes == 0
+            && (self.journal.is_some() || self.spec.options.dry_run)
+    }
+
+    fn joined(&mut self, peer: usize, joined: Joined) {
+        match self.peers[peer].links.attach(joined) {
+            Ok(stream) => {
+                self.table.add_stream(stream, self.peers[peer].links.session);
+                self.stream_peer.insert(stream, peer);
+            }
+            Err(error) => tracing::warn!(%error, "a stream could not be attached"),
+        }
+    }
+
+    fn add_source(
+        &mut self,
+        opened: session::Opened,
+        channel: Channel,
+        offer: Offer,
+        events: &mpsc::UnboundedSender<Event>,
+        config: &impl Fn(StreamSource, SessionId, bool) -> LinksConfig,
+    ) {
+        // Without a known digest nobody could tell whose bytes are right.
+        let known = self.spec.options.expect.as_ref().is_some_and(|e| e.kind == ChecksumKind::Xxh3);
+        if !known || offer.roots.len() != self.offer.roots.len() {
+            let note = "a further source was not used: the file's digest is not known beforehand (--expect xxh3:HEX)";
+            self.carry.notes.insert(note.to_owned());
+            return;
+        }
+        channel.send(super::accept_message(self.ctx, self.spec, self.id, crate::ids::Epoch(1), opened.streams, 0));
+        let index = self.peers.len();
+        let near = opened.rtt_us < NEAR_RTT_US;
+        let session::Opened { id, streams, source, joining, .. } = opened;
+        let mut links = Links::new(self.ctx.clone(), config(source, id, near), None, events.clone());
+        links.dial_all(streams);
+        let out = forward(index, channel, self.relay.clone());
+        forward_joins(index, joining, self.relay.clone());
+        self.peers.push(Peer { links, out, engine: offer.engine, stats: None, process: offer.process });
+        self.bind_at(index);
+    }
+
+    fn drop_peer(&mut self, peer: usize, why: &str) {
+        self.carry.notes.insert(format!("a further source was lost: {why}"));
+        self.peers[peer].links.close();
+    }
+
+    /// Ends a stream's claims; where this end dials, it is dialled again.
+    pub(super) fn stream_dead(&mut self, stream: StreamKey, why: &Fault) {
+        self.table.remove_stream(stream);
+        if let Some(peer) = self.stream_peer.remove(&stream) {
+            self.peers[peer].links.dead(stream, why);
+        }
+        let lost: Vec<u32> = self.packs.iter().filter(|(_, pack)| pack.stream == stream).map(|(n, _)| *n).collect();
+        for number in lost {
+            if let Some(pack) = self.packs.remove(&number) {
+                self.requeue(pack);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = crate::engine::worker::now_ns();
+        let committing_long = self.committing_bytes > 0 && self.last_commit.elapsed() > Duration::from_secs(5);
+        let mut silent = Vec::new();
+        for (stream, peer) in &self.stream_peer {
+            let asked = self.table.held_by(*stream) > 0 || self.packs.values().any(|p| p.stream == *stream);
+            let Some(live) = self.peers[*peer].links.live.get(stream) else { continue };
+            let since = now.saturating_sub(live.stats.last_progress.load(std::sync::atomic::Ordering::Relaxed));
+            if asked && !committing_long && since > PROGRESS_DEADLINE.as_nanos() as u64 {
+                silent.push((*stream, *peer));
+            }
+        }
+        for (stream, peer) in silent {
+            self.carry.notes.insert("a stream that brought nothing for 45 s was replaced".to_owned());
+            self.peers[peer].links.cut(stream);
+        }
+        let streams = self.peers.iter().map(|p| p.links.live.len() as u16).sum();
+        let snapshot = crate::engine::spec::Snapshot {
+            bytes: self.counts.placed_bytes,
+            total_bytes: self.counts.total_bytes,
+            files: self.counts.files_done,
+            total_files: self.counts.total_files,
+            scanned: self.manifest_end.is_some(),
+            streams,
+            phase: if streams == 0 { "connecting" } else { "moving" }.to_owned(),
+        };
+        let progress = Progress {
+            bytes: snapshot.bytes,
+            total_bytes: snapshot.total_bytes,
+            files: snapshot.files,
+            total_files: snapshot.total_files,
+            scanned: snapshot.scanned,
+            phase: snapshot.phase.clone(),
+        };
+        self.entry.snapshot.send_replace(snapshot);
+        let _ = self.peers[0].out.send(Message::Progress(progress));
+    }
+
+    fn look_at_segments(&mut self) {
+        if self.looking {
+            return;
+        }
+        let Some(segment) = self.segments.pop_front() else { return };
+        self.looking = true;
+        let (root, placement, done) = (self.root.clone(), self.placement.clone(), self.done.clone());
+        let dry_run = self.spec.options.dry_run;
+        self.ctx.pool.submit(move || drop(done.send(Done::Looked(look(segment, &root, &placement, dry_run)))));
+    }
+
+    fn give_credit(&mut self) {
+        let known = self.big_queue.len() + self.small_queue.len() + self.files.len() + self.small.len();
+        if self.held_credit > 0 && known < AHEAD_FILES {
+            let _ = self.peers[0].out.send(Message::Credit(self.held_credit));
+            self.held_credit = 0;
+        }
+    }
+
+    /// Bytes that may wait for a commit.
+    pub(super) fn window(&self) -> u64 {
+        commit_window(self.counts.total_bytes)
+    }
+
+    fn commit_if_due(&mut self) {
+        if self.journal.is_none() || self.committing_bytes > 0 {
+            return;
+        }
+        self.collect_publishable();
+        if self.pending.is_empty() {
+            return;
+        }
+        let waiting = self.table.held() > 0
+            || !self.packs.is_empty()
+            || self.creating + self.sealing + self.binding + self.opening > 0
+            || !self.small_queue.is_empty()
+            || self.table.any_free();
+        let due = self.last_commit.elapsed() >= Duration::from_millis(COMMIT_INTERVAL_MS)
+            || self.pending_bytes >= self.window() / 2
+            || self.pending.small.len() >= SMALL_COMMIT
+            || !waiting;
+        if due {
+            self.start_commit();
+        }
+    }
+
+    fn start_commit(&mut self) {
+        let Some(mut journal) = self.journal.take() else { return };
+        let batch = std::mem::take(&mut self.pending);
+        self.committing_bytes = std::mem::take(&mut self.pending_bytes).max(1);
+        self.last_commit = Instant::now();
+        let (pool, done) = (self.ctx.pool.clone(), self.committed.clone());
+        let verify = self.spec.options.verify;
+        let replace = self.replace();
+        tokio::task::spawn_local(async move {
+            let result = commit_batch(&pool, &mut journal, batch, verify, replace).await;
+            let _ = done.send((journal, result));
+        });
+    }
+
+    pub(super) fn replace(&self) -> Replace {
+        if self.spec.options.if_exists == IfExists::Replace { Replace::Yes } else { Replace::No }
+    }
+
+    /// Before the session is let go: waits for the commit under way, then commits what is placed.
+    async fn checkpoint(&mut self, commits: &mut mpsc::UnboundedReceiver<Committed>) {
+        self.peers.iter_mut().for_each(|peer| peer.links.close());
+        for _ in 0..2 {
+            while self.committing_bytes > 0 {
+                let Some((journal, outcome)) = commits.recv().await else { return };
+                if let Err(error) = self.commit_ended(journal, outcome) {
+                    return tracing::error!(%error, "no checkpoint");
+                }
+            }
+            if !self.pending.is_empty() && self.journal.is_some() {
+                self.start_commit();
+            }
+        }
+    }
+
+    fn commit_ended(&mut self, journal: Journal, outcome: Result<Durable, JournalFailure>) -> Result<(), TransferError> {
+        self.journal = Some(journal);
+        self.committing_bytes = 0;
+        let durable = outcome.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
+        self.committed(durable)
+    }
+
+    /// Adds this session's counters to the run's.
+    fn gather(&mut self) {
+        for peer in &self.peers {
+            let totals = peer.links.totals();
+            self.carry.received += totals.payload;
+            self.carry.wasted += totals.wasted;
+            self.carry.reconnects += peer.links.lost;
+            self.carry.waits.destination_idle += totals.idle;
+            self.carry.notes.extend(peer.links.notes.iter().cloned());
+        }
+    }
+
+    /// One more name that does not arrive.
+    pub(super) fn fail(&mut self, path: &crate::relpath::RelPath, class: Class, reason: impl Into<String>) {
+        self.counts.failed += 1;
+        if self.failures.len() < FAILURES_MAX {
+            self.failures.push(Failure { path: path.to_string(), class: class.word().to_owned(), reason: reason.into() });
+        }
+    }
+
+    pub(super) fn placed(&mut self, key: crate::ids::PathKey, handle: Handle, part: &Arc<PartFile>, chunk: (u32, Digest)) {
+        match self.pending.placed.iter_mut().find(|p| p.handle == handle) {
+            Some(placed) => placed.chunks.push(chunk),
+            None => self.pending.placed.push(PlacedChunks { handle, key, part: part.clone(), chunks: vec![chunk] }),
+        }
+    }
+
+    /// Bytes held in commit and waiting for it.
+    pub(super) fn uncommitted(&self) -> u64 {
+        self.pending_bytes + self.committing_bytes
+    }
+}

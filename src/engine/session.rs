@@ -1,0 +1,601 @@
+//! Sessions: connections through their handshake, and the set of data streams that a session has, lost and dials again.
+
+use super::coordinator::Ctx;
+use super::error::{Class, TransferError};
+use super::spec::{Grant, Ticket};
+use super::worker::{Attach, Command, Event, Extra, Fault, Packer, SessionKey, StreamKey, StreamStats, now_ns};
+use crate::ids::{SessionId, StreamIndex};
+use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
+use crate::net::{self, DialError, DialOptions, SocketOptions};
+use crate::wire::crypt::{FrameKey, Opener, Sealer};
+use crate::wire::handshake::{
+    Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal, SERVER_HELLO_LEN,
+    ServerHello, refuse,
+};
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpStream as StdStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+/// How long one dial may take, name resolution excluded.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// First pause before a dead stream is dialled again; it doubles up to [`REDIAL_MAX`].
+const REDIAL_FIRST: Duration = Duration::from_millis(200);
+/// Longest pause between dials of a stream.
+const REDIAL_MAX: Duration = Duration::from_secs(5);
+/// Data streams below 1 ms of round trip: one per core of a small machine; more only cost cache (benches/README.md).
+const STREAMS_NEAR: u16 = 2;
+/// Data streams on longer links, where one loss stops one stream only.
+const STREAMS_FAR: u16 = 8;
+/// Socket buffers of near streams, in bytes.
+const NEAR_BUFFER: u64 = 1 << 20;
+/// Below this round trip a link counts as near.
+pub const NEAR_RTT_US: u32 = 1_000;
+
+/// A connection past its handshake.
+#[derive(Debug)]
+pub struct Joined {
+    /// Which stream of its session.
+    pub index: StreamIndex,
+    /// The socket, back in blocking hands.
+    pub socket: StdStream,
+    /// Opens what comes in.
+    pub opener: Opener,
+    /// Seals what goes out.
+    pub sealer: Sealer,
+    /// Clamped or refused socket options.
+    pub notes: Vec<String>,
+}
+
+/// A session as it was opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its id.
+    pub id: SessionId,
+    /// The control stream.
+    pub control: Joined,
+    /// Data streams granted.
+    pub streams: u16,
+    /// Whether bodies are encrypted.
+    pub encrypted: bool,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Our end.
+    pub local: SocketAddr,
+    /// Round trip of the control stream, µs.
+    pub rtt_us: u32,
+    /// How further streams come.
+    pub source: StreamSource,
+    /// Further streams arrive here, dialled or accepted.
+    pub joining: mpsc::UnboundedReceiver<Joined>,
+}
+
+/// How a session gets its data streams.
+#[derive(Debug)]
+pub enum StreamSource {
+    /// This end dials them.
+    Dial(DialPlan),
+    /// The peer does; they come in through the acceptor.
+    Accept,
+}
+
+/// What is needed to dial a stream of a session.
+#[derive(Debug, Clone)]
+pub struct DialPlan {
+    addr: SocketAddr,
+    session: SessionId,
+    join: [u8; 32],
+    allow_plain: bool,
+    tell: mpsc::UnboundedSender<Joined>,
+}
+
+fn handshake_error(error: HandshakeError, at: SocketAddr) -> TransferError {
+    let class = match &error {
+        HandshakeError::Refused(Refusal::Busy | Refusal::Stopping) => Class::Retry,
+        HandshakeError::Refused(Refusal::Session) => Class::Reconnect,
+        HandshakeError::Refused(Refusal::Ticket) | HandshakeError::Mac => Class::Denied,
+        _ => Class::Permanent,
+    };
+    TransferError::new(class, error.to_string()).at(at)
+}
+
+fn io_error(error: std::io::Error, at: SocketAddr) -> TransferError {
+    let what = match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => {
+            "nobody listens on this data port: is the agent running, and is the port open in the firewall?".to_owned()
+        }
+        std::io::ErrorKind::TimedOut => {
+            "no answer on the data port: a firewall that drops packets, or a wrong --advertise-data".to_owned()
+        }
+        std::io::ErrorKind::UnexpectedEof => "the peer closed the connection during the handshake".to_owned(),
+        _ => format!("the connection failed: {error}"),
+    };
+    TransferError::new(Class::Reconnect, what).at(at)
+}
+
+fn keys(agreed: &Agreed, we_dialled: bool) -> (Sealer, Opener) {
+    let key = |bytes| if agreed.hello.encrypted { FrameKey::new(bytes) } else { FrameKey::plain() };
+    let (out, inward) =
+        if we_dialled { (&agreed.to_listener, &agreed.to_dialer) } else { (&agreed.to_dialer, &agreed.to_listener) };
+    (Sealer::new(key(out)), Opener::new(key(inward)))
+}
+
+fn dial_error(error: &DialError, at: SocketAddr) -> TransferError {
+    TransferError::new(Class::Reconnect, error.to_string()).at(at)
+}
+
+async fn connect(
+    ctx: &Ctx,
+    addr: SocketAddr,
+    options: &SocketOptions,
+) -> Result<(StdStream, Vec<String>), TransferError> {
+    let options = DialOptions { timeout: DIAL_TIMEOUT, bind: None, socket: options.clone() };
+    let dialled = ctx.pool.run(move || net::dial(addr, &options)).await;
+    let (socket, notes) = dialled.map_err(|error| dial_error(&error, addr))?;
+    socket.set_nonblocking(true).map_err(|error| io_error(error, addr))?;
+    Ok((socket, notes.iter().map(ToString::to_string).collect()))
+}
+
+/// Options of a data stream whose round trip is known by now. Below a millisecond large buffers only push the bytes in
+/// flight out of the cache (datapath research, sections 0.6 and 6).
+fn tune(socket: &StdStream, options: &SocketOptions, near: bool) -> Vec<String> {
+    let peer = socket.peer_addr().ok();
+    let mut notes = net::apply(socket, options, peer);
+    if near && options.window.is_none() {
+        notes.extend(net::set_buffers(socket, NEAR_BUFFER));
+    }
+    notes.iter().map(ToString::to_string).collect()
+}
+
+async fn shake(socket: &mut TcpStream, dialer: &Dialer, addr: SocketAddr) -> Result<Agreed, TransferError> {
+    let talk = async {
+        socket.write_all(dialer.hello()).await?;
+        let mut answer = [0; SERVER_HELLO_LEN];
+        // A foreign server may say less than our hello is long: judge by what came.
+        let mut have = 0;
+        while have < SERVER_HELLO_LEN {
+            match socket.read(&mut answer[have..]).await? {
+                0 => break,
+                count => have += count,
+            }
+            if have >= 8 && crate::wire::handshake::foreign(&answer[..have]).is_some() {
+                break;
+            }
+        }
+        if have == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(HANDSHAKE_DEADLINE_SECS), talk)
+        .await
+        .map_err(|_| {
+            let what = "the port accepts connections but says nothing: it is not an agent's data port";
+            TransferError::new(Class::Permanent, what).at(addr)
+        })?
+        .map_err(|error| io_error(error, addr))?;
+    let (finish, agreed) = dialer.finish(&answer).map_err(|error| handshake_error(error, addr))?;
+    socket.write_all(&finish).await.map_err(|error| io_error(error, addr))?;
+    Ok(agreed)
+}
+
+/// Walk 3: dials the peer with a ticket and opens a session: handshake, version, limits.
+pub async fn open(
+    ctx: &Rc<Ctx>,
+    ticket: &Ticket,
+    streams: Option<u16>,
+    allow_plain: bool,
+    options: &SocketOptions,
+) -> Result<Opened, TransferError> {
+    let mut last = TransferError::new(Class::Permanent, "the ticket names no data address");
+    for &addr in &ticket.data {
+        let (socket, notes) = match connect(ctx, addr, options).await {
+            Ok(done) => done,
+            Err(error) => {
+                last = error;
+                continue;
+            }
+        };
+        let rtt_us = crate::sys::TcpInfo::of(&socket).map(|info| info.rtt_us).unwrap_or(0);
+        let local = socket.local_addr().map_err(|error| io_error(error, addr))?;
+        let wanted = streams.unwrap_or(if rtt_us < NEAR_RTT_US { STREAMS_NEAR } else { STREAMS_FAR });
+        let dialer = Dialer::new(Purpose::Open(ticket.id), StreamIndex(0), 1, wanted, allow_plain, &ticket.key.0)
+            .map_err(|error| handshake_error(error, addr))?;
+        let mut socket = TcpStream::from_std(socket).map_err(|error| io_error(error, addr))?;
+        let agreed = match shake(&mut socket, &dialer, addr).await {
+            Ok(agreed) => agreed,
+            // The ticket is spent or the peer is not ours: another address of it would say the same.
+            Err(error) => return Err(error),
+        };
+        let (sealer, opener) = keys(&agreed, true);
+        let (tell, joining) = mpsc::unbounded_channel();
+        let hello = agreed.hello;
+        let plan = DialPlan { addr, session: hello.session, join: agreed.join, allow_plain, tell };
+        let socket = socket.into_std().map_err(|error| io_error(error, addr))?;
+        return Ok(Opened {
+            id: hello.session,
+            control: Joined { index: StreamIndex(0), socket, opener, sealer, notes },
+            streams: hello.streams.clamp(1, MAX_STREAMS).min(wanted.max(1)),
+            encrypted: hello.encrypted,
+            peer: addr,
+            local,
+            rtt_us,
+            source: StreamSource::Dial(plan),
+            joining,
+        });
+    }
+    Err(last)
+}
+
+async fn dial_stream(
+    ctx: &Ctx,
+    plan: &DialPlan,
+    index: StreamIndex,
+    attempt: u32,
+    options: &SocketOptions,
+) -> Result<Joined, TransferError> {
+    let (socket, notes) = connect(ctx, plan.addr, options).await?;
+    let mut socket = TcpStream::from_std(socket).map_err(|error| io_error(error, plan.addr))?;
+    let dialer = Dialer::new(Purpose::Join(plan.session), index, attempt, 0, plan.allow_plain, &plan.join)
+        .map_err(|error| handshake_error(error, plan.addr))?;
+    let agreed = shake(&mut socket, &dialer, plan.addr).await?;
+    let (sealer, opener) = keys(&agreed, true);
+    let socket = socket.into_std().map_err(|error| io_error(error, plan.addr))?;
+    Ok(Joined { index, socket, opener, sealer, notes })
+}
+
+/// One stream of a session at a worker.
+#[derive(Debug)]
+pub struct Live {
+    /// Which stream of the session.
+    pub index: StreamIndex,
+    /// Counters.
+    pub stats: Arc<StreamStats>,
+    /// A second descriptor of the socket, for TCP_INFO.
+    pub socket: OwnedFd,
+    worker: usize,
+}
+
+/// The data streams of a session.
+pub struct Links {
+    ctx: Rc<Ctx>,
+    /// The session's key towards the workers.
+    pub session: SessionKey,
+    id: SessionId,
+    /// Streams alive.
+    pub live: HashMap<StreamKey, Live>,
+    /// Streams that died, in all.
+    pub lost: u64,
+    /// Payload and wasted bytes, waits of streams that are gone.
+    pub gone: Totals,
+    source: StreamSource,
+    attempts: HashMap<StreamIndex, u32>,
+    block: u32,
+    extra: Extra,
+    packer: Option<Arc<dyn Packer>>,
+    events: mpsc::UnboundedSender<Event>,
+    options: SocketOptions,
+    near: bool,
+    /// What options were clamped, each said once.
+    pub notes: Vec<String>,
+}
+
+impl std::fmt::Debug for Links {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Links({} of {})", self.live.len(), self.id)
+    }
+}
+
+/// Sums over streams.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Payload bytes.
+    pub payload: u64,
+    /// Bytes received in vain.
+    pub wasted: u64,
+    /// ns.
+    pub send_wait: u64,
+    /// ns.
+    pub disk_wait: u64,
+    /// ns.
+    pub idle: u64,
+}
+
+impl Totals {
+    fn add(&mut self, stats: &StreamStats) {
+        self.payload += stats.payload.load(Ordering::Relaxed);
+        self.wasted += stats.wasted.load(Ordering::Relaxed);
+        self.send_wait += stats.send_wait.load(Ordering::Relaxed);
+        self.disk_wait += stats.disk_wait.load(Ordering::Relaxed);
+        self.idle += stats.idle.load(Ordering::Relaxed);
+    }
+}
+
+/// What a [`Links`] is made with.
+#[derive(Debug)]
+pub struct LinksConfig {
+    /// How further streams come.
+    pub source: StreamSource,
+    /// The session.
+    pub id: SessionId,
+    /// Largest block.
+    pub block: u32,
+    /// Checksums at a destination.
+    pub extra: Extra,
+    /// Socket options of every data stream.
+    pub options: SocketOptions,
+    /// Below [`NEAR_RTT_US`].
+    pub near: bool,
+}
+
+impl Links {
+    /// No streams yet; events of the streams go to `events`. A source gives its packer.
+    pub fn new(
+        ctx: Rc<Ctx>,
+        config: LinksConfig,
+        packer: Option<Arc<dyn Packer>>,
+        events: mpsc::UnboundedSender<Event>,
+    ) -> Self {
+        let session = ctx.next_key();
+        let LinksConfig { source, id, block, extra, options, near } = config;
+        Self {
+            ctx,
+            session,
+            id,
+            live: HashMap::new(),
+            lost: 0,
+            gone: Totals::default(),
+            source,
+            attempts: HashMap::new(),
+            block,
+            extra,
+            packer,
+            events,
+            options,
+            near,
+            notes: Vec::new(),
+        }
+    }
+
+    /// Dials streams 1 to `count`, if this end dials.
+    pub fn dial_all(&mut self, count: u16) {
+        (1..=count).for_each(|index| self.dial(StreamIndex(index), Duration::ZERO));
+    }
+
+    fn dial(&mut self, index: StreamIndex, first_pause: Duration) {
+        let StreamSource::Dial(plan) = &self.source else { return };
+        let (ctx, plan, options) = (self.ctx.clone(), plan.clone(), self.options.clone());
+        let base = *self.attempts.entry(index).and_modify(|a| *a += 1000).or_insert(0);
+        tokio::task::spawn_local(async move {
+            let mut pause = first_pause;
+            for attempt in 1..1000 {
+                tokio::time::sleep(pause).await;
+                if plan.tell.is_closed() {
+                    return;
+                }
+                match dial_stream(&ctx, &plan, index, base + attempt, &options).await {
+                    Ok(joined) => return drop(plan.tell.send(joined)),
+                    // The session is gone at the peer: the control stream will say so.
+                    Err(error) if error.class == Class::Denied => return,
+                    Err(error) => tracing::debug!(stream = index.0, %error, "dial failed"),
+                }
+                pause = (pause * 2).clamp(REDIAL_FIRST, REDIAL_MAX);
+            }
+        });
+    }
+
+    /// Gives a connected stream to a worker.
+    pub fn attach(&mut self, joined: Joined) -> std::io::Result<StreamKey> {
+        let Joined { index, socket, opener, sealer, notes, .. } = joined;
+        let notes = notes.into_iter().chain(tune(&socket, &self.options, self.near));
+        for note in notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
+        let stats = Arc::new(StreamStats::default());
+        stats.last_progress.store(now_ns(), Ordering::Relaxed);
+        let spare = socket.try_clone()?;
+        let stream = self.ctx.next_key();
+        let worker = self.ctx.route(stream, self.events.clone());
+        let attach = Box::new(Attach {
+            stream,
+            session: self.session,
+            socket: socket.into(),
+            opener,
+            sealer,
+            block: self.block,
+            stats: stats.clone(),
+            extra: self.extra,
+            packer: self.packer.clone(),
+        });
+        let command =
+            if self.packer.is_some() { Command::AttachSource(attach) } else { Command::AttachDestination(attach) };
+        self.ctx.workers[worker].inbox.send(command);
+        self.live.insert(stream, Live { index, stats, socket: spare.into(), worker });
+        Ok(stream)
+    }
+
+    /// Sends a command to the worker of a stream.
+    pub fn command(&self, stream: StreamKey, command: Command) {
+        if let Some(live) = self.live.get(&stream) {
+            self.ctx.workers[live.worker].inbox.send(command);
+        }
+    }
+
+    /// Takes note of a dead stream and dials it again where this end dials.
+    pub fn dead(&mut self, stream: StreamKey, why: &Fault) -> bool {
+        self.ctx.unroute(stream);
+        let Some(live) = self.live.remove(&stream) else { return false };
+        self.gone.add(&live.stats);
+        if !matches!(why, Fault::Detached) {
+            self.lost += 1;
+            tracing::info!(session = %self.id, stream = live.index.0, %why, "data stream lost");
+            self.dial(live.index, REDIAL_FIRST);
+        }
+        true
+    }
+
+    /// Cuts a stream that hangs: its worker notices, and it is dialled again like any that was lost.
+    pub fn cut(&self, stream: StreamKey) {
+        if let Some(live) = self.live.get(&stream) {
+            let _ = socket2::SockRef::from(&live.socket).shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Sums over live and dead streams.
+    pub fn totals(&self) -> Totals {
+        let mut totals = self.gone;
+        self.live.values().for_each(|live| totals.add(&live.stats));
+        totals
+    }
+
+    /// Closes all streams.
+    pub fn close(&mut self) {
+        for (stream, live) in &self.live {
+            self.ctx.workers[live.worker].inbox.send(Command::Detach(*stream));
+        }
+    }
+
+    /// Tells every worker.
+    pub fn broadcast(&self, command: impl Fn() -> Command) {
+        self.ctx.workers.iter().for_each(|worker| worker.inbox.send(command()));
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.close();
+        for stream in self.live.keys() {
+            self.ctx.unroute(*stream);
+        }
+        self.broadcast(|| Command::SessionEnd(self.session));
+        self.ctx.end_session(self.id);
+    }
+}
+
+/// A session that can be joined, as the acceptor knows it.
+#[derive(Debug)]
+pub struct Joinable {
+    join: [u8; 32],
+    encrypted: bool,
+    streams: u16,
+    attempts: HashMap<StreamIndex, u32>,
+    tell: mpsc::UnboundedSender<Joined>,
+}
+
+/// One incoming connection, from accept to a session or a stream of one.
+pub async fn accept(ctx: Rc<Ctx>, socket: TcpStream, peer: SocketAddr) {
+    let deadline = Duration::from_secs(HANDSHAKE_DEADLINE_SECS);
+    match tokio::time::timeout(deadline, accept_inner(&ctx, socket, peer)).await {
+        Ok(Ok(Some((grant, opened)))) => ctx.serve(grant, opened),
+        Ok(Ok(None)) => {}
+        Ok(Err(error)) => tracing::info!(%peer, %error, "connection refused"),
+        Err(_) => tracing::info!(%peer, "connection dropped: no handshake in time"),
+    }
+}
+
+async fn accept_inner(
+    ctx: &Rc<Ctx>,
+    mut socket: TcpStream,
+    peer: SocketAddr,
+) -> Result<Option<(Grant, Opened)>, TransferError> {
+    let broken = |error| io_error(error, peer);
+    let mut bytes = [0; CLIENT_HELLO_LEN];
+    socket.read_exact(&mut bytes[..8]).await.map_err(broken)?;
+    if let Some(what) = crate::wire::handshake::foreign(&bytes[..8]) {
+        return Err(handshake_error(HandshakeError::Foreign(what), peer));
+    }
+    socket.read_exact(&mut bytes[8..]).await.map_err(broken)?;
+    let hello = match ClientHello::decode(&bytes) {
+        Ok(hello) => hello,
+        Err(error) => {
+            socket.write_all(&refuse(Refusal::Malformed)).await.map_err(broken)?;
+            return Err(handshake_error(error, peer));
+        }
+    };
+    let prepared = prepare(ctx, &bytes, &hello);
+    let (listener, opening) = match prepared {
+        Ok(prepared) => prepared,
+        Err(refusal) => {
+            socket.write_all(&refuse(refusal)).await.map_err(broken)?;
+            return Err(handshake_error(HandshakeError::Refused(refusal), peer));
+        }
+    };
+    socket.write_all(listener.hello()).await.map_err(broken)?;
+    let mut finish = [0; FINISH_LEN];
+    socket.read_exact(&mut finish).await.map_err(broken)?;
+    let agreed = listener.finish(&finish).map_err(|error| handshake_error(error, peer))?;
+    let (sealer, opener) = keys(&agreed, false);
+    let local = socket.local_addr().map_err(broken)?;
+    let socket = socket.into_std().map_err(broken)?;
+    let rtt_us = crate::sys::TcpInfo::of(&socket).map(|info| info.rtt_us).unwrap_or(0);
+    let joined = Joined { index: hello.stream, socket, opener, sealer, notes: Vec::new() };
+    match opening {
+        None => {
+            let session = agreed.hello.session;
+            let mut sessions = ctx.sessions.borrow_mut();
+            let entry = sessions.get_mut(&session);
+            // Looked at again: another dial of the same stream may have been faster, or the session may have ended.
+            if let Some(entry) = entry.filter(|e| e.attempts.get(&hello.stream).is_none_or(|a| *a < hello.attempt)) {
+                entry.attempts.insert(hello.stream, hello.attempt);
+                let _ = entry.tell.send(joined);
+            }
+            Ok(None)
+        }
+        Some(grant) => {
+            let (tell, joining) = mpsc::unbounded_channel();
+            let ServerHello { session, streams, encrypted, .. } = agreed.hello;
+            let joinable = Joinable { join: agreed.join, encrypted, streams, attempts: HashMap::new(), tell };
+            ctx.sessions.borrow_mut().insert(session, joinable);
+            let source = StreamSource::Accept;
+            let opened =
+                Opened { id: session, control: joined, streams, encrypted, peer, local, rtt_us, source, joining };
+            Ok(Some((grant, opened)))
+        }
+    }
+}
+
+/// Looks the dialer's ticket or session up and prepares the answer. A ticket is spent here, whether or not the dialer
+/// goes on: one try.
+fn prepare(
+    ctx: &Rc<Ctx>,
+    bytes: &[u8; CLIENT_HELLO_LEN],
+    hello: &ClientHello,
+) -> Result<(Listener, Option<Grant>), Refusal> {
+    let version = hello.common_version().ok_or(Refusal::Version)?;
+    match hello.purpose {
+        Purpose::Open(id) => {
+            let key = ctx.tickets.borrow_mut().key_of(id).ok_or(Refusal::Ticket)?;
+            let mut session = [0; 16];
+            aws_lc_rs::rand::fill(&mut session).map_err(|_| Refusal::Busy)?;
+            let streams = hello.streams.clamp(1, ctx.streams_max());
+            let encrypted = !(hello.allow_plain && ctx.tickets.borrow().allows_plain(id));
+            let answer = ServerHello { version, streams, session: SessionId(session), encrypted };
+            let listener = Listener::answer(bytes, hello, &key, answer).map_err(|_| Refusal::Ticket)?;
+            // Only a dialer that knows the key spends the ticket.
+            let grant = ctx.tickets.borrow_mut().spend(id).ok_or(Refusal::Ticket)?;
+            ctx.room_for_session()?;
+            Ok((listener, Some(grant)))
+        }
+        Purpose::Join(id) => {
+            let sessions = ctx.sessions.borrow();
+            let session = sessions.get(&id).ok_or(Refusal::Session)?;
+            if hello.stream.0 == 0 || hello.stream.0 > session.streams {
+                return Err(Refusal::Busy);
+            }
+            if session.attempts.get(&hello.stream).is_some_and(|seen| *seen >= hello.attempt) {
+                return Err(Refusal::Ticket);
+            }
+            let answer = ServerHello { version, streams: session.streams, session: id, encrypted: session.encrypted };
+            let listener = Listener::answer(bytes, hello, &session.join, answer).map_err(|_| Refusal::Ticket)?;
+            Ok((listener, None))
+        }
+    }
+}

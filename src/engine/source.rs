@@ -1,0 +1,654 @@
+//! A source's session: offers its roots, streams the manifest, opens what is asked for, and looks once more before the
+//! destination publishes. It keeps nothing that a crash could lose.
+
+use super::channel::Channel;
+use super::coordinator::{Ctx, Entry, unix_now};
+use super::error::{Class, TransferError};
+use super::handle::TicketSource;
+use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
+use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
+use super::worker::mailbox::Mailbox;
+use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, SourceIo, StreamKey};
+use super::{backoff::Backoff, pool::Pool};
+use crate::digest::{chunk, wire_check};
+use crate::disk::{self, Expect, IoWish, ProbeCache, Root, ScanTotals, Scanned, SourceError, SourceFile};
+use crate::grid::Span;
+use crate::ids::Handle;
+use crate::manifest::SegmentBuilder;
+use crate::net::SocketOptions;
+use crate::relpath::{RelPath, escape};
+use crate::sys::{Arena, FileMode, SLOT_HEAD};
+use crate::wire::control::{Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
+use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
+use std::collections::{BTreeSet, HashMap};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// A segment goes out after so long even if it is not full: data moves while the scan still runs.
+const SEGMENT_LATENCY: Duration = Duration::from_millis(20);
+/// How long a destination may take for lock and journal before it accepts. Re-digesting after a crash happens later.
+const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Files a peer may have open here at once.
+const BOUND_MAX: usize = 4096;
+/// Reads in flight for a stream: the page cache needs one ahead, a device several (datapath research, section 1.5).
+const DEPTH_CACHED: usize = 1;
+const DEPTH_DEVICE: usize = 8;
+
+/// An idle stream is probed after so long.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+/// Sent data may stay unacknowledged for so long: above the longest stall of a disk that is tolerated (60 s).
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The source's path for lists and logs, escaped.
+pub fn describe(spec: &SourceSpec) -> String {
+    let roots: Vec<String> = spec.roots.iter().take(3).map(|root| root.to_string()).collect();
+    let more = if spec.roots.len() > 3 { format!(" and {} more", spec.roots.len() - 3) } else { String::new() };
+    format!("{}{more}", roots.join(" "))
+}
+
+/// An accepted session: somebody pulls from us.
+pub async fn serve(ctx: &Rc<Ctx>, spec: SourceSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
+    match Session::run(ctx, spec, socket_options(&TransferOptions::default()), opened, entry).await {
+        Ok(report) => report,
+        Err(error) => super::destination::failed_report(&error),
+    }
+}
+
+/// We push: dial, and dial again with a new ticket while that may help.
+pub async fn push(
+    ctx: &Rc<Ctx>,
+    spec: SourceSpec,
+    to: Arc<dyn TicketSource>,
+    options: TransferOptions,
+    entry: &Rc<Entry>,
+) -> Report {
+    let mut backoff = Backoff::new(ctx.config.retry_for);
+    let mut cancel = entry.cancel.subscribe();
+    let mut stopping = ctx.stopping.clone();
+    loop {
+        let sockets = socket_options(&options);
+        let attempt = async {
+            let ticket = to.ticket().await?;
+            let opened =
+                session::open(ctx, &ticket, options.streams, spec.encrypt == Some(false), &sockets).await?;
+            (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
+            backoff.worked();
+            Session::run(ctx, spec.clone(), sockets.clone(), opened, entry).await
+        };
+        let error = tokio::select! {
+            done = attempt => match done {
+                Ok(report) => return report,
+                Err(error) => error,
+            },
+            _ = cancel.wait_for(|c| *c) => interrupted(),
+            _ = stopping.wait_for(|c| *c) => interrupted(),
+        };
+        if !matches!(error.class, Class::Reconnect | Class::Retry) || !backoff.pause(&error, &mut cancel).await {
+            return super::destination::failed_report(&error);
+        }
+    }
+}
+
+pub(super) fn interrupted() -> TransferError {
+    TransferError::new(Class::Interrupted, "stopped on request; the same command resumes it")
+}
+
+/// What a transfer's options mean for its sockets.
+pub fn socket_options(options: &TransferOptions) -> SocketOptions {
+    SocketOptions {
+        window: options.window,
+        congestion: options.congestion.clone(),
+        nodelay: true,
+        keepalive: Some(KEEPALIVE),
+        user_timeout: Some(USER_TIMEOUT),
+        ..SocketOptions::default()
+    }
+}
+
+struct Session<'a> {
+    ctx: &'a Rc<Ctx>,
+    entry: &'a Rc<Entry>,
+    root: Arc<Root>,
+    roots: Arc<Vec<RelPath>>,
+    channel: Channel,
+    links: Links,
+    files: HashMap<Handle, Arc<SourceFile>>,
+    wish: IoWish,
+    how: BTreeSet<String>,
+    began: Instant,
+    cpu_ns: u64,
+    worker_ns: (u64, u64),
+}
+
+/// What the scan's thread sends.
+enum Scan {
+    Segment(Vec<u8>),
+    Problem { root: u16, path: Vec<u8>, what: String },
+    End { segments: u32, totals: ScanTotals },
+}
+
+struct Prepared {
+    root: Arc<Root>,
+    roots: Vec<RelPath>,
+    offered: Vec<OfferedRoot>,
+}
+
+/// Identity of this host's running kernel: device and inode numbers can be compared with a peer that has the same.
+pub fn host_identity() -> String {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    format!("{}", crate::digest::of(format!("{} {}", read("/etc/machine-id"), read("/proc/sys/kernel/random/boot_id")).as_bytes()))
+}
+
+fn prepare(spec: &SourceSpec) -> Result<Prepared, TransferError> {
+    let open = || {
+        if spec.base == Path::new("/") { Root::open_following(&spec.base) } else { Root::open(&spec.base) }
+    };
+    let root = open().map_err(|error| {
+        TransferError::new(Class::Permanent, format!("the source's root cannot be opened: {error}"))
+    })?;
+    let host = host_identity();
+    let (mut roots, mut offered) = (Vec::new(), Vec::new());
+    for path in &spec.roots {
+        let fail = |error: disk::DiskError| disk_error(&error);
+        let real = root.canonical(path).map_err(fail)?;
+        let stat = root.stat(&real).map_err(fail)?;
+        let directory = stat.kind == disk::Kind::Dir;
+        if directory && !spec.recursive {
+            let what = "is a directory: add -r to move it with its content";
+            return Err(TransferError::new(Class::Permanent, what).at(path));
+        }
+        let name = path.split_last().map(|(_, name)| name.to_vec()).unwrap_or_default();
+        offered.push(OfferedRoot {
+            name: hex::encode(name),
+            path: hex::encode([spec.base.as_os_str().as_encoded_bytes(), b"/", real.as_bytes()].concat()),
+            directory,
+            object: (stat.dev, stat.ino),
+            host: host.clone(),
+        });
+        roots.push(real);
+    }
+    if roots.is_empty() {
+        return Err(TransferError::new(Class::Permanent, "there is nothing to offer"));
+    }
+    Ok(Prepared { root: Arc::new(root), roots, offered })
+}
+
+/// What a disk error means to whoever waits for the transfer.
+pub fn disk_error(error: &disk::DiskError) -> TransferError {
+    use disk::DiskError as E;
+    let class = match error {
+        E::NotFound { .. } => Class::NotFound,
+        E::Denied { .. } => Class::Denied,
+        _ if error.may_pass() => Class::Retry,
+        _ => Class::Permanent,
+    };
+    TransferError::new(class, error.to_string())
+}
+
+fn lost(fault: &Fault) -> TransferError {
+    TransferError::new(Class::Reconnect, format!("the control connection ended: {fault}"))
+}
+
+impl<'a> Session<'a> {
+    async fn run(
+        ctx: &'a Rc<Ctx>,
+        spec: SourceSpec,
+        mut sockets: SocketOptions,
+        opened: Opened,
+        entry: &'a Rc<Entry>,
+    ) -> Result<Report, TransferError> {
+        let Opened { id, control, streams, rtt_us, source, mut joining, peer, .. } = opened;
+        let Joined { socket, sealer, opener, notes, .. } = control;
+        let socket = tokio::net::TcpStream::from_std(socket)
+            .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+        let mut channel = Channel::open(socket, sealer, opener);
+        let recursive = spec.recursive;
+        let prepared = ctx.pool.run(move || prepare(&spec)).await;
+        let prepared = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                tell_error(channel, &error).await;
+                return Err(error);
+            }
+        };
+        let offer = Offer {
+            agent: ctx.config.agent,
+            roots: prepared.offered,
+            engine: ctx.engine.engine.to_owned(),
+            notes,
+            process: u64::from(std::process::id()),
+        };
+        channel.send(Message::Offer(offer));
+        let accept = accepted(&mut channel).await?;
+        entry.status.borrow_mut().transfer = Some(accept.transfer);
+        sockets.congestion = accept.congestion.clone().or(sockets.congestion);
+        sockets.window = accept.window.or(sockets.window);
+        let near = rtt_us < NEAR_RTT_US;
+        let used = accept.streams.clamp(1, streams);
+        sockets.pacing_bytes_per_sec = accept.rate.map(|bits| (bits / 8 / u64::from(used)).max(1));
+        let roots = Arc::new(prepared.roots);
+        let packer = Arc::new(SourcePacker {
+            root: prepared.root.clone(),
+            roots: roots.clone(),
+            pool: ctx.pool.clone(),
+            arena: ctx.arena.clone(),
+        });
+        let (events, mut happened) = mpsc::unbounded_channel();
+        let config = LinksConfig {
+            source,
+            id,
+            block: accept.block.min(ctx.config.block),
+            extra: Extra::default(),
+            options: sockets,
+            near,
+        };
+        let mut links = Links::new(ctx.clone(), config, Some(packer), events);
+        links.dial_all(used);
+        let (scan, mut scanned) = mpsc::channel(4);
+        let stop_scan = Arc::new(AtomicBool::new(false));
+        let _stop = StopOnDrop(stop_scan.clone());
+        spawn_scan(prepared.root.clone(), roots.clone(), recursive, scan, stop_scan);
+        let mut session = Session {
+            ctx,
+            entry,
+            root: prepared.root,
+            roots,
+            channel,
+            links,
+            files: HashMap::new(),
+            wish: wish(&accept.io),
+            how: BTreeSet::new(),
+            began: Instant::now(),
+            cpu_ns: crate::sys::process_cpu_time_ns(),
+            worker_ns: worker_totals(ctx),
+        };
+        let mut credit = accept.credit;
+        let mut stopping = ctx.stopping.clone();
+        let mut cancel = entry.cancel.subscribe();
+        loop {
+            tokio::select! {
+                message = session.channel.recv() => match message {
+                    Ok(Message::Credit(more)) => credit = credit.saturating_add(more),
+                    Ok(Message::Verdict(report)) => return session.verdict(&report).await,
+                    Ok(Message::Error(error)) => {
+                        let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
+                        return Err(TransferError::new(class, escape_text(&error.what)).at(peer));
+                    }
+                    Ok(message) => session.message(message).await?,
+                    Err(fault) => return Err(lost(&fault)),
+                },
+                Some(scan) = scanned.recv(), if credit > 0 => match scan {
+                    Scan::Segment(bytes) => {
+                        credit -= 1;
+                        session.channel.send(Message::Segment(bytes));
+                    }
+                    Scan::Problem { root, path, what } => {
+                        session.channel.send(Message::Problem { root, path, what });
+                    }
+                    Scan::End { segments, totals } => {
+                        tracing::debug!(?totals, "scan ended");
+                        session.channel.send(Message::ManifestEnd(segments));
+                    }
+                },
+                Some(joined) = joining.recv() => {
+                    if let Err(error) = session.links.attach(joined) {
+                        tracing::warn!(%error, "a stream could not be attached");
+                    }
+                }
+                Some(event) = happened.recv() => {
+                    if let Event::Dead { stream, why } = event {
+                        session.links.dead(stream, &why);
+                    }
+                }
+                _ = stopping.wait_for(|s| *s) => {
+                    let error = TransferError::new(Class::Retry, "the source is shutting down");
+                    tell_error(session.channel, &error).await;
+                    return Err(interrupted());
+                }
+                _ = cancel.wait_for(|c| *c) => {
+                    tell_error(session.channel, &interrupted()).await;
+                    return Err(interrupted());
+                }
+            }
+        }
+    }
+
+    async fn message(&mut self, message: Message) -> Result<(), TransferError> {
+        match message {
+            Message::Bind(files) => self.bind(files).await,
+            Message::Seal(handles) => self.seal(handles).await,
+            Message::Unbind(handles) => {
+                self.close(&handles);
+                Ok(())
+            }
+            Message::Progress(p) => {
+                self.entry.snapshot.send_replace(Snapshot {
+                    bytes: p.bytes,
+                    total_bytes: p.total_bytes,
+                    files: p.files,
+                    total_files: p.total_files,
+                    scanned: p.scanned,
+                    streams: self.links.live.len() as u16,
+                    phase: p.phase,
+                });
+                Ok(())
+            }
+            Message::StatsRequest => {
+                self.channel.send(Message::Stats(self.stats()));
+                Ok(())
+            }
+            Message::Bye => Err(TransferError::new(Class::Reconnect, "the destination left without a verdict")),
+            _ => Err(TransferError::new(Class::Permanent, "the destination sent a message that only a source sends")),
+        }
+    }
+
+    async fn bind(&mut self, files: Vec<Bind>) -> Result<(), TransferError> {
+        if self.files.len() + files.len() > BOUND_MAX {
+            return Err(TransferError::new(Class::Permanent, "the destination opens more files than is allowed"));
+        }
+        let (root, roots, probes, wish) = (self.root.clone(), self.roots.clone(), self.ctx.probes.clone(), self.wish);
+        let opened = self.ctx.pool.run(move || {
+            let open = |bind: Bind| (bind.handle, open_one(&root, &roots, &probes, wish, &bind));
+            files.into_iter().map(open).collect::<Vec<_>>()
+        });
+        let mut answers = Vec::new();
+        for (handle, result) in opened.await {
+            let (status, object, extents) = match result {
+                Ok(file) => {
+                    let plan = file.plan();
+                    self.how.insert(format!("{} ({})", mode_word(plan.mode), plan.reason));
+                    let io = Arc::new(source_io(&file));
+                    let extents = io.extents.clone();
+                    let identity = file.identity();
+                    self.links.broadcast(|| Command::Bound(self.links.session, handle, io.clone()));
+                    self.files.insert(handle, Arc::new(file));
+                    (Status::Ok, (identity.dev, identity.ino), extents)
+                }
+                Err(status) => (status, (0, 0), None),
+            };
+            answers.push(Bound { handle, status, object, extents });
+        }
+        self.channel.send(Message::Bound(answers));
+        Ok(())
+    }
+
+    async fn seal(&mut self, handles: Vec<Handle>) -> Result<(), TransferError> {
+        let files: Vec<_> = handles.iter().map(|h| (*h, self.files.get(h).cloned())).collect();
+        let sealed = self.ctx.pool.run(move || {
+            let look = |(handle, file): (Handle, Option<Arc<SourceFile>>)| {
+                let status = match file.map(|f| f.check()) {
+                    None => Status::Gone,
+                    Some(Ok(())) => Status::Ok,
+                    Some(Err(error)) => status_of(&error),
+                };
+                Sealed { handle, status }
+            };
+            files.into_iter().map(look).collect::<Vec<_>>()
+        });
+        let sealed = sealed.await;
+        self.channel.send(Message::Sealed(sealed));
+        self.close(&handles);
+        Ok(())
+    }
+
+    fn close(&mut self, handles: &[Handle]) {
+        handles.iter().for_each(|h| drop(self.files.remove(h)));
+        self.links.broadcast(|| Command::Unbound(self.links.session, handles.to_vec()));
+    }
+
+    fn stats(&self) -> SourceStats {
+        let totals = self.links.totals();
+        let (busy, _) = worker_totals(self.ctx);
+        SourceStats {
+            sent_bytes: totals.payload,
+            cpu_ns: crate::sys::process_cpu_time_ns() - self.cpu_ns,
+            send_wait_ns: totals.send_wait,
+            read_wait_ns: totals.disk_wait,
+            idle_ns: totals.idle,
+            busy_ns: busy - self.worker_ns.0,
+            io: self.how.iter().cloned().collect::<Vec<_>>().join(", "),
+            notes: self.links.notes.clone(),
+        }
+    }
+
+    async fn verdict(self, report: &[u8]) -> Result<Report, TransferError> {
+        let report: Report = serde_json::from_slice(report)
+            .map_err(|_| TransferError::new(Class::Permanent, "the destination's report cannot be read"))?;
+        self.channel.send(Message::Bye);
+        self.channel.finish(Duration::from_secs(2)).await;
+        tracing::debug!(verdict = ?report.verdict, after = ?self.began.elapsed(), at = unix_now(), "session ended");
+        Ok(report)
+    }
+}
+
+/// Sums of busy and waiting time over the workers, ns.
+pub fn worker_totals(ctx: &Ctx) -> (u64, u64) {
+    ctx.workers.iter().fold((0, 0), |(busy, waiting), worker| {
+        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        (busy + load(&worker.stats.busy), waiting + load(&worker.stats.waiting))
+    })
+}
+
+/// Words of a peer, for our terminal and log.
+pub fn escape_text(text: &str) -> String {
+    let cut: String = text.chars().take(2000).collect();
+    cut.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+pub(super) async fn tell_error(channel: Channel, error: &TransferError) {
+    channel.send(Message::Error(PeerError { class: error.class.word().to_owned(), what: error.to_string() }));
+    channel.finish(Duration::from_secs(2)).await;
+}
+
+async fn accepted(channel: &mut Channel) -> Result<Accept, TransferError> {
+    let answer = tokio::time::timeout(ACCEPT_TIMEOUT, channel.recv()).await;
+    match answer {
+        Ok(Ok(Message::Accept(accept))) => Ok(accept),
+        Ok(Ok(Message::Error(error))) => {
+            let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
+            Err(TransferError::new(class, escape_text(&error.what)))
+        }
+        Ok(Ok(_)) => Err(TransferError::new(Class::Permanent, "the destination did not answer the offer")),
+        Ok(Err(fault)) => Err(lost(&fault)),
+        Err(_) => Err(TransferError::new(Class::Retry, "the destination did not answer the offer in time")),
+    }
+}
+
+fn wish(word: &str) -> IoWish {
+    match word {
+        "buffered" => IoWish::Buffered,
+        "dontcache" => IoWish::DontCache,
+        "direct" => IoWish::Direct,
+        _ => IoWish::Auto,
+    }
+}
+
+/// The word for a mode in reports.
+pub fn mode_word(mode: FileMode) -> &'static str {
+    match mode {
+        FileMode::PageCache => "page cache",
+        FileMode::DontCache => "RWF_DONTCACHE",
+        FileMode::Direct => "O_DIRECT",
+        FileMode::Deferred => "buffered, several in flight",
+    }
+}
+
+fn status_of(error: &SourceError) -> Status {
+    match error {
+        SourceError::Changed { .. } | SourceError::NotRegular { .. } => Status::Changed,
+        SourceError::Gone { .. } => Status::Gone,
+        SourceError::Denied { .. } => Status::Denied,
+        SourceError::Disk(_) => Status::Failed,
+    }
+}
+
+fn place(roots: &[RelPath], root: u16, path: &RelPath) -> Option<RelPath> {
+    roots.get(usize::from(root))?.join(path.as_bytes()).ok()
+}
+
+fn open_one(root: &Root, roots: &[RelPath], probes: &ProbeCache, wish: IoWish, bind: &Bind) -> Result<SourceFile, Status> {
+    // Only what was offered: the path is taken beneath the root it names.
+    let path = place(roots, bind.root, &bind.path).ok_or(Status::Gone)?;
+    let expect = Expect::Version { size: bind.size, mtime: bind.mtime };
+    SourceFile::open(root, &path, expect, probes, wish).map_err(|error| status_of(&error))
+}
+
+fn source_io(file: &SourceFile) -> SourceIo {
+    let chosen = file.file_ref();
+    let direct = (chosen.mode == FileMode::Direct).then(|| chosen.clone());
+    let depth = match chosen.mode {
+        FileMode::PageCache | FileMode::DontCache => DEPTH_CACHED,
+        FileMode::Direct | FileMode::Deferred => DEPTH_DEVICE,
+    };
+    SourceIo {
+        file: if direct.is_some() { file.buffered() } else { chosen },
+        direct,
+        size: file.identity().size,
+        extents: file.extents().filter(|e| e.len() <= EXTENTS_MAX).map(<[Span]>::to_vec),
+        depth,
+    }
+}
+
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
+fn spawn_scan(
+    root: Arc<Root>,
+    roots: Arc<Vec<RelPath>>,
+    recursive: bool,
+    tell: mpsc::Sender<Scan>,
+    stop: Arc<AtomicBool>,
+) {
+    let work = move || {
+        let mut builder = SegmentBuilder::default();
+        let mut segments = 0;
+        let mut last = Instant::now();
+        let mut emit = |scanned: Scanned| {
+            let full = match scanned {
+                Scanned::Entry(entry) => builder.push(&entry),
+                Scanned::Problem { root, path, error } => {
+                    let what = error.to_string();
+                    if tell.blocking_send(Scan::Problem { root, path: path.as_bytes().to_vec(), what }).is_err() {
+                        return ControlFlow::Break(());
+                    }
+                    None
+                }
+            };
+            let due = if full.is_none() && last.elapsed() > SEGMENT_LATENCY { builder.finish() } else { None };
+            for segment in full.into_iter().chain(due) {
+                segments += 1;
+                last = Instant::now();
+                if tell.blocking_send(Scan::Segment(segment)).is_err() {
+                    return ControlFlow::Break(());
+                }
+            }
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let totals = disk::scan(&root, &roots, recursive, &[], &mut emit);
+        if let Some(segment) = builder.finish() {
+            segments += 1;
+            if tell.blocking_send(Scan::Segment(segment)).is_err() {
+                return;
+            }
+        }
+        let _ = tell.blocking_send(Scan::End { segments, totals });
+    };
+    if let Err(error) = std::thread::Builder::new().name("lh-scan".to_owned()).spawn(work) {
+        tracing::error!(%error, "no thread for the scan");
+    }
+}
+
+/// Reads small files into frames, in the pool.
+struct SourcePacker {
+    root: Arc<Root>,
+    roots: Arc<Vec<RelPath>>,
+    pool: Pool,
+    arena: Arc<Arena>,
+}
+
+/// How long a pack waits for a slot before its stream is told that nothing could be read.
+const PACK_SLOT_WAIT: Duration = Duration::from_secs(60);
+
+impl SourcePacker {
+    fn slot(&self) -> Option<crate::sys::Slot> {
+        let give_up = Instant::now() + PACK_SLOT_WAIT;
+        loop {
+            if let Some(slot) = self.arena.take() {
+                return Some(slot);
+            }
+            if Instant::now() > give_up {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn fill(&self, items: Vec<PackItem>, block: u32) -> Option<Vec<PackBody>> {
+        let start = SLOT_HEAD as usize;
+        let mut bodies = Vec::new();
+        let (mut slot, mut at) = (self.slot()?, 0);
+        for item in items {
+            let need = PACK_ENTRY_HEAD + item.size as usize;
+            if at + need > block as usize {
+                bodies.push(PackBody { slot, len: at as u32 });
+                (slot, at) = (self.slot()?, 0);
+            }
+            let room = &mut slot.as_mut_slice()[start + at..start + at + need];
+            let (head, content) = room.split_at_mut(PACK_ENTRY_HEAD);
+            let expect = Expect::Version { size: u64::from(item.size), mtime: item.mtime };
+            let read = match place(&self.roots, item.root, &item.path) {
+                Some(path) => disk::read_small(&self.root, &path, expect, content).map_err(|e| status_of(&e)),
+                None => Err(Status::Gone),
+            };
+            match read {
+                Ok(_) => {
+                    let span = Span { offset: 0, len: content.len() as u64 };
+                    let check = wire_check(chunk(content, 0), item.handle, span);
+                    put_pack_entry(head, item.handle, Status::Ok, item.size, check);
+                    at += need;
+                }
+                Err(status) => {
+                    put_pack_entry(head, item.handle, status, 0, crate::digest::of(&[]));
+                    at += PACK_ENTRY_HEAD;
+                }
+            }
+        }
+        bodies.push(PackBody { slot, len: at as u32 });
+        Some(bodies)
+    }
+}
+
+impl Packer for SourcePacker {
+    fn pack(&self, stream: StreamKey, number: u32, items: Vec<PackItem>, block: u32, reply: Arc<Mailbox<Command>>) {
+        let this =
+            Self { root: self.root.clone(), roots: self.roots.clone(), pool: self.pool.clone(), arena: self.arena.clone() };
+        self.pool.submit(move || {
+            let command = match this.fill(items, block) {
+                Some(bodies) => Command::Pack(stream, number, bodies),
+                None => Command::Detach(stream),
+            };
+            reply.send(command);
+        });
+    }
+}
+
+/// A report with nothing but a verdict and its error.
+pub fn report_of(error: &TransferError) -> Report {
+    Report {
+        verdict: Verdict::Failed,
+        error_class: Some(error.class.word().to_owned()),
+        error: Some(error.to_string()),
+        ..Report::default()
+    }
+}

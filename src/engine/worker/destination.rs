@@ -1,0 +1,407 @@
+//! A destination's stream: asks for claims, takes what comes, places it, and says when a chunk is whole and right.
+//!
+//! Wants are answered in their order, so the front of `expected` is what must come next. A chunk given back by
+//! [`DestinationStream::release`] may still come: its frames are dropped and counted. Exactly one stream may write a
+//! chunk, and a release is answered only when no write of it is in flight.
+
+use super::link::{BODY, Frame, Link};
+use super::{ChunkFault, Claim, Event, Extra, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, StreamKey, TargetIo, Turn, add};
+use crate::digest::{ChunkHasher, Digest, chunk, wire_check};
+use crate::grid::{Grid, Span};
+use crate::ids::Handle;
+use crate::sys::{Completion, FileMode, Op, Slot};
+use crate::wire::WireError;
+use crate::wire::data::{self, PackItem, Run, Status};
+use crate::wire::header::FrameType;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Alignment of O_DIRECT: enough for every device in use.
+const DIRECT_ALIGN: u64 = 4096;
+
+struct Chunk {
+    handle: Handle,
+    index: u32,
+    span: Span,
+    target: Option<Arc<TargetIo>>,
+    next: u64,
+    arrived: u64,
+    /// Given back: what still comes is dropped.
+    dropped: bool,
+    released: bool,
+    failed: Option<ChunkFault>,
+    /// Received whole; waits for its writes.
+    received: Option<Digest>,
+    writes: u32,
+    asked: u64,
+    sums: (u32, u32),
+}
+
+enum Expected {
+    /// Number in `chunks`.
+    Chunk(u32),
+    Pack {
+        number: u32,
+        items: Arc<Vec<PackItem>>,
+        asked: u64,
+    },
+}
+
+/// The role.
+pub struct DestinationStream {
+    key: StreamKey,
+    link: Link,
+    extra: Extra,
+    expected: VecDeque<Expected>,
+    chunks: Vec<Option<Chunk>>,
+    free: Vec<u32>,
+    hasher: ChunkHasher,
+    /// Runs not yet in a Want frame.
+    runs: Vec<Run>,
+    idle_since: Option<u64>,
+}
+
+impl DestinationStream {
+    /// A stream with nothing asked yet.
+    pub fn new(key: StreamKey, link: Link, extra: Extra) -> Self {
+        Self {
+            key,
+            link,
+            extra,
+            expected: VecDeque::new(),
+            chunks: Vec::new(),
+            free: Vec::new(),
+            hasher: ChunkHasher::default(),
+            runs: Vec::new(),
+            idle_since: Some(0),
+        }
+    }
+
+    /// Whether it waits for a slot.
+    pub fn starved(&self) -> bool {
+        self.link.wants_slot() || (self.link.queued() > 0 && !self.link.sending())
+    }
+
+    /// Takes a claim and asks for it.
+    pub fn claim(&mut self, claim: Claim, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        if let Some(since) = self.idle_since.take().filter(|&since| since > 0) {
+            add(&self.link.stats.idle, turn.now - since);
+        }
+        match claim {
+            Claim::Chunks { run, size, target } => {
+                let grid = Grid::new(size).expect("sizes are checked when a manifest comes in");
+                for index in run.first..run.first + run.count {
+                    let span = grid.span(index).expect("claims lie inside their file");
+                    let number = self.free.pop().unwrap_or_else(|| {
+                        self.chunks.push(None);
+                        self.chunks.len() as u32 - 1
+                    });
+                    self.chunks[number as usize] = Some(Chunk {
+                        handle: run.handle,
+                        index,
+                        span,
+                        target: target.clone(),
+                        next: span.offset,
+                        arrived: 0,
+                        dropped: false,
+                        released: false,
+                        failed: None,
+                        received: None,
+                        writes: 0,
+                        asked: turn.now,
+                        sums: (0, 1),
+                    });
+                    self.expected.push_back(Expected::Chunk(number));
+                }
+                self.link.queue(FrameType::Want, 0, data::encode_runs(&[run]));
+            }
+            Claim::Pack { number, items } => {
+                self.link.queue(FrameType::PackWant, number, data::encode_pack_want(&items));
+                self.expected.push_back(Expected::Pack { number, items, asked: turn.now });
+            }
+        }
+        self.pump(turn)
+    }
+
+    /// Gives a chunk back; [`Event::Released`] follows once nothing of it is in flight. A chunk that is whole already
+    /// gets its `Placed` instead.
+    pub fn release(&mut self, handle: Handle, index: u32, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        let found = self.chunks.iter().position(|c| {
+            c.as_ref().is_some_and(|c| c.handle == handle && c.index == index && !c.dropped && c.received.is_none())
+        });
+        let Some(number) = found else { return Ok(()) };
+        let chunk = self.chunks[number].as_mut().expect("found above");
+        chunk.dropped = true;
+        let run = Run { handle, first: index, count: 1, digests_only: chunk.target.is_none() };
+        self.link.queue(FrameType::Unwant, 0, data::encode_runs(&[run]));
+        self.settle(number as u32, turn);
+        self.pump(turn)
+    }
+
+    /// Sends what is queued and keeps a receive armed.
+    pub fn pump(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        self.link.flush(turn);
+        self.link.receive(turn)
+    }
+
+    /// A completion that came after the stream had failed: writes are counted off, nothing else happens.
+    pub fn drained(&mut self, _completion: &Completion) {}
+
+    /// Takes a completion.
+    pub fn step(&mut self, completion: Completion, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        let Completion { token, slot, result } = completion;
+        match (token >> 32) as u8 {
+            KIND_RECV => {
+                if let Some(frame) = self.link.received(slot, result, turn.now)? {
+                    self.frame(frame, turn)?;
+                }
+            }
+            KIND_SEND => self.link.sent(slot, result, turn)?,
+            KIND_FILE => {
+                let number = token as u32;
+                if let Some(chunk) = self.chunks[number as usize].as_mut() {
+                    chunk.writes -= 1;
+                    if let Err(error) = result {
+                        chunk.failed = Some(ChunkFault::Write(error.kind(), error.raw_os_error()));
+                    }
+                }
+                turn.slots.give(slot);
+                self.settle(number, turn);
+            }
+            _ => turn.slots.give(slot),
+        }
+        self.pump(turn)
+    }
+
+    fn frame(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        match frame.header.kind {
+            FrameType::Data | FrameType::Zero => self.block(frame, turn),
+            FrameType::Pack => self.pack(frame, turn),
+            _ if !frame.intact => Err(WireError::Tag.into()),
+            FrameType::Digest | FrameType::Nak => self.answer(frame, turn),
+            FrameType::Ping => {
+                self.link.reuse(frame.slot, turn);
+                Ok(())
+            }
+            FrameType::End => Err(Fault::Ended),
+            other => Err(WireError::Type(other as u8).into()),
+        }
+    }
+
+    /// The chunk that a frame must belong to; dropped ones that the source left out are passed over.
+    fn front(&mut self, handle: u32, within: impl Fn(&Chunk) -> bool, turn: &mut Turn<'_>) -> Result<u32, Fault> {
+        loop {
+            let Some(Expected::Chunk(number)) = self.expected.front() else {
+                return Err(Fault::Protocol("a chunk that nobody asked for"));
+            };
+            let number = *number;
+            let chunk = self.chunks[number as usize].as_ref().expect("expected chunks exist");
+            if chunk.handle.0 == handle && within(chunk) {
+                return Ok(number);
+            }
+            if !(chunk.dropped && chunk.next == chunk.span.offset) {
+                return Err(Fault::Protocol("a block of another file or place than was asked for"));
+            }
+            self.expected.pop_front();
+            self.chunks[number as usize].as_mut().expect("just seen").next = u64::MAX;
+            self.settle(number, turn);
+        }
+    }
+
+    fn block(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        let Frame { header, slot, intact } = frame;
+        let offset = header.offset;
+        let number = self.front(header.handle, |c| c.next == offset, turn)?;
+        let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];
+        let chunk = self.chunks[number as usize].as_mut().expect("front checked it");
+        let (len, check) = if header.kind == FrameType::Data {
+            let (len, check) = data::split_data(body, header.ends_chunk())?;
+            if intact {
+                self.hasher.update(&body[..len]);
+                if self.extra != Extra::default() {
+                    chunk.sums = super::super::sums::extend(chunk.sums, self.extra, &body[..len]);
+                }
+            }
+            (len as u64, check)
+        } else if intact {
+            let (len, check) = data::decode_zero(body, header.ends_chunk())?;
+            self.hasher.update_zeros(len);
+            if self.extra != Extra::default() {
+                chunk.sums = super::super::sums::extend_zeros(chunk.sums, self.extra, len);
+            }
+            (len, check)
+        } else {
+            return Err(WireError::Tag.into());
+        };
+        if len == 0 || chunk.next + len > chunk.span.end() {
+            return Err(Fault::Protocol("more bytes than the chunk has"));
+        }
+        chunk.next += len;
+        if header.ends_chunk() != (chunk.next == chunk.span.end()) {
+            return Err(Fault::Protocol("a chunk that ends in the wrong place"));
+        }
+        if !intact && chunk.failed.is_none() {
+            chunk.failed = Some(ChunkFault::Mismatch);
+        }
+        if header.kind == FrameType::Data {
+            chunk.arrived += len;
+            add(&self.link.stats.payload, len);
+        }
+        let wanted = !chunk.dropped && chunk.failed.is_none();
+        if let Some(check) = check {
+            let digest = self.hasher.finish(chunk.span);
+            if chunk.failed.is_none() && wire_check(digest, chunk.handle, chunk.span) != check {
+                chunk.failed = Some(ChunkFault::Mismatch);
+            }
+            chunk.received = Some(digest);
+            self.expected.pop_front();
+        }
+        match &chunk.target {
+            Some(target) if wanted && header.kind == FrameType::Data => {
+                chunk.writes += 1;
+                let token = self.link.file_token(number);
+                turn.ops.push(write(target, offset, slot, len as u32, token));
+            }
+            _ => self.link.reuse(slot, turn),
+        }
+        if check.is_some() {
+            self.settle(number, turn);
+            self.note_idle(turn);
+        }
+        Ok(())
+    }
+
+    /// Tells the coordinator once a chunk has nothing in flight any more.
+    fn settle(&mut self, number: u32, turn: &mut Turn<'_>) {
+        let Some(chunk) = self.chunks[number as usize].as_mut() else { return };
+        if chunk.writes > 0 {
+            return;
+        }
+        let (stream, handle, index) = (self.key, chunk.handle, chunk.index);
+        if chunk.dropped && !chunk.released {
+            chunk.released = true;
+            add(&self.link.stats.wasted, chunk.arrived);
+            turn.events.push(Event::Released { stream, handle, chunk: index, arrived: chunk.arrived });
+        }
+        let over = chunk.received.is_some() || chunk.next == u64::MAX;
+        if !over {
+            return;
+        }
+        let chunk = self.chunks[number as usize].take().expect("seen above");
+        self.free.push(number);
+        if chunk.dropped {
+            return;
+        }
+        turn.events.push(match (chunk.failed, chunk.received) {
+            (Some(why), _) => {
+                add(&self.link.stats.wasted, chunk.arrived);
+                Event::ChunkFailed { stream, handle, chunk: index, why }
+            }
+            (None, Some(digest)) => Event::Placed {
+                stream,
+                handle,
+                chunk: index,
+                digest,
+                sums: chunk.sums,
+                latency_ns: turn.now.saturating_sub(chunk.asked),
+            },
+            (None, None) => Event::ChunkFailed { stream, handle, chunk: index, why: ChunkFault::Mismatch },
+        });
+    }
+
+    fn answer(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        let Frame { header, slot, .. } = frame;
+        let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];
+        let number = self.front(header.handle, |c| c.span.offset == header.offset, turn)?;
+        let chunk = self.chunks[number as usize].as_mut().expect("front checked it");
+        if header.kind == FrameType::Digest {
+            let digest = Digest(body.try_into().map_err(|_| WireError::Length("digest"))?);
+            if chunk.target.is_some() {
+                return Err(Fault::Protocol("a digest where bytes were asked for"));
+            }
+            turn.events.push(Event::ChunkDigest { stream: self.key, handle: chunk.handle, chunk: chunk.index, digest });
+            self.chunks[number as usize] = None;
+            self.free.push(number);
+        } else {
+            let status = Status::from_byte(*body.first().ok_or(WireError::Length("nak"))?)?;
+            // A chunk may be refused in its middle: what had come is discarded with it.
+            self.hasher = ChunkHasher::default();
+            chunk.failed = Some(ChunkFault::Source(status));
+            chunk.next = u64::MAX;
+            self.settle(number, turn);
+        }
+        self.expected.pop_front();
+        self.link.reuse(slot, turn);
+        self.note_idle(turn);
+        Ok(())
+    }
+
+    fn pack(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        let Frame { header, slot, intact } = frame;
+        while let Some(Expected::Chunk(number)) = self.expected.front() {
+            let number = *number;
+            let chunk = self.chunks[number as usize].as_mut().expect("expected chunks exist");
+            if !(chunk.dropped && chunk.next == chunk.span.offset) {
+                return Err(Fault::Protocol("a pack where a chunk was due"));
+            }
+            self.expected.pop_front();
+            chunk.next = u64::MAX;
+            self.settle(number, turn);
+        }
+        let Some(Expected::Pack { number, items, .. }) = self.expected.front() else {
+            return Err(Fault::Protocol("a pack that nobody asked for"));
+        };
+        if *number != header.handle {
+            return Err(Fault::Protocol("another pack than was asked for"));
+        }
+        let (number, last) = (*number, header.ends_chunk());
+        let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];
+        let mut entries = Vec::new();
+        if intact {
+            for entry in data::decode_pack(body)? {
+                let content = &body[entry.content.clone()];
+                let Some(item) = items.iter().find(|item| item.handle == entry.handle) else {
+                    return Err(Fault::Protocol("a small file that nobody asked for"));
+                };
+                let digest = match entry.status {
+                    Status::Ok if content.len() == item.size as usize => {
+                        let span = Span { offset: 0, len: content.len() as u64 };
+                        let digest = chunk(content, 0);
+                        (wire_check(digest, entry.handle, span) == entry.check).then_some(digest)
+                    }
+                    _ => None,
+                };
+                add(&self.link.stats.payload, content.len() as u64);
+                entries.push((entry, digest));
+            }
+        }
+        if last {
+            self.expected.pop_front();
+            self.note_idle(turn);
+        }
+        let body = PackBody { slot, len: header.body_len };
+        turn.events.push(Event::Pack { stream: self.key, number, body, entries, last });
+        Ok(())
+    }
+
+    fn note_idle(&mut self, turn: &Turn<'_>) {
+        if self.expected.is_empty() {
+            self.idle_since = Some(turn.now);
+        }
+    }
+}
+
+fn write(target: &TargetIo, offset: u64, slot: Slot, len: u32, token: u64) -> Op {
+    let aligned = offset.is_multiple_of(DIRECT_ALIGN) && u64::from(len).is_multiple_of(DIRECT_ALIGN);
+    let file = match &target.direct {
+        Some(direct) if aligned => direct.clone(),
+        Some(_) => {
+            // The unaligned tail goes through the page cache; the sync before a chunk counts covers both.
+            let mut file = target.file.clone();
+            file.mode = FileMode::PageCache;
+            file
+        }
+        None => target.file.clone(),
+    };
+    Op::Write { file, offset, slot, range: BODY as u32..BODY as u32 + len, token }
+}

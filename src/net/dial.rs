@@ -1,0 +1,137 @@
+//! Dialling: options before the first segment, a deadline, and a sentence when it fails.
+
+use std::io;
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::socket::{SocketNote, SocketOptions, apply};
+
+/// How to dial.
+#[derive(Debug, Clone)]
+pub struct DialOptions {
+    /// For the whole attempt.
+    pub timeout: Duration,
+    /// The local address, to choose an interface.
+    pub bind: Option<SocketAddr>,
+    /// Set before the connection is opened.
+    pub socket: SocketOptions,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The host is there, nobody listens.
+    #[error("{addr} refuses connections: is the agent running there, on this port?")]
+    Refused {
+        /// The peer.
+        addr: SocketAddr,
+    },
+    /// No answer.
+    #[error("{addr} does not answer within {timeout:?}: check the address and any firewall between")]
+    Timeout {
+        /// The peer.
+        addr: SocketAddr,
+        /// The deadline.
+        timeout: Duration,
+    },
+    /// No way there.
+    #[error("no route to {addr}: {source}")]
+    Unreachable {
+        /// The peer.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The local address cannot be used.
+    #[error("cannot send from {bind}: {source}")]
+    Bind {
+        /// The local address.
+        bind: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot connect to {addr}: {source}")]
+    Other {
+        /// The peer.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Connects to `addr`, blocking at most `options.timeout`. The stream blocks; the notes say which options are not as asked.
+pub fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(TcpStream, Vec<SocketNote>), DialError> {
+    let other = |source| DialError::Other { addr, source };
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).map_err(other)?;
+    let notes = apply(&socket, &options.socket, Some(addr));
+    if let Some(bind) = options.bind {
+        socket.bind(&bind.into()).map_err(|source| DialError::Bind { bind, source })?;
+    }
+    socket.connect_timeout(&addr.into(), options.timeout).map_err(|source| match source.kind() {
+        io::ErrorKind::ConnectionRefused => DialError::Refused { addr },
+        io::ErrorKind::TimedOut => DialError::Timeout { addr, timeout: options.timeout },
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => DialError::Unreachable { addr, source },
+        _ => DialError::Other { addr, source },
+    })?;
+    Ok((socket.into(), notes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::listen;
+    use super::*;
+    use std::time::Instant;
+
+    fn options() -> DialOptions {
+        let socket = SocketOptions { window: Some(300_000), nodelay: true, ..SocketOptions::default() };
+        DialOptions { timeout: Duration::from_secs(5), bind: None, socket }
+    }
+
+    #[test]
+    fn options_are_set_before_the_connection_opens() {
+        for local in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = listen(local.parse().unwrap()) else { continue };
+            let bind = Some(local.parse().unwrap());
+            let (stream, notes) = dial(listener.addr, &DialOptions { bind, ..options() }).unwrap();
+            assert_eq!(notes, []);
+            assert!(stream.nodelay().unwrap() && stream.peer_addr().unwrap() == listener.addr);
+            assert_eq!(socket2::SockRef::from(&stream).recv_buffer_size().unwrap(), 600_000);
+        }
+    }
+
+    #[test]
+    fn failures_say_what_to_do() {
+        let free = listen("127.0.0.1:0".parse().unwrap()).unwrap().addr;
+        let refused = dial(free, &options()).unwrap_err();
+        assert!(matches!(refused, DialError::Refused { .. }), "{refused}");
+        let bind = Some("192.0.2.1:0".parse().unwrap());
+        let bound = dial(free, &DialOptions { bind, ..options() }).unwrap_err();
+        assert!(matches!(bound, DialError::Bind { .. }), "{bound}");
+    }
+
+    #[test]
+    fn a_silent_peer_costs_no_more_than_the_timeout() {
+        // A listener whose queue is full drops the first segment: nobody answers.
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(0).unwrap();
+        let addr = socket.local_addr().unwrap().as_socket().unwrap();
+        let timeout = Duration::from_millis(200);
+        let begin = Instant::now();
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            match dial(addr, &DialOptions { timeout, ..options() }) {
+                Ok(stream) => held.push(stream),
+                Err(error) => {
+                    assert!(matches!(error, DialError::Timeout { .. }), "{error}");
+                    assert!(begin.elapsed() < Duration::from_secs(5));
+                    return;
+                }
+            }
+        }
+        panic!("the queue never filled");
+    }
+}

@@ -1,0 +1,280 @@
+//! Ops in flight: what both queues know about an op between its push and its completion.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::uio::{pread, pwrite};
+
+use super::syscall::{preadv2_dontcache, pwritev2_dontcache};
+use super::{Completion, FileMode, Op, Slot, SocketRef};
+
+/// O_DIRECT works in multiples of this; a read that stops elsewhere has met the end of the file.
+const DIRECT_ALIGN: u32 = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Recv { socket: u32 },
+    Send { socket: u32 },
+    Read(FileMode),
+    Write(FileMode),
+}
+
+impl Kind {
+    /// Whether the op waits for a peer (and a `shutdown` ends it).
+    pub(super) fn is_socket(self) -> bool {
+        matches!(self, Self::Recv { .. } | Self::Send { .. })
+    }
+
+    /// Whether the op may take long in the calling thread.
+    pub(super) fn is_slow(self) -> bool {
+        matches!(self, Self::Read(mode) | Self::Write(mode) if matches!(mode, FileMode::Direct | FileMode::Deferred))
+    }
+}
+
+/// An op and all it needs until the kernel is done with it: the slot and the descriptor live here.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) kind: Kind,
+    pub(super) fd: Arc<OwnedFd>,
+    slot: Slot,
+    start: u32,
+    len: u32,
+    done: u32,
+    offset: u64,
+    token: u64,
+}
+
+/// What an attempt led to.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// Finished.
+    Done(io::Result<u32>),
+    /// Part of it is done, or a signal came: go on.
+    Again,
+    /// The socket is not ready.
+    Blocked,
+}
+
+impl Flight {
+    /// Takes an op apart; an `Err` is the completion of an op that makes no sense.
+    pub(super) fn new(op: Op) -> Result<Self, Completion> {
+        let (kind, fd, offset, slot, range, token) = match op {
+            Op::Recv { socket: SocketRef { fd, index }, slot, range, token } => {
+                (Kind::Recv { socket: index }, fd, 0, slot, range, token)
+            }
+            Op::Send { socket: SocketRef { fd, index }, slot, range, token } => {
+                (Kind::Send { socket: index }, fd, 0, slot, range, token)
+            }
+            Op::Read { file, offset, slot, range, token } => {
+                (Kind::Read(file.mode), file.fd, offset, slot, range, token)
+            }
+            Op::Write { file, offset, slot, range, token } => {
+                (Kind::Write(file.mode), file.fd, offset, slot, range, token)
+            }
+        };
+        let fits = range.start <= range.end && range.end <= slot.len();
+        let empty = range.start == range.end;
+        let end_of_file = offset.checked_add(u64::from(range.end)).is_some_and(|end| i64::try_from(end).is_ok());
+        if !fits || !end_of_file || (empty && matches!(kind, Kind::Recv { .. })) {
+            return Err(Completion { token, slot, result: Err(io::ErrorKind::InvalidInput.into()) });
+        }
+        if empty {
+            return Err(Completion { token, slot, result: Ok(0) });
+        }
+        Ok(Self { kind, fd, slot, start: range.start, len: range.end - range.start, done: 0, offset, token })
+    }
+
+    pub(super) fn complete(self, result: io::Result<u32>) -> Completion {
+        Completion { token: self.token, slot: self.slot, result }
+    }
+
+    /// Bytes still to move.
+    pub(super) fn rest(&self) -> u32 {
+        self.len - self.done
+    }
+
+    /// Where in the file the rest starts.
+    pub(super) fn file_offset(&self) -> u64 {
+        self.offset + u64::from(self.done)
+    }
+
+    /// The slot, for its place in the registered buffers.
+    pub(super) fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    fn first(&self) -> usize {
+        (self.start + self.done) as usize
+    }
+
+    fn last(&self) -> usize {
+        (self.start + self.len) as usize
+    }
+
+    /// Where the rest lies in memory. Valid while the flight lives, whatever moves it.
+    pub(super) fn pointer(&mut self) -> *mut u8 {
+        self.slot.pointer().wrapping_add(self.first())
+    }
+
+    /// Takes the result of one attempt (bytes, or an errno), and says how to go on.
+    pub(super) fn advance(&mut self, result: Result<usize, Errno>) -> Step {
+        let moved = match result {
+            Ok(moved) => moved as u32,
+            Err(Errno::EINTR) => return Step::Again,
+            Err(Errno::EAGAIN) if self.kind.is_socket() => return Step::Blocked,
+            Err(errno) => return Step::Done(Err(errno.into())),
+        };
+        self.done = (self.done + moved).min(self.len);
+        match self.kind {
+            Kind::Recv { .. } => Step::Done(Ok(moved)),
+            _ if self.done == self.len => Step::Done(Ok(self.len)),
+            Kind::Read(_) if moved == 0 => Step::Done(Ok(self.done)),
+            Kind::Read(FileMode::Direct) if !self.done.is_multiple_of(DIRECT_ALIGN) => Step::Done(Ok(self.done)),
+            Kind::Send { .. } | Kind::Write(_) if moved == 0 => Step::Done(Err(io::ErrorKind::WriteZero.into())),
+            _ => Step::Again,
+        }
+    }
+
+    /// Makes the op's system call in this thread until it is done or the socket is not ready.
+    pub(super) fn run(&mut self, page_cache: &mut PageCache) -> Step {
+        loop {
+            let (first, last) = (self.first(), self.last());
+            let at = self.file_offset();
+            let result = match self.kind {
+                Kind::Recv { .. } => {
+                    recv(self.fd.as_raw_fd(), &mut self.slot.as_mut_slice()[first..last], MsgFlags::MSG_DONTWAIT)
+                }
+                Kind::Send { .. } => {
+                    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                    send(self.fd.as_raw_fd(), &self.slot.as_slice()[first..last], flags)
+                }
+                Kind::Read(mode) => page_cache.read(mode, &self.fd, &mut self.slot.as_mut_slice()[first..last], at),
+                Kind::Write(mode) => page_cache.write(mode, &self.fd, &self.slot.as_slice()[first..last], at),
+            };
+            match self.advance(result) {
+                Step::Again => {}
+                step => return step,
+            }
+        }
+    }
+}
+
+/// File I/O in the calling thread, and what was learnt about the kernel on the way.
+#[derive(Debug, Default)]
+pub(super) struct PageCache {
+    /// The error with which RWF_DONTCACHE was refused; from then on it is not asked for.
+    pub(super) dontcache_refused: Option<Errno>,
+}
+
+impl PageCache {
+    fn read(&mut self, mode: FileMode, fd: &OwnedFd, buf: &mut [u8], at: u64) -> Result<usize, Errno> {
+        if mode != FileMode::DontCache || self.dontcache_refused.is_some() {
+            return pread(fd, buf, at as i64);
+        }
+        match preadv2_dontcache(fd, buf, at) {
+            Err(refusal) if refused(refusal) => self.settle(refusal, pread(fd, buf, at as i64)),
+            other => other,
+        }
+    }
+
+    fn write(&mut self, mode: FileMode, fd: &OwnedFd, buf: &[u8], at: u64) -> Result<usize, Errno> {
+        if mode != FileMode::DontCache || self.dontcache_refused.is_some() {
+            return pwrite(fd, buf, at as i64);
+        }
+        match pwritev2_dontcache(fd, buf, at) {
+            Err(refusal) if refused(refusal) => self.settle(refusal, pwrite(fd, buf, at as i64)),
+            other => other,
+        }
+    }
+
+    /// The flag was at fault only if the same call without it works.
+    fn settle(&mut self, refusal: Errno, plain: Result<usize, Errno>) -> Result<usize, Errno> {
+        if plain.is_ok() {
+            self.dontcache_refused = Some(refusal);
+        }
+        plain
+    }
+
+    /// For reports.
+    pub(super) fn note(&self, refused: &mut Vec<String>) {
+        if let Some(errno) = self.dontcache_refused {
+            refused.push(format!("RWF_DONTCACHE: {errno:?}"));
+        }
+    }
+}
+
+fn refused(errno: Errno) -> bool {
+    matches!(errno, Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS)
+}
+
+/// Flights by number. Grows to the largest number in flight and allocates nothing after that.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    entries: Vec<Option<Flight>>,
+    vacant: Vec<u32>,
+}
+
+impl Table {
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        Self { entries: Vec::with_capacity(capacity), vacant: Vec::with_capacity(capacity) }
+    }
+
+    /// Flights in the table.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len() - self.vacant.len()
+    }
+
+    pub(super) fn insert(&mut self, flight: Flight) -> u32 {
+        if let Some(index) = self.vacant.pop() {
+            self.entries[index as usize] = Some(flight);
+            return index;
+        }
+        self.entries.push(Some(flight));
+        // An arena has fewer than u32::MAX slots and every flight holds one.
+        (self.entries.len() - 1) as u32
+    }
+
+    pub(super) fn get_mut(&mut self, index: u32) -> Option<&mut Flight> {
+        self.entries.get_mut(index as usize)?.as_mut()
+    }
+
+    pub(super) fn remove(&mut self, index: u32) -> Option<Flight> {
+        let flight = self.entries.get_mut(index as usize)?.take()?;
+        self.vacant.push(index);
+        Some(flight)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Flight> {
+        self.entries.iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{Arena, ArenaConfig, FileRef};
+
+    fn read(mode: FileMode) -> Flight {
+        let arena = Arena::new(ArenaConfig { bytes: 1 << 20, block: 65_536, explicit_huge_pages: false }).unwrap();
+        let fd = Arc::new(OwnedFd::from(std::fs::File::open(".").unwrap()));
+        let slot = arena.take().unwrap();
+        Flight::new(Op::Read { file: FileRef { fd, mode }, offset: 0, slot, range: 4096..69_632, token: 1 }).unwrap()
+    }
+
+    #[test]
+    fn short_reads_go_on_unless_the_file_ends() {
+        let mut direct = read(FileMode::Direct);
+        assert!(matches!(direct.advance(Err(Errno::EINTR)), Step::Again));
+        assert!(matches!(direct.advance(Ok(8192)), Step::Again));
+        assert_eq!((direct.rest(), direct.file_offset()), (57_344, 8192));
+        // Some file systems answer a read from an offset that is not aligned with EINVAL, even at the end.
+        assert!(matches!(direct.advance(Ok(100)), Step::Done(Ok(8292))));
+        let mut cached = read(FileMode::PageCache);
+        assert!(matches!(cached.advance(Ok(100)), Step::Again));
+        assert!(matches!(cached.advance(Ok(0)), Step::Done(Ok(100))));
+        assert!(matches!(read(FileMode::Direct).advance(Err(Errno::EAGAIN)), Step::Done(Err(_))));
+    }
+}
