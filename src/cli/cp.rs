@@ -97,6 +97,7 @@ pub struct Args {
     /// Checksums for every file: crc32c, adler32, sha256, md5
     #[arg(long, value_name = "KINDS", value_delimiter = ',')]
     pub checksum: Vec<ChecksumKind>,
+    /// Agents and tokens.
     #[command(flatten)]
     pub peer: PeerArgs,
     /// Another agent's equal copy of the one SRC, to fetch from both
@@ -377,18 +378,15 @@ async fn require_directory(plan: &Plan, client: &PeerClient) -> Result<(), Fail>
 async fn drive(watch: TransferWatch, progress: &mut Progress, stop: &mut Stop) -> Result<Ended, Fail> {
     let TransferWatch { snapshot, mut done, cancel } = watch;
     let lost = |_| Fail::new(5, "the engine ended without a report: repeat the command to resume");
-    let stopped = {
+    let followed = {
         let follow = progress.follow(snapshot);
-        tokio::pin!(follow);
-        loop {
-            tokio::select! {
-                report = &mut done => return Ok(Ended { report: report.map_err(lost)?, interrupted: false }),
-                () = stop.asked() => break true,
-                () = &mut follow => break false,
-            }
+        tokio::select! {
+            report = &mut done => return Ok(Ended { report: report.map_err(lost)?, interrupted: false }),
+            () = stop.asked() => false,
+            () = follow => true,
         }
     };
-    if !stopped {
+    if followed {
         // The snapshots end a moment before the report.
         tokio::select! {
             report = &mut done => return Ok(Ended { report: report.map_err(lost)?, interrupted: false }),

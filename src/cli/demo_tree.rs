@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, BufWriter, Write as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes written at once.
 const BUFFER: usize = 1 << 20;
@@ -22,8 +23,8 @@ const SMALL_MAX: u64 = 64 << 10;
 const LISTED: usize = 20;
 
 /// Makes the demo's tree in `dir`, which does not exist yet: big files of `bytes` together, `small` small ones, an empty
-/// file, an empty directory, a symlink, a sparse file, and names that shells stumble over.
-pub fn make(dir: &Path, bytes: u64, small: u32) -> Result<(), Fail> {
+/// file, an empty directory, a symlink, a sparse file, and names that shells stumble over. Ends early once `stop` is set.
+pub fn make(dir: &Path, bytes: u64, small: u32, stop: &AtomicBool) -> Result<(), Fail> {
     let failed = |e: io::Error| Fail::io("make the demo tree in", dir, &e);
     fs::create_dir(dir).map_err(failed)?;
     for sub in ["big", "empty directory", "small"] {
@@ -32,22 +33,27 @@ pub fn make(dir: &Path, bytes: u64, small: u32) -> Result<(), Fail> {
     let sizes = [bytes / 2, bytes / 4, bytes - bytes / 2 - bytes / 4];
     (0..sizes.len())
         .into_par_iter()
-        .try_for_each(|number| random_file(&dir.join(format!("big/{number}.dat")), sizes[number], number as u64))
+        .try_for_each(|number| random_file(&dir.join(format!("big/{number}.dat")), sizes[number], number as u64, stop))
         .map_err(failed)?;
     (0..small.div_ceil(SMALL_PER_DIR))
         .into_par_iter()
-        .try_for_each(|part| small_files(dir, part, small))
+        .try_for_each(|part| small_files(dir, part, small, stop))
         .map_err(failed)?;
     odd_names(dir).map_err(failed)
 }
 
-fn small_files(dir: &Path, part: u32, all: u32) -> io::Result<()> {
+fn small_files(dir: &Path, part: u32, all: u32, stop: &AtomicBool) -> io::Result<()> {
     let sub = dir.join(format!("small/{part:03}"));
     fs::create_dir(&sub)?;
     for number in part * SMALL_PER_DIR..((part + 1) * SMALL_PER_DIR).min(all) {
         // Squared: many tiny ones, few of the largest.
         let share = (mix(u64::from(number)) % 1000) * (mix(u64::from(number) + 7) % 1000);
-        random_file(&sub.join(format!("{number:06}.txt")), SMALL_MAX * share / 1_000_000, u64::from(number) << 32)?;
+        random_file(
+            &sub.join(format!("{number:06}.txt")),
+            SMALL_MAX * share / 1_000_000,
+            u64::from(number) << 32,
+            stop,
+        )?;
     }
     Ok(())
 }
@@ -65,12 +71,15 @@ fn odd_names(dir: &Path) -> io::Result<()> {
 }
 
 /// What never compresses and never repeats: SplitMix64, a word at a time.
-fn random_file(path: &Path, size: u64, seed: u64) -> io::Result<()> {
+fn random_file(path: &Path, size: u64, seed: u64, stop: &AtomicBool) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).open(path)?;
     let mut out = BufWriter::with_capacity(0, file);
     let mut buffer = vec![0u8; BUFFER.min(size as usize)];
     let (mut left, mut state) = (size, mix(seed ^ 0x6c6f_6e67_6861_756c));
     while left > 0 {
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         for word in buffer.chunks_mut(8) {
             state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let value = mix(state).to_le_bytes();
@@ -94,6 +103,8 @@ fn mix(mut value: u64) -> u64 {
 pub struct Measure {
     /// Bytes of regular files, holes counted.
     pub bytes: u64,
+    /// Bytes of regular files that storage is allocated for, which is what a transfer sends.
+    pub data_bytes: u64,
     /// Regular files.
     pub files: u64,
 }
@@ -105,6 +116,7 @@ pub fn measure(tree: &Path) -> Result<Measure, Fail> {
         if let Kind::File(size) = item.kind {
             sum.files += 1;
             sum.bytes += size;
+            sum.data_bytes += size.min(item.allocated);
         }
     }
     Ok(sum)
@@ -244,9 +256,11 @@ mod tests {
     fn the_tree_is_as_promised_and_a_true_copy_passes() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        make(&a, 9_000_001, 600).unwrap();
+        make(&a, 9_000_001, 600, &AtomicBool::new(false)).unwrap();
         let measure = measure(&a).unwrap();
         assert_eq!(measure.files, 3 + 600 + 4);
+        assert!(measure.data_bytes + (32 << 20) < measure.bytes, "the sparse file's hole is no data");
+        assert!(measure.data_bytes > 9_000_001);
         let big: u64 = (0..3).map(|n| fs::metadata(a.join(format!("big/{n}.dat"))).unwrap().len()).sum();
         assert_eq!(big, 9_000_001);
         let data = fs::read(a.join("big/0.dat")).unwrap();
@@ -261,7 +275,7 @@ mod tests {
     fn every_difference_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-        make(&a, 1000, 3).unwrap();
+        make(&a, 1000, 3, &AtomicBool::new(false)).unwrap();
         copy(&a, &b);
         let wrong = |want: &[&str]| {
             let found = compare(&a, &b).unwrap();
@@ -291,6 +305,13 @@ mod tests {
             "big/1.dat has other content",
             "empty file has another modification time",
         ]);
+    }
+
+    #[test]
+    fn an_interrupted_demo_stops_making() {
+        let dir = tempfile::tempdir().unwrap();
+        let fail = make(&dir.path().join("a"), 1 << 50, 0, &AtomicBool::new(true)).unwrap_err();
+        assert!(fail.what.contains("interrupted"), "{}", fail.what);
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod clean;
 pub mod cp;
 pub mod demo;
+pub mod demo_agent;
 pub mod demo_tree;
 pub mod fail;
 pub mod journal;

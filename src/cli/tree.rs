@@ -38,6 +38,8 @@ pub struct Item {
     pub mode: u32,
     /// As `stat` gives it.
     pub mtime: Mtime,
+    /// Bytes of storage; less than a file's size where it has holes.
+    pub allocated: u64,
 }
 
 /// Where `path` lies below `tree`.
@@ -97,7 +99,8 @@ fn item(full: &Path, path: RelPath, meta: &Metadata) -> io::Result<Item> {
     };
     // The kernel gives 0 ..= 999,999,999.
     let mtime = Mtime { secs: meta.mtime(), nanos: meta.mtime_nsec() as u32 };
-    Ok(Item { path, kind, mode: meta.mode() & 0o7777, mtime })
+    // `stat` counts blocks of 512 bytes, whatever the file system's own are.
+    Ok(Item { path, kind, mode: meta.mode() & 0o7777, mtime, allocated: meta.blocks() * 512 })
 }
 
 /// Reads one regular file from beginning to end. A symlink or FIFO in its place is an error, never followed or waited
@@ -136,7 +139,8 @@ mod tests {
             ("a.x", Kind::File(0)),
         ];
         assert_eq!(seen, want.map(|(path, kind)| (path.to_owned(), kind)));
-        let link = RelPath::new(b"a/link").unwrap();
+        symlink("b/f", tree.join("a/to file")).unwrap();
+        let link = RelPath::new(b"a/to file").unwrap();
         assert!(hash_file(tree, &link, &[ChecksumKind::Md5]).is_err());
         assert_eq!(walk(&tree.join("none")).unwrap_err().code, 4);
     }

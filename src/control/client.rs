@@ -175,6 +175,16 @@ impl PeerClient {
         Ok(())
     }
 
+    /// What the agent does and has done lately, at either end, the third-party ones left out.
+    pub async fn transfers(&self) -> Result<Vec<TransferView>, TransferError> {
+        #[derive(serde::Deserialize)]
+        struct List {
+            transfers: Vec<TransferView>,
+        }
+        let (list, _): (List, _) = self.call(Method::GET, "/v1/transfers", None::<&()>).await?;
+        Ok(list.transfers)
+    }
+
     /// Who the agent is and how it is.
     pub async fn status(&self) -> Result<StatusReply, TransferError> {
         Ok(self.call(Method::GET, "/v1/status", None::<&()>).await?.0)
