@@ -237,7 +237,7 @@ impl<'a> Session<'a> {
             agent: ctx.config.agent,
             roots: prepared.offered,
             engine: ctx.engine.engine.to_owned(),
-            notes,
+            notes: notes.into_iter().chain(ctx.fallbacks()).collect(),
             process: u64::from(std::process::id()),
         };
         channel.send(Message::Offer(offer));
