@@ -450,7 +450,6 @@ impl PartFile {
         Ok(Reader(std::fs::File::from(self.fd.try_clone()?), 0))
     }
 
-
     /// Removes the part file, if its name still leads to it.
     pub fn remove(self) -> Result<(), DiskError> {
         self.dir.unlink_same(&self.name, self.fd.as_fd())

@@ -223,7 +223,9 @@ pub fn open_existing(root: &Root, path: &RelPath) -> Result<std::fs::File, DiskE
         Err(SourceError::Disk(error)) => Err(error),
         Err(SourceError::Gone { path }) => Err(DiskError::NotFound { path }),
         Err(SourceError::Denied { path }) => Err(DiskError::Denied { path, doing: Doing::Open }),
-        Err(SourceError::NotRegular { path } | SourceError::Changed { path, .. }) => Err(DiskError::NotRegular { path }),
+        Err(SourceError::NotRegular { path } | SourceError::Changed { path, .. }) => {
+            Err(DiskError::NotRegular { path })
+        }
     }
 }
 

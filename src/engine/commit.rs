@@ -68,7 +68,9 @@ impl std::fmt::Debug for Journal {
 #[derive(Debug, thiserror::Error)]
 pub enum JournalFailure {
     /// The file system said no.
-    #[error("the journal cannot be written ({0}); nothing that was durable is lost: mend the storage and repeat the command")]
+    #[error(
+        "the journal cannot be written ({0}); nothing that was durable is lost: mend the storage and repeat the command"
+    )]
     Io(#[from] std::io::Error),
     /// The engine contradicts itself.
     #[error("the journal would not make sense: {0}")]
@@ -77,7 +79,14 @@ pub enum JournalFailure {
 
 impl Journal {
     /// Over an open file that has `len` bytes of accepted records.
-    pub fn new(io: &CommitIo, pool: &Pool, file: std::fs::File, len: u64, writer: Writer, checkpoint: Checkpoint) -> Self {
+    pub fn new(
+        io: &CommitIo,
+        pool: &Pool,
+        file: std::fs::File,
+        len: u64,
+        writer: Writer,
+        checkpoint: Checkpoint,
+    ) -> Self {
         let file = match io {
             CommitIo::Uring => JournalFile::Uring(tokio_uring::fs::File::from_std(file)),
             CommitIo::Pool(_) => JournalFile::Pool(Arc::new(file), pool.clone()),
@@ -347,7 +356,9 @@ pub async fn commit_batch(
         match result {
             Ok((bad, how)) => {
                 if how == Some(ReadBack::CacheDropped) {
-                    durable.notes.push("read-back went through a dropped page cache: O_DIRECT does not work here".to_owned());
+                    durable
+                        .notes
+                        .push("read-back went through a dropped page cache: O_DIRECT does not work here".to_owned());
                 }
                 if !bad.is_empty() {
                     durable.misread.push((placed.handle, bad.clone()));

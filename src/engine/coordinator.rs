@@ -165,7 +165,8 @@ impl Ctx {
         match grant.access {
             Access::Read(spec) => {
                 let entry = self.list(&grant.principal, "source", source::describe(&spec));
-                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
+                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) =
+                    (Some(opened.peer), Some(opened.local));
                 tokio::task::spawn_local(async move {
                     let report = source::serve(&ctx, spec, opened, &entry).await;
                     ctx.end(&entry, &report);
@@ -173,7 +174,8 @@ impl Ctx {
             }
             Access::Write(spec) => {
                 let entry = self.list(&grant.principal, "destination", destination::describe(&spec));
-                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
+                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) =
+                    (Some(opened.peer), Some(opened.local));
                 tokio::task::spawn_local(async move {
                     let report = destination::receive(&ctx, spec, opened, &entry).await;
                     ctx.end(&entry, &report);
@@ -209,7 +211,10 @@ impl Tickets {
     pub fn issue(&mut self, grant: Grant, agent: AgentId, data: Vec<SocketAddr>) -> Result<Ticket, TransferError> {
         self.purge();
         if self.0.len() >= MAX_TICKETS {
-            return Err(TransferError::new(Class::Retry, "too many tickets are waiting to be used: try again in a minute"));
+            return Err(TransferError::new(
+                Class::Retry,
+                "too many tickets are waiting to be used: try again in a minute",
+            ));
         }
         let (mut id, mut key) = ([0; 16], [0; 32]);
         let random = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut key));
@@ -413,14 +418,24 @@ fn watch_of(entry: &Entry) -> (TransferWatch, tokio::sync::oneshot::Sender<Repor
 }
 
 /// Both ends here: a ticket of our own, redeemed by ourselves over loopback.
-async fn local(ctx: &Rc<Ctx>, mut from: SourceSpec, mut to: DestinationSpec, addr: SocketAddr, entry: &Rc<Entry>) -> Report {
+async fn local(
+    ctx: &Rc<Ctx>,
+    mut from: SourceSpec,
+    mut to: DestinationSpec,
+    addr: SocketAddr,
+    entry: &Rc<Entry>,
+) -> Report {
     // Bytes that never leave the process gain nothing from being sealed.
     if to.options.encrypt != Some(true) {
         (from.encrypt, to.options.encrypt) = (Some(false), Some(false));
     }
     let mut target = addr;
     if target.ip().is_unspecified() {
-        target.set_ip(if target.is_ipv6() { std::net::Ipv6Addr::LOCALHOST.into() } else { std::net::Ipv4Addr::LOCALHOST.into() });
+        target.set_ip(if target.is_ipv6() {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        });
     }
     let grant = Grant { principal: "local".to_owned(), access: Access::Read(from), ttl_secs: 60 };
     let issued = ctx.tickets.borrow_mut().issue(grant, ctx.config.agent, vec![target]);

@@ -4,10 +4,10 @@
 use super::spec::IfExists;
 use crate::digest::Digest;
 use crate::disk::Existing;
+use crate::ids::PathKey;
 use crate::journal::{Checkpoint, FileState};
 use crate::limits::PACK_FILE_MAX;
 use crate::manifest::{Entry, EntryKind, Mtime};
-use crate::ids::PathKey;
 
 /// The decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,14 @@ pub fn decide(entry: &Entry, key: PathKey, existing: &Existing, checkpoint: &Che
     }
 }
 
-fn file(mtime: Mtime, size: u64, key: PathKey, existing: &Existing, checkpoint: &Checkpoint, policy: IfExists) -> Action {
+fn file(
+    mtime: Mtime,
+    size: u64,
+    key: PathKey,
+    existing: &Existing,
+    checkpoint: &Checkpoint,
+    policy: IfExists,
+) -> Action {
     let fetch = if size <= PACK_FILE_MAX { Action::Pack } else { Action::Fetch };
     match existing {
         Existing::None => fetch,

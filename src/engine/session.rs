@@ -9,8 +9,8 @@ use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
 use crate::net::{self, DialError, DialOptions, SocketOptions};
 use crate::wire::crypt::{FrameKey, Opener, Sealer};
 use crate::wire::handshake::{
-    Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal, SERVER_HELLO_LEN,
-    ServerHello, refuse,
+    Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
+    SERVER_HELLO_LEN, ServerHello, refuse,
 };
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream as StdStream};

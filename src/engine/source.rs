@@ -18,7 +18,9 @@ use crate::manifest::SegmentBuilder;
 use crate::net::SocketOptions;
 use crate::relpath::{RelPath, escape};
 use crate::sys::{Arena, FileMode, SLOT_HEAD};
-use crate::wire::control::{Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
+use crate::wire::control::{
+    Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats,
+};
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
@@ -74,8 +76,7 @@ pub async fn push(
         let sockets = socket_options(&options);
         let attempt = async {
             let ticket = to.ticket().await?;
-            let opened =
-                session::open(ctx, &ticket, options.streams, spec.encrypt == Some(false), &sockets).await?;
+            let opened = session::open(ctx, &ticket, options.streams, spec.encrypt == Some(false), &sockets).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             backoff.worked();
             Session::run(ctx, spec.clone(), sockets.clone(), opened, entry).await
@@ -141,7 +142,12 @@ struct Prepared {
 /// Identity of this host's running kernel: device and inode numbers can be compared with a peer that has the same.
 pub fn host_identity() -> String {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    format!("{}", crate::digest::of(format!("{} {}", read("/etc/machine-id"), read("/proc/sys/kernel/random/boot_id")).as_bytes()))
+    format!(
+        "{}",
+        crate::digest::of(
+            format!("{} {}", read("/etc/machine-id"), read("/proc/sys/kernel/random/boot_id")).as_bytes()
+        )
+    )
 }
 
 fn prepare(spec: &SourceSpec) -> Result<Prepared, TransferError> {
@@ -491,7 +497,13 @@ fn place(roots: &[RelPath], root: u16, path: &RelPath) -> Option<RelPath> {
     roots.get(usize::from(root))?.join(path.as_bytes()).ok()
 }
 
-fn open_one(root: &Root, roots: &[RelPath], probes: &ProbeCache, wish: IoWish, bind: &Bind) -> Result<SourceFile, Status> {
+fn open_one(
+    root: &Root,
+    roots: &[RelPath],
+    probes: &ProbeCache,
+    wish: IoWish,
+    bind: &Bind,
+) -> Result<SourceFile, Status> {
     // Only what was offered: the path is taken beneath the root it names.
     let path = place(roots, bind.root, &bind.path).ok_or(Status::Gone)?;
     let expect = Expect::Version { size: bind.size, mtime: bind.mtime };
@@ -631,8 +643,12 @@ impl SourcePacker {
 
 impl Packer for SourcePacker {
     fn pack(&self, stream: StreamKey, number: u32, items: Vec<PackItem>, block: u32, reply: Arc<Mailbox<Command>>) {
-        let this =
-            Self { root: self.root.clone(), roots: self.roots.clone(), pool: self.pool.clone(), arena: self.arena.clone() };
+        let this = Self {
+            root: self.root.clone(),
+            roots: self.roots.clone(),
+            pool: self.pool.clone(),
+            arena: self.arena.clone(),
+        };
         self.pool.submit(move || {
             let command = match this.fill(items, block) {
                 Some(bodies) => Command::Pack(stream, number, bodies),

@@ -385,7 +385,8 @@ impl Run<'_> {
             bytes += 64 + planned.path.as_bytes().len();
             binds.push(bind_of(handle, &planned));
             let grid = Grid::new(planned.size).expect("sizes are checked when a manifest comes in");
-            let kinds = self.spec.options.checksums.iter().copied().chain(self.spec.options.expect.iter().map(|e| e.kind));
+            let kinds =
+                self.spec.options.checksums.iter().copied().chain(self.spec.options.expect.iter().map(|e| e.kind));
             let mut sums: Vec<Combinable> = kinds.filter_map(Combinable::of).collect();
             sums.dedup();
             self.binding += 1;
@@ -523,7 +524,8 @@ impl Run<'_> {
             file.sums.clear();
         }
         let missing = missing_ranges(&file.digests);
-        let sessions = std::iter::once(0).chain(file.bound.iter().copied()).map(|p| self.peers[p].links.session).collect();
+        let sessions =
+            std::iter::once(0).chain(file.bound.iter().copied()).map(|p| self.peers[p].links.session).collect();
         let (grid, key) = (file.grid, file.planned.key);
         self.table.add_file(handle, grid, &missing, sessions);
         zeros.into_iter().for_each(|chunk| self.placed(key, handle, &part, chunk));
@@ -888,7 +890,8 @@ impl Run<'_> {
         let done = self.done.clone();
         self.ctx.pool.submit(move || {
             let sums = part.reader().and_then(|reader| hash_reader(&read, reader));
-            let sums = sums.map_err(|error| TransferError::new(Class::Permanent, format!("second read for checksums: {error}")));
+            let sums = sums
+                .map_err(|error| TransferError::new(Class::Permanent, format!("second read for checksums: {error}")));
             let _ = done.send(Done::Hashed(handle, sums));
         });
     }
@@ -932,13 +935,16 @@ impl Run<'_> {
             (0..file.grid.chunks()).filter(|c| file.served.get(*c as usize).is_some_and(|p| *p != 0)).collect();
         if foreign.is_empty() {
             let want = self.spec.options.expect.as_ref().map(|e| e.hex.clone()).unwrap_or_default();
-            let why = format!("is not the file that was expected: {got} instead of {want}; the source holds something else");
+            let why =
+                format!("is not the file that was expected: {got} instead of {want}; the source holds something else");
             return self.give_up(handle, Class::Verification, why);
         }
         let planned = file.planned.clone();
         file.served.clear();
         file.bound.clear();
-        self.carry.notes.insert(format!("{}: a further source has other bytes; its chunks were fetched again", planned.to));
+        self.carry
+            .notes
+            .insert(format!("{}: a further source has other bytes; its chunks were fetched again", planned.to));
         // Start again with one source and a clean part file: nobody knows which chunks are right.
         self.forget_file(handle);
         let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
@@ -1004,7 +1010,9 @@ impl Run<'_> {
             }
         }
         for (handle, chunks) in durable.misread {
-            self.carry.notes.insert("the medium gave back other bytes than were written; they were fetched again".to_owned());
+            self.carry
+                .notes
+                .insert("the medium gave back other bytes than were written; they were fetched again".to_owned());
             let Some(file) = self.files.get_mut(&handle) else { continue };
             file.tries += 1;
             file.stage = Stage::Fetching;
@@ -1149,11 +1157,15 @@ fn status_words(status: Status) -> Option<(Class, &'static str)> {
 
 fn write_error(kind: std::io::ErrorKind, errno: Option<i32>, path: &RelPath) -> TransferError {
     let (class, what) = match kind {
-        std::io::ErrorKind::StorageFull => {
-            (Class::Retry, "the destination is full: make room, then repeat the command; what is durable is kept".to_owned())
-        }
+        std::io::ErrorKind::StorageFull => (
+            Class::Retry,
+            "the destination is full: make room, then repeat the command; what is durable is kept".to_owned(),
+        ),
         std::io::ErrorKind::QuotaExceeded => (Class::Retry, "the disk quota is used up".to_owned()),
-        _ => (Class::Permanent, format!("the destination cannot write: {}", std::io::Error::from_raw_os_error(errno.unwrap_or(5)))),
+        _ => (
+            Class::Permanent,
+            format!("the destination cannot write: {}", std::io::Error::from_raw_os_error(errno.unwrap_or(5))),
+        ),
     };
     TransferError::new(class, what).at(escape(path.as_bytes()))
 }

@@ -96,7 +96,9 @@ impl Run<'_> {
                 };
                 for segment in links.iter().filter_map(|bytes| Segment::decode(bytes).ok()) {
                     for entry in segment.entries {
-                        let (Some(path), EntryKind::Symlink { target }) = (place(&entry), &entry.kind) else { continue };
+                        let (Some(path), EntryKind::Symlink { target }) = (place(&entry), &entry.kind) else {
+                            continue;
+                        };
                         let mtime = preserve.times.then_some(entry.mtime);
                         if let Err(error) = link(&root, &path, target, &id, mtime, replace) {
                             failed.push((path, error));
@@ -169,15 +171,19 @@ impl Run<'_> {
     }
 
     fn report(&mut self, verdict: Verdict) -> Report {
-        let totals = self.peers.iter().map(|p| p.links.totals()).fold((0, 0, 0, 0), |sum, t| {
-            (sum.0 + t.payload, sum.1 + t.wasted, sum.2 + t.idle, sum.3)
-        });
+        let totals = self
+            .peers
+            .iter()
+            .map(|p| p.links.totals())
+            .fold((0, 0, 0, 0), |sum, t| (sum.0 + t.payload, sum.1 + t.wasted, sum.2 + t.idle, sum.3));
         let lost: u64 = self.peers.iter().map(|p| p.links.lost).sum();
         let duration = self.carry.began.elapsed().as_nanos() as u64;
         let (limiter, shares) = self.limiter(totals.2);
-        let one_process = self.peers[0].process == u64::from(std::process::id()) && self.offer.agent == self.ctx.config.agent;
+        let one_process =
+            self.peers[0].process == u64::from(std::process::id()) && self.offer.agent == self.ctx.config.agent;
         let latency = &self.carry.latency;
-        let single = (self.carry.files == 1 && self.counts.total_files == 1).then(|| self.expected_seen.clone()).flatten();
+        let single =
+            (self.carry.files == 1 && self.counts.total_files == 1).then(|| self.expected_seen.clone()).flatten();
         let first_error = (self.counts.failed > 0).then(|| self.failures.first().cloned()).flatten();
         let mut notes: Vec<String> = self.carry.notes.iter().cloned().collect();
         notes.extend(self.peers.iter().flat_map(|p| p.links.notes.iter().cloned()));
@@ -288,4 +294,3 @@ fn link(
     }
     make_symlink(root, path, target, id, mtime, replace).map(|_| ())
 }
-

@@ -198,13 +198,19 @@ fn place(spec: &DestinationSpec, offer: &Offer, root: &Root) -> Result<(Placemen
     let there = disk::existing(root, &path).map_err(|error| disk_error(&error))?;
     let single = offer.roots.len() == 1;
     if spec.becomes && !single {
-        return Err(TransferError::new(Class::Permanent, "several sources need a directory to go into: end DST with a slash"));
+        return Err(TransferError::new(
+            Class::Permanent,
+            "several sources need a directory to go into: end DST with a slash",
+        ));
     }
     let parent_is_there = |path: &RelPath| -> Result<RelPath, TransferError> {
         let (parent, _) = path.split_last().unwrap_or_default();
         match disk::existing(root, &parent).map_err(|error| disk_error(&error))? {
             Existing::Dir(_) => Ok(parent),
-            Existing::None => Err(TransferError::new(Class::NotFound, "the directory for it does not exist; make it first").at(&parent)),
+            Existing::None => {
+                Err(TransferError::new(Class::NotFound, "the directory for it does not exist; make it first")
+                    .at(&parent))
+            }
             _ => Err(TransferError::new(Class::Permanent, "is not a directory").at(&parent)),
         }
     };
@@ -235,7 +241,10 @@ fn place(spec: &DestinationSpec, offer: &Offer, root: &Root) -> Result<(Placemen
         let bad = || TransferError::new(Class::Permanent, "the source offers a name that no file can have");
         let prefix = if name.is_empty() { path.clone() } else { path.join(&name).map_err(|_| bad())? };
         if name.contains(&b'/') || !names.insert(name) {
-            return Err(TransferError::new(Class::Permanent, "two sources have one name: copy them into different directories"));
+            return Err(TransferError::new(
+                Class::Permanent,
+                "two sources have one name: copy them into different directories",
+            ));
         }
         prefixes.push(prefix);
     }
@@ -275,7 +284,8 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let open = || {
         if spec.base == Path::new("/") { Root::open_following(&spec.base) } else { Root::open(&spec.base) }
     };
-    let root = open().map_err(|error| TransferError::new(Class::Permanent, format!("the destination's root: {error}")))?;
+    let root =
+        open().map_err(|error| TransferError::new(Class::Permanent, format!("the destination's root: {error}")))?;
     let (placement, path) = place(spec, offer, &root)?;
     let id = transfer_id(offer, &spec.base, &path, spec.becomes);
     let fail = |error: disk::DiskError| disk_error(&error);
@@ -293,7 +303,8 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let (file, bytes) = open_journal_file(&lock).map_err(fail)?;
     let mut notes: Vec<String> = lock.note().into_iter().collect();
     let recovered = recover(&bytes).map_err(|error| {
-        let what = format!("the journal is damaged ({error}); `longhaul journal` shows it, `longhaul clean` removes it");
+        let what =
+            format!("the journal is damaged ({error}); `longhaul journal` shows it, `longhaul clean` removes it");
         TransferError::new(Class::Permanent, what)
     })?;
     if recovered.dropped > 0 {
@@ -302,8 +313,12 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let (checkpoint, len, writer) = match Writer::resume(&recovered) {
         Some(writer) => (recovered.checkpoint, recovered.len, writer),
         None => {
-            let source: Vec<String> =
-                offer.roots.iter().take(4).map(|r| crate::relpath::escape(&hex::decode(&r.path).unwrap_or_default())).collect();
+            let source: Vec<String> = offer
+                .roots
+                .iter()
+                .take(4)
+                .map(|r| crate::relpath::escape(&hex::decode(&r.path).unwrap_or_default()))
+                .collect();
             let header = Header {
                 transfer: id,
                 agent: offer.agent,
@@ -318,7 +333,9 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
             (checkpoint, 0, Writer::create(header))
         }
     };
-    let volatile = root.open_dir(&placement.home).is_ok_and(|dir| disk::FsKind::of(dir.as_fd()).is_ok_and(|kind| kind.is_volatile()));
+    let volatile = root
+        .open_dir(&placement.home)
+        .is_ok_and(|dir| disk::FsKind::of(dir.as_fd()).is_ok_and(|kind| kind.is_volatile()));
     file.set_len(len).map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
     lock.sync_dir().map_err(fail)?;
     Ok(Ready { root, placement, id, lock: Some(lock), journal: Some((file, len, writer, checkpoint)), volatile, notes })
@@ -336,7 +353,8 @@ fn same_place(offer: &Offer, root: &Root, placement: &Placement) -> Result<(), T
             _ => continue,
         };
         if object == offered.object {
-            let what = "source and destination are the same object (a hard link, bind mount or symlink): nothing was touched";
+            let what =
+                "source and destination are the same object (a hard link, bind mount or symlink): nothing was touched";
             return Err(TransferError::new(Class::Permanent, what).at(prefix));
         }
     }
@@ -356,7 +374,14 @@ async fn offered(channel: &mut super::channel::Channel) -> Result<Offer, Transfe
     }
 }
 
-fn accept_message(ctx: &Ctx, spec: &DestinationSpec, id: TransferId, epoch: Epoch, streams: u16, credit: u32) -> Message {
+fn accept_message(
+    ctx: &Ctx,
+    spec: &DestinationSpec,
+    id: TransferId,
+    epoch: Epoch,
+    streams: u16,
+    credit: u32,
+) -> Message {
     let options = &spec.options;
     let io = match options.io {
         super::spec::IoChoice::Auto => "auto",

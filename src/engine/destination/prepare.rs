@@ -22,7 +22,8 @@ pub fn look(segment: Segment, root: &Root, placement: &Placement, dry_run: bool)
     let mut fresh: HashSet<RelPath> = HashSet::new();
     let mut looked = Vec::with_capacity(segment.entries.len());
     for entry in segment.entries {
-        let Some(path) = placement.prefixes.get(usize::from(entry.root)).and_then(|p| p.join(entry.path.as_bytes()).ok())
+        let Some(path) =
+            placement.prefixes.get(usize::from(entry.root)).and_then(|p| p.join(entry.path.as_bytes()).ok())
         else {
             let path = entry.path.clone();
             let existing = Err(DiskError::Reserved { path: path.clone() });

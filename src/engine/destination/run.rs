@@ -2,6 +2,8 @@
 
 use super::prepare::{Looked, look};
 use super::{Carry, Placement};
+use crate::digest::Digest;
+use crate::disk::{PartFile, Replace, Root, SmallFile, TreeLock};
 use crate::engine::channel::Channel;
 use crate::engine::claims::ClaimTable;
 use crate::engine::commit::{Batch, Durable, Journal, JournalFailure, PlacedChunks, commit_batch};
@@ -12,8 +14,6 @@ use crate::engine::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Stre
 use crate::engine::source::{escape_text, interrupted, socket_options, tell_error};
 use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Report};
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
-use crate::disk::{PartFile, Replace, Root, SmallFile, TreeLock};
-use crate::digest::Digest;
 use crate::ids::{Handle, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
 use crate::manifest::{Segment, SegmentBuilder};
@@ -574,7 +574,11 @@ impl Run<'_> {
         }
     }
 
-    fn commit_ended(&mut self, journal: Journal, outcome: Result<Durable, JournalFailure>) -> Result<(), TransferError> {
+    fn commit_ended(
+        &mut self,
+        journal: Journal,
+        outcome: Result<Durable, JournalFailure>,
+    ) -> Result<(), TransferError> {
         self.journal = Some(journal);
         self.committing_bytes = 0;
         let durable = outcome.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
@@ -597,11 +601,21 @@ impl Run<'_> {
     pub(super) fn fail(&mut self, path: &crate::relpath::RelPath, class: Class, reason: impl Into<String>) {
         self.counts.failed += 1;
         if self.failures.len() < FAILURES_MAX {
-            self.failures.push(Failure { path: path.to_string(), class: class.word().to_owned(), reason: reason.into() });
+            self.failures.push(Failure {
+                path: path.to_string(),
+                class: class.word().to_owned(),
+                reason: reason.into(),
+            });
         }
     }
 
-    pub(super) fn placed(&mut self, key: crate::ids::PathKey, handle: Handle, part: &Arc<PartFile>, chunk: (u32, Digest)) {
+    pub(super) fn placed(
+        &mut self,
+        key: crate::ids::PathKey,
+        handle: Handle,
+        part: &Arc<PartFile>,
+        chunk: (u32, Digest),
+    ) {
         match self.pending.placed.iter_mut().find(|p| p.handle == handle) {
             Some(placed) => placed.chunks.push(chunk),
             None => self.pending.placed.push(PlacedChunks { handle, key, part: part.clone(), chunks: vec![chunk] }),

@@ -5,7 +5,9 @@
 //! chunk, and a release is answered only when no write of it is in flight.
 
 use super::link::{BODY, Frame, Link};
-use super::{ChunkFault, Claim, Event, Extra, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, StreamKey, TargetIo, Turn, add};
+use super::{
+    ChunkFault, Claim, Event, Extra, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, StreamKey, TargetIo, Turn, add,
+};
 use crate::digest::{ChunkHasher, Digest, chunk, wire_check};
 use crate::grid::{Grid, Span};
 use crate::ids::Handle;

@@ -20,12 +20,7 @@ pub struct Mailbox<T> {
 impl<T> Mailbox<T> {
     /// A box whose taker sleeps on `waker`.
     pub fn new(waker: Waker) -> Self {
-        Self {
-            queue: ArrayQueue::new(CAPACITY),
-            overflow: SegQueue::new(),
-            overflowing: AtomicBool::new(false),
-            waker,
-        }
+        Self { queue: ArrayQueue::new(CAPACITY), overflow: SegQueue::new(), overflowing: AtomicBool::new(false), waker }
     }
 
     fn put(&self, message: T) {

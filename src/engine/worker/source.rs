@@ -2,7 +2,9 @@
 
 use super::link::{BODY, Frame, Link};
 use super::mailbox::Mailbox;
-use super::{BoundFiles, Command, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, Packer, SourceIo, StreamKey, Turn, add};
+use super::{
+    BoundFiles, Command, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, Packer, SourceIo, StreamKey, Turn, add,
+};
 use crate::digest::{ChunkHasher, DIGEST_LEN, wire_check};
 use crate::grid::{Grid, Span};
 use crate::ids::Handle;
@@ -73,13 +75,7 @@ pub struct SourceStream {
 
 impl SourceStream {
     /// A stream with nothing asked of it.
-    pub fn new(
-        key: StreamKey,
-        link: Link,
-        block: u32,
-        packer: Arc<dyn Packer>,
-        inbox: Arc<Mailbox<Command>>,
-    ) -> Self {
+    pub fn new(key: StreamKey, link: Link, block: u32, packer: Arc<dyn Packer>, inbox: Arc<Mailbox<Command>>) -> Self {
         Self {
             key,
             link,
@@ -388,7 +384,17 @@ impl SourceStream {
                 self.hasher = ChunkHasher::default();
                 let Some(mut slot) = turn.slots.take() else {
                     self.refused = None;
-                    return self.put_back(Piece { number: u32::MAX, handle, chunk, span, offset, len, last, digest_only, state: State::Refused(status) });
+                    return self.put_back(Piece {
+                        number: u32::MAX,
+                        handle,
+                        chunk,
+                        span,
+                        offset,
+                        len,
+                        last,
+                        digest_only,
+                        state: State::Refused(status),
+                    });
                 };
                 slot.as_mut_slice()[BODY] = status as u8;
                 header = Header { kind: FrameType::Nak, body_len: 1, offset: span.offset, ..header };
@@ -400,7 +406,17 @@ impl SourceStream {
                     return;
                 }
                 let Some(mut slot) = turn.slots.take() else {
-                    return self.put_back(Piece { number: u32::MAX, handle, chunk, span, offset, len, last, digest_only, state: State::Hole });
+                    return self.put_back(Piece {
+                        number: u32::MAX,
+                        handle,
+                        chunk,
+                        span,
+                        offset,
+                        len,
+                        last,
+                        digest_only,
+                        state: State::Hole,
+                    });
                 };
                 self.hasher.update_zeros(u64::from(len));
                 slot.as_mut_slice()[BODY..BODY + 8].copy_from_slice(&u64::from(len).to_le_bytes());
@@ -458,8 +474,7 @@ impl SourceStream {
             self.wants.pop_front();
         }
         let flags = if last { CHUNK_END } else { 0 };
-        let header =
-            Header { kind: FrameType::Pack, flags, body_len: body.len, handle: number, offset: 0, counter: 0 };
+        let header = Header { kind: FrameType::Pack, flags, body_len: body.len, handle: number, offset: 0, counter: 0 };
         add(&self.link.stats.payload, u64::from(body.len));
         self.link.send_frame(body.slot, header, turn);
         true
