@@ -294,8 +294,8 @@ fn sum_sent(views: &[TransferView], transfer: Option<TransferId>) -> Sent {
     let mut sum = Sent { bytes: 0, sessions: 0, exact: true };
     for view in views.iter().filter(|view| view.role == "source" && view.transfer == transfer) {
         let counted = view.report.as_ref().map_or(0, |report| report.sent_bytes);
-        sum.bytes += counted.max(view.snapshot.bytes);
-        sum.exact &= counted >= view.snapshot.bytes;
+        sum.bytes += if counted > 0 { counted } else { view.snapshot.bytes };
+        sum.exact &= counted > 0 || view.snapshot.bytes == 0;
         sum.sessions += 1;
     }
     sum
@@ -358,10 +358,10 @@ fn conclude(as_json: bool, found: &Findings) -> (String, u8) {
     match found.resent() {
         Some(resent) => {
             let share = resent as f64 * 100.0 / (found.facts.data_bytes.max(1)) as f64;
-            line(
-                "in all",
-                format!("{} sent more than once ({share:.2} %), counted by the source over both runs", Bytes(resent)),
-            );
+            let about = if found.sent.is_some_and(|sent| sent.exact) { "" } else { "about " };
+            let runs = if found.crash.is_some() { " over both runs" } else { "" };
+            let resent = Bytes(resent);
+            line("in all", format!("{about}{resent} sent more than once ({share:.2} %), counted by the source{runs}"));
         }
         None => line("in all", "the source did not say what it sent".to_owned()),
     }
