@@ -293,7 +293,7 @@ async fn copy(args: &Args, plan: &Plan) -> Result<Ended, Fail> {
     ended
 }
 
-/// A copy with at least one end here.
+/// Walk 1: a copy with at least one end here; what was asked for becomes the two ends' specs.
 async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &mut Stop) -> Result<Ended, Fail> {
     let (agent, note) = client_id();
     let both_here = matches!((&plan.from, &plan.to), (From::Here(_), To::Here(_)));

@@ -157,7 +157,7 @@ impl SourceStream {
         Ok(())
     }
 
-    /// Takes a completion.
+    /// Walk 8: takes a completion, and moves every piece on that can go: read, digest, seal, send, in the order of the Wants.
     pub fn step(
         &mut self,
         completion: Completion,
