@@ -1,7 +1,13 @@
 //! The `longhaul` program: see `longhaul::cli`.
 
+use longhaul::sys;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    sys::start::require_cpu();
+    // Tokens and keys lie in memory: neither a core file nor another process of the same user gets to see them. Both
+    // calls may be refused by a sandbox, and then the program works as well as before.
+    let _ = sys::set_dumpable(false);
+    let _ = sys::start::raise_descriptor_limit();
     ExitCode::from(longhaul::cli::run(std::env::args_os()))
 }

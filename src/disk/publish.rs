@@ -1,4 +1,4 @@
-//! Walk 11: a proved part file gets its metadata and its final name.
+//! A proved part file gets its metadata and its final name.
 //!
 //! Order: record and metadata on the part file -> fsync -> rename (never over something unless asked) -> fsync of the
 //! directory. A final name is never truncated and never removed first, so that a crash leaves the old file or the new.
@@ -137,7 +137,7 @@ impl PartFile {
     }
 }
 
-/// Renames inside one directory, and makes sure that it was our object that got the name.
+/// Walk 11: renames inside one directory, and makes sure that it was our object that got the name.
 pub(super) fn rename_one(
     dir: &DirHandle,
     part: &[u8],

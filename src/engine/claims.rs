@@ -86,7 +86,7 @@ impl ClaimTable {
         self.streams.insert(stream, Stream { session, held: VecDeque::new(), releasing: BTreeSet::new() });
     }
 
-    /// Walk 5: the next run of at most `most` chunks for `stream`, from the oldest file that its session may serve.
+    /// Walk 6: the next run of at most `most` chunks for `stream`, from the oldest file that its session may serve.
     pub fn next_run(&mut self, stream: StreamKey, most: u32) -> Option<Taken> {
         let holder = self.streams.get_mut(&stream)?;
         let handle = *self.open.iter().find(|h| self.files[*h].sessions.contains(&holder.session))?;

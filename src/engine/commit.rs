@@ -405,7 +405,7 @@ pub async fn commit_batch(
     journal.record(Record::Publishing(announced.chain(announced_small).collect()));
     journal.append_and_sync().await?;
 
-    // Walk 11: the names, their directories synced; then the journal's word that it is done.
+    // The names, their directories synced; then the journal's word that it is done.
     let mut done = batch.renamed;
     let named = publish_all(pool, publish, small, small_replace).await;
     for (handle, key, result) in named.files {

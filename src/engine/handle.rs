@@ -180,7 +180,8 @@ impl EngineHandle {
         self.ask(|reply| Request::Issue(grant, reply)).await.ok_or_else(stopped)?
     }
 
-    /// Fetches from one source, or from several equal ones, as `principal`.
+    /// Walk 2: fetches from one source, or from several equal ones, as `principal`. The spec becomes a transfer, and each
+    /// [`TicketSource`] gets it a ticket.
     pub async fn pull(
         &self,
         principal: &str,

@@ -1,5 +1,5 @@
-//! Walk 5: what is to be done about one manifest entry: the entry, less what the checkpoint has, against what stands
-//! under its final name. Pure: no I/O.
+//! What is to be done about one manifest entry: the entry, less what the checkpoint has, against what stands under its
+//! final name. Pure: no I/O.
 
 use super::spec::IfExists;
 use crate::digest::Digest;
@@ -34,7 +34,7 @@ pub enum Action {
     Special,
 }
 
-/// Decides. `existing` is what stands under the final name.
+/// Walk 5: decides. `existing` is what stands under the final name.
 pub fn decide(entry: &Entry, key: PathKey, existing: &Existing, checkpoint: &Checkpoint, policy: IfExists) -> Action {
     match &entry.kind {
         EntryKind::Special => Action::Special,

@@ -21,6 +21,7 @@ pub mod ring;
 #[cfg(feature = "testing")]
 pub mod seccomp;
 pub mod select;
+pub mod start;
 pub mod syscall;
 pub mod tcp_info;
 #[cfg(test)]

@@ -33,7 +33,7 @@ pub struct Run {
     pub digests_only: bool,
 }
 
-/// Encodes runs as the body of a Want or Unwant.
+/// Walk 7: encodes runs as the body of a Want or Unwant.
 pub fn encode_runs(runs: &[Run]) -> Vec<u8> {
     assert!(runs.len() <= WANT_RUNS_MAX);
     let mut out = Vec::with_capacity(runs.len() * RUN_LEN);

@@ -145,7 +145,8 @@ impl DestinationStream {
     /// A completion that came after the stream had failed: writes are counted off, nothing else happens.
     pub fn drained(&mut self, _completion: &Completion) {}
 
-    /// Takes a completion.
+    /// Walk 9: takes a completion. A block that came is opened and placed in the part file; a chunk's last block brings its
+    /// digest, and only what matches it is told.
     pub fn step(&mut self, completion: Completion, turn: &mut Turn<'_>) -> Result<(), Fault> {
         let Completion { token, slot, result } = completion;
         match (token >> 32) as u8 {
@@ -362,7 +363,8 @@ impl DestinationStream {
             self.expected.pop_front();
             self.note_idle(turn);
         }
-        let body = PackBody { slot, len: header.body_len };
+        let payload = entries.iter().map(|(entry, _)| entry.content.len() as u32).sum();
+        let body = PackBody { slot, len: header.body_len, payload };
         turn.events.push(Event::Pack { stream: self.key, number, body, entries, last });
         Ok(())
     }

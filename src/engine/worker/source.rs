@@ -157,7 +157,7 @@ impl SourceStream {
         Ok(())
     }
 
-    /// Takes a completion.
+    /// Walk 8: takes a completion, and moves every piece on that can go: read, digest, seal, send, in the order of the Wants.
     pub fn step(
         &mut self,
         completion: Completion,
@@ -494,7 +494,7 @@ impl SourceStream {
         }
         let flags = if last { CHUNK_END } else { 0 };
         let header = Header { kind: FrameType::Pack, flags, body_len: body.len, handle: number, offset: 0, counter: 0 };
-        add(&self.link.stats.payload, u64::from(body.len));
+        add(&self.link.stats.payload, u64::from(body.payload));
         self.link.send_frame(body.slot, header, turn);
         true
     }
