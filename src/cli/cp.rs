@@ -24,6 +24,7 @@ use crate::relpath::RelPath;
 use crate::units::{Bytes, parse_rate, parse_size};
 use serde_json::{Value, json};
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -295,14 +296,16 @@ async fn copy(args: &Args, plan: &Plan) -> Result<Ended, Fail> {
 /// Walk 1: a copy with at least one end here; what was asked for becomes the two ends' specs.
 async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &mut Stop) -> Result<Ended, Fail> {
     let (agent, note) = client_id();
+    let both_here = matches!((&plan.from, &plan.to), (From::Here(_), To::Here(_)));
     let engine = Engine::start(EngineConfig {
         workers: args.workers.map(usize::from),
         arena_bytes: args.memory.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(DEFAULT_ARENA_BYTES),
         engine: args.engine,
-        data_listen: None,
+        // A local copy's streams come from this very process.
+        data_listen: both_here.then_some(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))),
         advertise: Vec::new(),
         agent,
-        block: crate::limits::DEFAULT_BLOCK,
+        block: args.block.unwrap_or(DEFAULT_BLOCK),
         retry_for: RETRY_FOR,
     })?;
     let handle = engine.handle();

@@ -7,8 +7,9 @@ use super::fail::{Fail, INTERRUPTED, VERIFICATION, finish, show};
 use super::progress::Progress;
 use super::report::{count, exit_code, grouped, json, text};
 use super::third_party::ThirdParty;
-use crate::control::messages::{PartialOptions, TicketRequest, WirePath};
+use crate::control::messages::{PartialOptions, TicketRequest, TransferView, WirePath};
 use crate::engine::spec::{Report, TransferOptions, Verify};
+use crate::ids::TransferId;
 use crate::units::{Bytes, parse_size};
 use serde_json::json;
 use std::fs::{self, DirBuilder};
@@ -182,7 +183,7 @@ async fn story(args: &Args, work: &Path, interrupted: &Arc<AtomicBool>) -> Resul
     let Outcome::Ended(report) = until(&copy, facts, None).await? else {
         return Err(Fail::new(1, "the copy did not end"));
     };
-    let sent = sent_by_source(&source, &report).await;
+    let sent = sent_by_source(&source, &report, 1 + usize::from(crash.is_some())).await;
     eprintln!("Reading both trees and comparing them.");
     let compared = blocking({
         let (left, right) = (tree.dir.clone(), destination_root.join("copy"));
@@ -273,12 +274,31 @@ fn failed(report: &Report) -> Fail {
     Fail::new(exit_code(report).max(1), format!("the copy failed\n{}", text(report).trim_end()))
 }
 
-/// Payload bytes that the source has sent in all sessions of this transfer, by its own count; `None` if it did not say.
-async fn sent_by_source(source: &DemoAgent, report: &Report) -> Option<u64> {
-    let sessions = source.client("/").ok()?.transfers().await.ok()?;
-    let of_this = sessions.iter().filter(|view| view.role == "source" && view.transfer == report.transfer);
-    let sent: u64 = of_this.map(|view| view.report.as_ref().map_or(view.snapshot.bytes, |r| r.sent_bytes)).sum();
-    (sent > 0).then_some(sent)
+/// Payload bytes that the source has sent in all sessions of a transfer, by its own count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sent {
+    bytes: u64,
+    /// Sessions.
+    sessions: usize,
+    /// Whether every session ended with a count; else the last progress of it was taken.
+    exact: bool,
+}
+
+/// `None` if the source did not say, or knows fewer sessions than there were.
+async fn sent_by_source(source: &DemoAgent, report: &Report, sessions: usize) -> Option<Sent> {
+    let views = source.client("/").ok()?.transfers().await.ok()?;
+    Some(sum_sent(&views, report.transfer)).filter(|sent| sent.bytes > 0 && sent.sessions >= sessions)
+}
+
+fn sum_sent(views: &[TransferView], transfer: Option<TransferId>) -> Sent {
+    let mut sum = Sent { bytes: 0, sessions: 0, exact: true };
+    for view in views.iter().filter(|view| view.role == "source" && view.transfer == transfer) {
+        let counted = view.report.as_ref().map_or(0, |report| report.sent_bytes);
+        sum.bytes += if counted > 0 { counted } else { view.snapshot.bytes };
+        sum.exact &= counted > 0 || view.snapshot.bytes == 0;
+        sum.sessions += 1;
+    }
+    sum
 }
 
 /// Everything that the demo has found out.
@@ -288,7 +308,7 @@ struct Findings {
     /// Bytes that were placed when the destination was killed.
     crash: Option<u64>,
     /// By the source, over both runs.
-    sent: Option<u64>,
+    sent: Option<Sent>,
     report: Report,
     compared: Compared,
     /// Whether both agents ended in order.
@@ -298,7 +318,7 @@ struct Findings {
 impl Findings {
     /// What was sent more than once over both runs.
     fn resent(&self) -> Option<u64> {
-        self.sent.map(|sent| sent.saturating_sub(self.facts.data_bytes))
+        self.sent.map(|sent| sent.bytes.saturating_sub(self.facts.data_bytes))
     }
 
     fn code(&self) -> u8 {
@@ -318,7 +338,8 @@ fn conclude(as_json: bool, found: &Findings) -> (String, u8) {
             "tree": { "bytes": found.facts.bytes, "data_bytes": found.facts.data_bytes, "files": found.facts.files },
             "crash": found.crash.is_some(),
             "placed_at_crash_bytes": found.crash,
-            "source_sent_bytes": found.sent,
+            "source_sent_bytes": found.sent.map(|sent| sent.bytes),
+            "source_sent_exact": found.sent.map(|sent| sent.exact),
             "resent_over_all_bytes": found.resent(),
             "compared": {
                 "names": compared.names, "bytes_read": compared.bytes_read, "different": compared.different,
@@ -337,10 +358,10 @@ fn conclude(as_json: bool, found: &Findings) -> (String, u8) {
     match found.resent() {
         Some(resent) => {
             let share = resent as f64 * 100.0 / (found.facts.data_bytes.max(1)) as f64;
-            line(
-                "in all",
-                format!("{} sent more than once ({share:.2} %), counted by the source over both runs", Bytes(resent)),
-            );
+            let about = if found.sent.is_some_and(|sent| sent.exact) { "" } else { "about " };
+            let runs = if found.crash.is_some() { " over both runs" } else { "" };
+            let resent = Bytes(resent);
+            line("in all", format!("{about}{resent} sent more than once ({share:.2} %), counted by the source{runs}"));
         }
         None => line("in all", "the source did not say what it sent".to_owned()),
     }
@@ -377,8 +398,9 @@ mod tests {
     fn found() -> Findings {
         let report = Report { verdict: Verdict::Verified, durable: true, encrypted: true, ..Report::default() };
         let facts = Measure { bytes: 1000 << 20, data_bytes: 800 << 20, files: 5 };
+        let sent = Sent { bytes: 808 << 20, sessions: 2, exact: true };
         let compared = Compared { names: 9, bytes_read: 2000 << 20, ..Compared::default() };
-        Findings { facts, crash: Some(400 << 20), sent: Some(808 << 20), report, compared, stopped: true }
+        Findings { facts, crash: Some(400 << 20), sent: Some(sent), report, compared, stopped: true }
     }
 
     #[test]
@@ -392,6 +414,36 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&document).unwrap();
         assert_eq!(value["demo"]["resent_over_all_bytes"], 8 << 20);
         assert_eq!(document.lines().count(), 1);
+    }
+
+    /// A killed session leaves no report of the source's own: its last progress counts, and is called inexact.
+    #[test]
+    fn bytes_are_summed_over_the_sessions_of_this_transfer() {
+        let (this, other) = (Some(TransferId([1; 16])), Some(TransferId([2; 16])));
+        let view = |transfer, role: &str, placed, counted: Option<u64>| TransferView {
+            id: None,
+            transfer,
+            principal: "admin".into(),
+            role: role.into(),
+            peer: None,
+            local: None,
+            path: "data".into(),
+            wants_tickets: vec![],
+            snapshot: crate::engine::spec::Snapshot { bytes: placed, ..Default::default() },
+            report: counted.map(|sent_bytes| Report { sent_bytes, ..Report::default() }),
+        };
+        let mut views = vec![
+            view(this, "source", 70, Some(75)),
+            view(other, "source", 1000, Some(1000)),
+            view(this, "destination", 1000, Some(1000)),
+        ];
+        assert_eq!(sum_sent(&views, this), Sent { bytes: 75, sessions: 1, exact: true });
+        views.push(view(this, "source", 40, Some(0)));
+        assert_eq!(sum_sent(&views, this), Sent { bytes: 115, sessions: 2, exact: false });
+        let (text, _) =
+            conclude(false, &Findings { sent: Some(Sent { bytes: 801 << 20, sessions: 2, exact: false }), ..found() });
+        assert!(text.contains("about 1.0 MiB"), "{text}");
+        assert!(conclude(false, &Findings { sent: None, ..found() }).0.contains("did not say"));
     }
 
     #[test]

@@ -88,6 +88,20 @@ pub struct Entry {
 }
 
 impl Ctx {
+    /// Fallbacks in use, for reports: nothing is silent.
+    pub fn fallbacks(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.engine.engine != "io_uring" && self.config.engine != EngineChoice::Epoll {
+            notes.push(format!("io_uring is not to be had ({}): epoll serves", self.engine.refused.join("; ")));
+        }
+        if let CommitIo::Pool(why) = &self.commit
+            && self.config.engine != EngineChoice::Epoll
+        {
+            notes.push(format!("the coordinator runs without tokio-uring ({why})"));
+        }
+        notes
+    }
+
     /// A number never used before in this process.
     pub fn next_key(&self) -> u64 {
         self.keys.set(self.keys.get() + 1);

@@ -55,9 +55,10 @@ pub fn describe(spec: &SourceSpec) -> String {
 
 /// An accepted session: somebody pulls from us.
 pub async fn serve(ctx: &Rc<Ctx>, spec: SourceSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
-    match Session::run(ctx, spec, socket_options(&TransferOptions::default()), opened, entry).await {
+    let mut sent = 0;
+    match Session::run(ctx, spec, socket_options(&TransferOptions::default()), opened, entry, &mut sent).await {
         Ok(report) => report,
-        Err(error) => super::destination::failed_report(&error),
+        Err(error) => Report { sent_bytes: sent, ..super::destination::failed_report(&error) },
     }
 }
 
@@ -72,6 +73,7 @@ pub async fn push(
     let mut backoff = Backoff::new(ctx.config.retry_for);
     let mut cancel = entry.cancel.subscribe();
     let mut stopping = ctx.stopping.clone();
+    let mut sent = 0;
     loop {
         let sockets = socket_options(&options);
         let attempt = async {
@@ -79,7 +81,7 @@ pub async fn push(
             let opened = session::open(ctx, &ticket, options.streams, spec.encrypt == Some(false), &sockets).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             backoff.worked();
-            Session::run(ctx, spec.clone(), sockets.clone(), opened, entry).await
+            Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &mut sent).await
         };
         let error = tokio::select! {
             done = attempt => match done {
@@ -90,7 +92,7 @@ pub async fn push(
             _ = stopping.wait_for(|c| *c) => interrupted(),
         };
         if !matches!(error.class, Class::Reconnect | Class::Retry) || !backoff.pause(&error, &mut cancel).await {
-            return super::destination::failed_report(&error);
+            return Report { sent_bytes: sent, ..super::destination::failed_report(&error) };
         }
     }
 }
@@ -131,6 +133,14 @@ enum Scan {
     Segment(Vec<u8>),
     Problem { root: u16, path: Vec<u8>, what: String },
     End { segments: u32, totals: ScanTotals },
+}
+
+/// How a session ends that is not lost.
+enum End {
+    /// With the destination's report, JSON.
+    Verdict(Vec<u8>),
+    /// On request, with what the destination is told.
+    Stopped(TransferError),
 }
 
 struct Prepared {
@@ -207,6 +217,7 @@ impl<'a> Session<'a> {
         mut sockets: SocketOptions,
         opened: Opened,
         entry: &'a Rc<Entry>,
+        sent: &mut u64,
     ) -> Result<Report, TransferError> {
         let Opened { id, control, streams, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
@@ -226,7 +237,7 @@ impl<'a> Session<'a> {
             agent: ctx.config.agent,
             roots: prepared.offered,
             engine: ctx.engine.engine.to_owned(),
-            notes,
+            notes: notes.into_iter().chain(ctx.fallbacks()).collect(),
             process: u64::from(std::process::id()),
         };
         channel.send(Message::Offer(offer));
@@ -273,14 +284,35 @@ impl<'a> Session<'a> {
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: worker_totals(ctx),
         };
-        let mut credit = accept.credit;
+        let ended = session.drive(accept.credit, peer, &mut joining, &mut happened, &mut scanned).await;
+        // Counted here too, for a session whose destination does not live to ask.
+        *sent += session.links.totals().payload;
+        match ended? {
+            End::Verdict(report) => session.verdict(&report).await,
+            End::Stopped(told) => {
+                tell_error(session.channel, &told).await;
+                Err(interrupted())
+            }
+        }
+    }
+
+    async fn drive(
+        &mut self,
+        mut credit: u32,
+        peer: std::net::SocketAddr,
+        joining: &mut mpsc::UnboundedReceiver<Joined>,
+        happened: &mut mpsc::UnboundedReceiver<Event>,
+        scanned: &mut mpsc::Receiver<Scan>,
+    ) -> Result<End, TransferError> {
+        let session = self;
+        let (ctx, entry) = (session.ctx, session.entry);
         let mut stopping = ctx.stopping.clone();
         let mut cancel = entry.cancel.subscribe();
         loop {
             tokio::select! {
                 message = session.channel.recv() => match message {
                     Ok(Message::Credit(more)) => credit = credit.saturating_add(more),
-                    Ok(Message::Verdict(report)) => return session.verdict(&report).await,
+                    Ok(Message::Verdict(report)) => return Ok(End::Verdict(report)),
                     Ok(Message::Error(error)) => {
                         let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
                         return Err(TransferError::new(class, escape_text(&error.what)).at(peer));
@@ -312,13 +344,10 @@ impl<'a> Session<'a> {
                     }
                 }
                 _ = stopping.wait_for(|s| *s) => {
-                    let error = TransferError::new(Class::Retry, "the source is shutting down");
-                    tell_error(session.channel, &error).await;
-                    return Err(interrupted());
+                    return Ok(End::Stopped(TransferError::new(Class::Retry, "the source is shutting down")));
                 }
                 _ = cancel.wait_for(|c| *c) => {
-                    tell_error(session.channel, &interrupted()).await;
-                    return Err(interrupted());
+                    return Ok(End::Stopped(interrupted()));
                 }
             }
         }
@@ -609,12 +638,12 @@ impl SourcePacker {
     fn fill(&self, items: Vec<PackItem>, block: u32) -> Option<Vec<PackBody>> {
         let start = SLOT_HEAD as usize;
         let mut bodies = Vec::new();
-        let (mut slot, mut at) = (self.slot()?, 0);
+        let (mut slot, mut at, mut payload) = (self.slot()?, 0, 0);
         for item in items {
             let need = PACK_ENTRY_HEAD + item.size as usize;
             if at + need > block as usize {
-                bodies.push(PackBody { slot, len: at as u32 });
-                (slot, at) = (self.slot()?, 0);
+                bodies.push(PackBody { slot, len: at as u32, payload });
+                (slot, at, payload) = (self.slot()?, 0, 0);
             }
             let room = &mut slot.as_mut_slice()[start + at..start + at + need];
             let (head, content) = room.split_at_mut(PACK_ENTRY_HEAD);
@@ -629,6 +658,7 @@ impl SourcePacker {
                     let check = wire_check(chunk(content, 0), item.handle, span);
                     put_pack_entry(head, item.handle, Status::Ok, item.size, check);
                     at += need;
+                    payload += item.size;
                 }
                 Err(status) => {
                     put_pack_entry(head, item.handle, status, 0, crate::digest::of(&[]));
@@ -636,7 +666,7 @@ impl SourcePacker {
                 }
             }
         }
-        bodies.push(PackBody { slot, len: at as u32 });
+        bodies.push(PackBody { slot, len: at as u32, payload });
         Some(bodies)
     }
 }

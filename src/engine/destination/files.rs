@@ -94,6 +94,8 @@ pub(super) struct OpenFile {
     /// Local digests, when proving.
     local: Option<Vec<Digest>>,
     tries: u32,
+    /// Start the write-back of each chunk as it is placed: a buffered file's sync stays short that way.
+    write_behind: bool,
     /// Who brought which chunk, when there are several sources.
     served: Vec<u8>,
     bound: Vec<usize>,
@@ -403,6 +405,7 @@ impl Run<'_> {
                     checksums: Vec::new(),
                     local: None,
                     tries: planned.tries,
+                    write_behind: false,
                     served: Vec::new(),
                     bound: Vec::new(),
                     planned,
@@ -488,6 +491,7 @@ impl Run<'_> {
         let direct = (chosen.mode == crate::sys::FileMode::Direct).then(|| chosen.clone());
         let buffered = if direct.is_some() { part.tail_ref() } else { chosen };
         file.part = Some(part.clone());
+        file.write_behind = plan.write_behind;
         file.target = Some(Arc::new(TargetIo { file: buffered, direct }));
         file.stage = Stage::Fetching;
         let planned = &file.planned;
@@ -707,6 +711,10 @@ impl Run<'_> {
             file.served[chunk as usize] = peer as u8;
         }
         let key = file.planned.key;
+        if file.write_behind {
+            let part = part.clone();
+            self.ctx.pool.submit(move || part.write_behind(span));
+        }
         self.pending_bytes += span.len;
         self.counts.placed_bytes += span.len;
         self.placed(key, handle, &part, (chunk, digest));

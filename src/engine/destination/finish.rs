@@ -29,7 +29,8 @@ impl Run<'_> {
         lock: &mut Option<TreeLock>,
         news: &mut mpsc::Receiver<News>,
     ) -> Result<Report, TransferError> {
-        for (path, error) in self.symlinks_and_directories().await {
+        let (failed, home) = self.symlinks_and_directories().await;
+        for (path, error) in failed {
             let error = disk_error(&error);
             self.fail(&path, error.class, error.what);
         }
@@ -51,7 +52,13 @@ impl Run<'_> {
             if let Some(journal) = self.journal.take() {
                 journal.close().await;
             }
-            let removed = self.ctx.pool.run(move || lock.finish()).await;
+            let (root, path) = (self.root.clone(), self.placement.home.clone());
+            let removed = self.ctx.pool.run(move || {
+                lock.finish()?;
+                // Removing our state has changed the time of the directory that it was in.
+                home.map_or(Ok(()), |meta| finish_directory(&root, &path, &meta))
+            });
+            let removed = removed.await;
             if let Err(error) = removed {
                 self.carry.notes.insert(format!("the journal could not be removed: {error}"));
             }
@@ -79,7 +86,8 @@ impl Run<'_> {
         let _ = tokio::time::timeout(STATS_TIMEOUT, bye).await;
     }
 
-    async fn symlinks_and_directories(&mut self) -> Vec<Failed> {
+    /// What could not be finished, and the metadata of the home directory if it is one of the tree's.
+    async fn symlinks_and_directories(&mut self) -> (Vec<Failed>, Option<Meta>) {
         let last = self.dirs.0.finish();
         self.dirs.1.extend(last);
         let last = self.links_later.0.finish();
@@ -90,7 +98,7 @@ impl Run<'_> {
         self.ctx
             .pool
             .run(move || {
-                let mut failed = Vec::new();
+                let (mut failed, mut home) = (Vec::new(), None);
                 let place = |entry: &crate::manifest::Entry| {
                     placement.prefixes.get(usize::from(entry.root)).and_then(|p| p.join(entry.path.as_bytes()).ok())
                 };
@@ -114,13 +122,15 @@ impl Run<'_> {
                             special: preserve.special,
                             mtime: preserve.times.then_some(entry.mtime),
                         };
-                        // The home directory still holds our state, whose removal changes its time: see `touch_home`.
+                        if path == placement.home {
+                            home = Some(meta);
+                        }
                         if let Err(error) = finish_directory(&root, &path, &meta) {
                             failed.push((path, error));
                         }
                     }
                 }
-                failed
+                (failed, home)
             })
             .await
     }

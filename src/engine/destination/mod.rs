@@ -415,6 +415,7 @@ async fn one_session(
     let Opened { id: session, control, streams, encrypted, rtt_us, source, joining, .. } = opened;
     let Joined { socket, sealer, opener, notes, .. } = control;
     carry.notes.extend(notes);
+    carry.notes.extend(ctx.fallbacks());
     let socket = tokio::net::TcpStream::from_std(socket)
         .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
     let mut channel = super::channel::Channel::open(socket, sealer, opener);

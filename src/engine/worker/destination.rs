@@ -363,7 +363,8 @@ impl DestinationStream {
             self.expected.pop_front();
             self.note_idle(turn);
         }
-        let body = PackBody { slot, len: header.body_len };
+        let payload = entries.iter().map(|(entry, _)| entry.content.len() as u32).sum();
+        let body = PackBody { slot, len: header.body_len, payload };
         turn.events.push(Event::Pack { stream: self.key, number, body, entries, last });
         Ok(())
     }

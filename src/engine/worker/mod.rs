@@ -124,6 +124,8 @@ pub struct PackBody {
     pub slot: Slot,
     /// Bytes of body.
     pub len: u32,
+    /// Bytes of it that are file content.
+    pub payload: u32,
 }
 
 /// Coordinator (or pool) to worker.

@@ -494,7 +494,7 @@ impl SourceStream {
         }
         let flags = if last { CHUNK_END } else { 0 };
         let header = Header { kind: FrameType::Pack, flags, body_len: body.len, handle: number, offset: 0, counter: 0 };
-        add(&self.link.stats.payload, u64::from(body.len));
+        add(&self.link.stats.payload, u64::from(body.payload));
         self.link.send_frame(body.slot, header, turn);
         true
     }
