@@ -5,6 +5,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::{self, Write};
 
 #[cfg(target_arch = "x86_64")]
+const NO_STATE: u32 = 0;
+#[cfg(target_arch = "x86_64")]
 const AVX_STATE: u32 = 0b110;
 #[cfg(target_arch = "x86_64")]
 const AVX512_STATE: u32 = 0b1110_0110;
@@ -42,12 +44,19 @@ fn saved_states(leaf1_c: u32) -> u32 {
         return 0;
     }
     let states: u32;
+    #[allow(unsafe_code)]
     // SAFETY: the kernel has switched XGETBV on, as the bit says; register 0 exists wherever it has. The instruction
     // changes nothing but the two registers.
     unsafe {
         std::arch::asm!("xgetbv", in("ecx") 0, out("eax") states, out("edx") _, options(nomem, nostack, preserves_flags));
     }
     states
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn saved(needed: u32, states: u32) -> bool {
+    needed & !states == 0
 }
 
 /// The first feature that the build relies on and these words of bits lack, as a sentence.
@@ -65,7 +74,7 @@ fn lacking(
     macro_rules! check {
             ($($word:ident $state:expr => $($feature:tt $bit:literal),*;)*) => {
                 $($(
-                    if cfg!(target_feature = $feature) && ($word >> $bit & 1 == 0 || states & $state != $state) {
+                    if cfg!(target_feature = $feature) && ($word >> $bit & 1 == 0 || !saved($state, states)) {
                         return Some(concat!(
                             "longhaul: this program was built for a CPU with `", $feature, "`, which this one has not. ",
                             "Build it on this machine, or with RUSTFLAGS=\"-C target-cpu=x86-64-v3\" (x86-64 from ",
@@ -76,12 +85,12 @@ fn lacking(
             };
         }
     check! {
-        one_c 0 => "sse3" 0, "pclmulqdq" 1, "ssse3" 9, "sse4.1" 19, "sse4.2" 20, "movbe" 22, "popcnt" 23, "aes" 25;
+        one_c NO_STATE => "sse3" 0, "pclmulqdq" 1, "ssse3" 9, "sse4.1" 19, "sse4.2" 20, "movbe" 22, "popcnt" 23, "aes" 25;
         one_c AVX_STATE => "avx" 28, "fma" 12, "f16c" 29;
-        seven_b 0 => "bmi1" 3, "bmi2" 8, "adx" 19, "sha" 29;
-        more_c 0 => "lzcnt" 5;
+        seven_b NO_STATE => "bmi1" 3, "bmi2" 8, "adx" 19, "sha" 29;
+        more_c NO_STATE => "lzcnt" 5;
         seven_b AVX_STATE => "avx2" 5;
-        seven_c 0 => "gfni" 8;
+        seven_c NO_STATE => "gfni" 8;
         seven_c AVX_STATE => "vaes" 9, "vpclmulqdq" 10;
         seven_1_a AVX_STATE => "avxvnni" 4, "avxifma" 23;
         seven_b AVX512_STATE => "avx512f" 16, "avx512dq" 17, "avx512ifma" 21, "avx512cd" 28, "avx512bw" 30, "avx512vl" 31;

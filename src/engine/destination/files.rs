@@ -573,11 +573,8 @@ impl Run<'_> {
             for (stream, peer) in &streams {
                 // One claim each in turn, so that the first stream does not take all there is.
                 let packs = self.packs.values().filter(|p| p.stream == *stream).count();
-                if *peer == 0 && packs < PACKS_PER_STREAM && self.claim_pack(*stream) {
-                    again = true;
-                } else if self.table.held_by(*stream) < depth && self.claim_chunks(*stream, *peer) {
-                    again = true;
-                }
+                let pack = *peer == 0 && packs < PACKS_PER_STREAM && self.claim_pack(*stream);
+                again |= pack || (self.table.held_by(*stream) < depth && self.claim_chunks(*stream, *peer));
             }
         }
         if !self.table.any_free() && self.small_queue.is_empty() && self.table.held() > 0 {
