@@ -38,7 +38,7 @@ pub const CONTROL_BODY_MAX: usize = 256 << 10;
 /// Bytes of unread Wants that a destination may have outstanding on one stream, so that neither side blocks on a send
 /// while the other's input waits.
 pub const WANT_WINDOW: usize = 64 << 10;
-/// The smallest receive buffer the kernel gives by default is 128 KiB (tcp_rmem[1]); Linux never shrinks it below.
+/// The smallest receive buffer the kernel gives by default is 128 KiB (the middle value of tcp_rmem); Linux never shrinks it below.
 pub const SMALLEST_RECEIVE_BUFFER: usize = 128 << 10;
 
 /// From accept to an authenticated peer.

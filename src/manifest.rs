@@ -1,7 +1,7 @@
 //! The manifest: what is to move, in immutable segments that are usable as they arrive.
 //!
-//! A segment is at most [`SEGMENT_MAX_BYTES`](crate::limits::SEGMENT_MAX_BYTES) encoded and
-//! [`SEGMENT_MAX_ENTRIES`](crate::limits::SEGMENT_MAX_ENTRIES) long. A directory comes before what is in it. Paths are
+//! A segment is at most [`SEGMENT_MAX_BYTES`] encoded and
+//! [`SEGMENT_MAX_ENTRIES`] long. A directory comes before what is in it. Paths are
 //! front-coded against the entry before, so that deep trees of long names stay small.
 //!
 //! Layout, little-endian: `u32 index, u32 count`, then per entry `u8 kind, u16 root, u16 shared, u16 rest, rest bytes,

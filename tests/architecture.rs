@@ -165,7 +165,7 @@ fn named_modules(source: &Source) -> BTreeSet<String> {
     let mut named = BTreeSet::new();
     for prefix in prefixes.iter().filter(|p| !p.is_empty()) {
         for (at, _) in code.match_indices(prefix.as_str()) {
-            if code[..at].chars().next_back().is_some_and(|c| is_word(c)) {
+            if code[..at].chars().next_back().is_some_and(is_word) {
                 continue;
             }
             firsts(&code[at + prefix.len()..], &mut named);

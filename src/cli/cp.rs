@@ -47,7 +47,7 @@ const PRINCIPAL: &str = "cp";
 /// Arguments of `cp`.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// SRC... DST: paths or lh://host[:port]/path. One SRC becomes DST; below DST if that ends with a slash
+    /// SRC... DST: paths or `lh://host[:port]/path`. One SRC becomes DST; below DST if that ends with a slash
     #[arg(value_name = "SRC... DST", required = true, num_args = 2..)]
     pub operands: Vec<OsString>,
     /// Copy directories with what is in them

@@ -2,7 +2,7 @@
 //! file-operation threads (DESIGN: domain 4). Knows nothing of the network or the wire.
 //!
 //! - [`confined`] a directory that is never left; [`root`] how it is opened
-//! - [`scan`] names, streamed; [`extents`] where a file has data
+//! - [`mod@scan`] names, streamed; [`extents`] where a file has data
 //! - [`probe`] what a file system can do; [`plan`] how a file is therefore read and written
 //! - [`source`] files to read; [`part`] files being written; [`publish`] their final names; [`small`] many at once
 //! - [`lock`] one transfer a tree; [`clean`] what dead transfers left

@@ -1,7 +1,7 @@
 //! Walk 4 (its disk side): streams the names below the source roots, so that the first bytes move before the scan ends.
 //!
 //! Depth first, in the order the file system lists, with bounded memory and bounded descriptors whatever the tree: of
-//! the levels of a deep tree only the lowest [`OPEN_LEVELS`] are open; the ones above keep their place in the listing (the
+//! the levels of a deep tree only the lowest `OPEN_LEVELS` are open; the ones above keep their place in the listing (the
 //! kernel's cookie, which network file servers rely on as well) and are opened again when the walk comes back to them.
 
 use super::confined::{DirHandle, Kind, Root, Stat};

@@ -7,6 +7,7 @@ use crate::wire::WireError;
 use crate::wire::control::Message;
 use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::header::{FrameType, HEADER_LEN, Header, TRAILER_LEN};
+use bytes::BytesMut;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -79,8 +80,9 @@ impl Drop for Channel {
 }
 
 async fn read_all(mut socket: OwnedReadHalf, mut opener: Opener, tell: mpsc::Sender<Result<Message, Fault>>) {
+    let mut frame = BytesMut::new();
     loop {
-        let message = match tokio::time::timeout(SILENCE_MAX, read_one(&mut socket, &mut opener)).await {
+        let message = match tokio::time::timeout(SILENCE_MAX, read_one(&mut socket, &mut opener, &mut frame)).await {
             Ok(message) => message,
             Err(_) => Err(Fault::Socket(format!("the peer has been silent for {} s", SILENCE_MAX.as_secs()))),
         };
@@ -91,7 +93,8 @@ async fn read_all(mut socket: OwnedReadHalf, mut opener: Opener, tell: mpsc::Sen
     }
 }
 
-async fn read_one(socket: &mut OwnedReadHalf, opener: &mut Opener) -> Result<Message, Fault> {
+/// One message. `frame` is the buffer of the one before, used again.
+async fn read_one(socket: &mut OwnedReadHalf, opener: &mut Opener, frame: &mut BytesMut) -> Result<Message, Fault> {
     let broken = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => Fault::Cut,
         _ => Fault::Socket(error.to_string()),
@@ -100,9 +103,9 @@ async fn read_one(socket: &mut OwnedReadHalf, opener: &mut Opener) -> Result<Mes
     socket.read_exact(&mut head).await.map_err(broken)?;
     let header = Header::decode(&head, CONTROL_BODY_MAX as u32)?;
     opener.expect(&header)?;
-    let mut body = vec![0; header.body_len as usize + TRAILER_LEN];
-    socket.read_exact(&mut body).await.map_err(broken)?;
-    let (body, trailer) = body.split_at_mut(header.body_len as usize);
+    frame.resize(header.body_len as usize + TRAILER_LEN, 0);
+    socket.read_exact(frame).await.map_err(broken)?;
+    let (body, trailer) = frame.split_at_mut(header.body_len as usize);
     opener.open(&header, body, trailer)?;
     match header.kind {
         FrameType::Control => Ok(Message::decode(body)?),
@@ -111,20 +114,22 @@ async fn read_one(socket: &mut OwnedReadHalf, opener: &mut Opener) -> Result<Mes
 }
 
 async fn write_all(mut socket: OwnedWriteHalf, mut sealer: Sealer, mut queued: mpsc::UnboundedReceiver<Message>) {
+    let mut frames = BytesMut::new();
     loop {
         let message = match tokio::time::timeout(PING_EVERY, queued.recv()).await {
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(_) => Message::Ping,
         };
-        let mut bytes = sealer.frame(FrameType::Control, 0, 0, 0, &message.encode());
+        sealer.append(&mut frames, FrameType::Control, &message.encode());
         // What is queued already goes out with it: one system call for many small messages.
-        while bytes.len() < CONTROL_BODY_MAX
+        while frames.len() < CONTROL_BODY_MAX
             && let Ok(next) = queued.try_recv()
         {
-            bytes.extend_from_slice(&sealer.frame(FrameType::Control, 0, 0, 0, &next.encode()));
+            sealer.append(&mut frames, FrameType::Control, &next.encode());
         }
-        if socket.write_all(&bytes).await.is_err() {
+        // Empties `frames` and keeps its memory.
+        if socket.write_all_buf(&mut frames).await.is_err() {
             return;
         }
     }

@@ -21,7 +21,7 @@ pub fn extend(sums: (u32, u32), extra: Extra, bytes: &[u8]) -> (u32, u32) {
 
 /// `sums` of what came before, and then `len` zero bytes.
 pub fn extend_zeros(mut sums: (u32, u32), extra: Extra, len: u64) -> (u32, u32) {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     let mut left = len;
     while left > 0 {
         let step = left.min(ZEROS.len() as u64);

@@ -3,6 +3,7 @@
 use super::WireError;
 use super::header::{FrameType, HEADER_LEN, Header, TRAILER_LEN};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use bytes::{BufMut, BytesMut};
 use xxhash_rust::xxh3::Xxh3Default;
 
 /// One direction's key, or none with encryption off.
@@ -83,13 +84,23 @@ impl Sealer {
         trailer[..TRAILER_LEN].copy_from_slice(&tag);
     }
 
-    /// A whole frame of its own, for control messages and Wants.
+    /// A whole frame of its own.
     pub fn frame(&mut self, kind: FrameType, flags: u8, handle: u32, offset: u64, body: &[u8]) -> Vec<u8> {
         let mut out = vec![0; HEADER_LEN + body.len() + TRAILER_LEN];
         out[HEADER_LEN..HEADER_LEN + body.len()].copy_from_slice(body);
         let header = Header { kind, flags, body_len: body.len() as u32, handle, offset, counter: 0 };
         self.seal(header, &mut out);
         out
+    }
+
+    /// Appends a whole frame of stream 0 to what is to be sent.
+    pub fn append(&mut self, out: &mut BytesMut, kind: FrameType, body: &[u8]) {
+        let start = out.len();
+        out.put_bytes(0, HEADER_LEN);
+        out.put_slice(body);
+        out.put_bytes(0, TRAILER_LEN);
+        let header = Header { kind, flags: 0, body_len: body.len() as u32, handle: 0, offset: 0, counter: 0 };
+        self.seal(header, &mut out[start..]);
     }
 }
 
@@ -166,6 +177,18 @@ mod tests {
             assert_eq!(open(&mut opener, &a).unwrap(), b"first");
             assert_eq!(open(&mut opener, &a), Err(WireError::Counter { got: 0, want: 1 }));
             assert_eq!(open(&mut opener, &b).unwrap(), b"second");
+        }
+    }
+
+    #[test]
+    fn appended_frames_are_the_same_frames() {
+        for encrypted in [false, true] {
+            let ((mut one, _), (mut other, _)) = (pair(encrypted), pair(encrypted));
+            let mut many = BytesMut::new();
+            let bodies: [&[u8]; 3] = [b"first", b"", b"third"];
+            bodies.iter().for_each(|body| other.append(&mut many, FrameType::Control, body));
+            let alone: Vec<u8> = bodies.iter().flat_map(|body| one.frame(FrameType::Control, 0, 0, 0, body)).collect();
+            assert_eq!(many, alone);
         }
     }
 

@@ -260,7 +260,7 @@ impl SourceStream {
             }
             let Some(cursor) = &mut self.cursor else { continue };
             let depth = cursor.file.depth.max(1);
-            if self.pieces.len() >= depth + 1 {
+            if self.pieces.len() > depth {
                 return;
             }
             let (hole, len) = next_stretch(&cursor.file, cursor.at, cursor.span.end(), self.block);
