@@ -1,6 +1,6 @@
 //! `longhaul cp`: pull, push, local and third-party copies.
 
-use super::fail::{Fail, INTERRUPTED, finish};
+use super::fail::{Fail, INTERRUPTED, finish, say, show};
 use super::manifest_file::{ManifestHeader, rows_of, sha256_path, write_manifest, write_sha256};
 use super::operands::{From, Plan, Source, To, plan, relative};
 use super::progress::Progress;
@@ -261,11 +261,7 @@ fn execute(args: &Args) -> Result<u8, Fail> {
     {
         more.push(("manifest", manifest(args, &plan, path, &mut report)?));
     }
-    if args.json {
-        println!("{}", json(&report, &more))
-    } else {
-        print!("{}", text(&report))
-    }
+    say(&if args.json { format!("{}\n", json(&report, &more)) } else { text(&report) });
     if ended.interrupted {
         eprintln!("longhaul: interrupted; repeating the same command resumes the copy");
         return Ok(INTERRUPTED);
@@ -522,12 +518,12 @@ fn manifest(args: &Args, plan: &Plan, path: &Path, report: &mut Report) -> Resul
     let header = ManifestHeader::new(report.transfer, created);
     let written = write_manifest(path, &header, rows.iter().cloned().map(Ok))?;
     report.notes.push("the manifest took a second read of the files at this end".to_owned());
-    let mut value = json!({ "path": path, "names": written.count, "files": written.files, "second_read": true });
+    let mut value = json!({ "path": show(path), "names": written.count, "files": written.files, "second_read": true });
     if args.sha256 {
         let sums = sha256_path(path);
         // Computed in the same read as the digests.
         let (files, _) = write_sha256(&sums, Path::new("/"), &rows)?;
-        value["sha256"] = json!({ "path": sums, "files": files });
+        value["sha256"] = json!({ "path": show(&sums), "files": files });
     }
     Ok(value)
 }
