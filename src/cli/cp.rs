@@ -291,7 +291,7 @@ async fn copy(args: &Args, plan: &Plan) -> Result<Ended, Fail> {
 
 /// A copy with at least one end here.
 async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &mut Stop) -> Result<Ended, Fail> {
-    let (agent, note) = client_id();
+    let (agent, note) = client_id(state_home());
     let both_here = matches!((&plan.from, &plan.to), (From::Here(_), To::Here(_)));
     let engine = Engine::start(EngineConfig {
         workers: args.workers.map(usize::from),
@@ -493,13 +493,20 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
     }
 }
 
+/// Where this user's state is kept.
+fn state_home() -> Option<PathBuf> {
+    let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let home = || {
+        let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty());
+        home.map(|dir| Path::new(&dir).join(".local/state"))
+    };
+    state.or_else(home).map(|dir| dir.join("longhaul"))
+}
+
 /// Who this client is: part of a transfer's id, so the same for a repeated command. Without a state directory it is
 /// made from the machine's own id, which a report mentions.
-fn client_id() -> (crate::ids::AgentId, Option<String>) {
-    let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let home =
-        || std::env::var_os("HOME").filter(|dir| !dir.is_empty()).map(|dir| Path::new(&dir).join(".local/state"));
-    let made = state.or_else(home).map(|dir| StateDir::open(&dir.join("longhaul")).and_then(|dir| dir.agent_id()));
+fn client_id(state: Option<PathBuf>) -> (crate::ids::AgentId, Option<String>) {
+    let made = state.map(|dir| StateDir::open(&dir).and_then(|dir| dir.agent_id()));
     if let Some(Ok(id)) = made {
         return (id, None);
     }
