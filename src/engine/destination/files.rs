@@ -9,7 +9,7 @@ use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};
 use crate::engine::source::{disk_error, escape_text, mode_word};
-use crate::engine::spec::{ChecksumKind, Expected, IoChoice, Verify};
+use crate::engine::spec::{ChecksumKind, Expected, IoChoice};
 use crate::engine::worker::{ChunkFault, Claim, Command, Event, PackBody, StreamKey, TargetIo};
 use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::{Handle, PathKey, TransferId};
@@ -1176,14 +1176,6 @@ fn write_error(kind: std::io::ErrorKind, errno: Option<i32>, path: &RelPath) -> 
         ),
     };
     TransferError::new(class, what).at(escape(path.as_bytes()))
-}
-
-/// What verification a run does, in words for notes.
-pub(super) fn verify_word(verify: Verify) -> &'static str {
-    match verify {
-        Verify::Wire => "matched on receipt and synced",
-        Verify::Disk => "matched on receipt, synced, read back and matched again",
-    }
 }
 
 /// Whether what stands there is a directory, for the finish.

@@ -18,7 +18,7 @@ use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, socket_options, tell_error};
 use super::spec::{DestinationSpec, Report, Ticket, Verdict};
 use crate::digest;
-use crate::disk::{self, Existing, Root, TreeLock};
+use crate::disk::{self, Existing, LockError, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
 use crate::journal::{Header, Record, Writer, recover};
 use crate::relpath::RelPath;
@@ -131,11 +131,13 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
     };
     loop {
         let before = carry.received;
+        let opened_one = std::cell::Cell::new(false);
         let attempt = async {
             let ticket = primary.ticket().await?;
             let opened = dial(ctx, &spec, &ticket).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             let streams = opened.streams;
+            opened_one.set(true);
             one_session(ctx, &spec, opened, others, &mut carry, entry).await.map_err(|error| (error, streams).0)
         };
         // The session itself watches for cancel, so that it can checkpoint; a dial in progress is just dropped.
@@ -143,13 +145,13 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
             Ok(report) => return report,
             Err(error) => error,
         };
-        if carry.received > before {
+        if carry.received > before && error.class == Class::Reconnect {
             backoff.worked();
         }
         if *cancel.borrow() || *stopping.borrow() {
             return carry.failed(&interrupted(), 0);
         }
-        let again = matches!(error.class, Class::Reconnect | Class::Retry);
+        let again = try_again(&error, opened_one.get(), before > 0);
         let pause = tokio::select! {
             again = backoff.pause(&error, &mut cancel), if again => again,
             _ = stopping.wait_for(|s| *s), if again => false,
@@ -159,6 +161,17 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
             return carry.failed(&error, 0);
         }
         carry.reconnects += 1;
+    }
+}
+
+/// Whether a lost or refused session is worth another try within this command. A full disk or another transfer's lock
+/// is for the user to see at once; a command whose earlier session worked may be meeting its own, not yet given up at
+/// the other end.
+pub fn try_again(error: &TransferError, was_open: bool, worked_before: bool) -> bool {
+    match error.class {
+        Class::Reconnect => true,
+        Class::Retry => !was_open || worked_before,
+        _ => false,
     }
 }
 
@@ -299,7 +312,10 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
         root.make_dir(dir).map_err(fail)?;
     }
     let lock = TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1))
-        .map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
+        .map_err(|error| match error {
+            LockError::Disk(error) => disk_error(&error),
+            held @ LockError::Held { .. } => TransferError::new(Class::Retry, held.to_string()),
+        })?;
     let (file, bytes) = open_journal_file(&lock).map_err(fail)?;
     let mut notes: Vec<String> = lock.note().into_iter().collect();
     let recovered = recover(&bytes).map_err(|error| {

@@ -285,7 +285,12 @@ pub(super) async fn run(
     };
     run.gather();
     if let Err(error) = &result {
-        let told = PeerError { class: error.class.word().to_owned(), what: error.to_string() };
+        // A source that pushes is to come back when this end is up again; a cancelled transfer is over.
+        let told = match *ctx.stopping.borrow() {
+            true => (Class::Reconnect, "the destination is shutting down".to_owned()),
+            false => (error.class, error.to_string()),
+        };
+        let told = PeerError { class: told.0.word().to_owned(), what: told.1 };
         run.peers.iter().for_each(|peer| drop(peer.out.send(Message::Error(told.clone()))));
     }
     if let Some(journal) = run.journal.take() {
