@@ -302,7 +302,7 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let (placement, path) = place(spec, offer, &root)?;
     let id = transfer_id(offer, &spec.base, &path, spec.becomes);
     let fail = |error: disk::DiskError| disk_error(&error);
-    same_place(offer, &root, &placement)?;
+    same_place(offer, &root, &placement, &spec.base)?;
     if spec.options.dry_run {
         return Ok(Ready { root, placement, id, lock: None, journal: None, volatile: false, notes: Vec::new() });
     }
@@ -358,7 +358,7 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
 }
 
 /// A copy onto itself: the same object on the same host, through whatever names.
-fn same_place(offer: &Offer, root: &Root, placement: &Placement) -> Result<(), TransferError> {
+fn same_place(offer: &Offer, root: &Root, placement: &Placement, base: &Path) -> Result<(), TransferError> {
     let host = host_identity();
     for (offered, prefix) in offer.roots.iter().zip(&placement.prefixes) {
         if offered.host != host {
@@ -371,6 +371,35 @@ fn same_place(offer: &Offer, root: &Root, placement: &Placement) -> Result<(), T
         if object == offered.object {
             let what =
                 "source and destination are the same object (a hard link, bind mount or symlink): nothing was touched";
+            return Err(TransferError::new(Class::Permanent, what).at(prefix));
+        }
+    }
+    into_itself(offer, root, placement, base, &host)
+}
+
+/// A tree that is copied to a place inside itself would never end. By identity, which no other name can hide.
+fn into_itself(
+    offer: &Offer,
+    root: &Root,
+    placement: &Placement,
+    base: &Path,
+    host: &str,
+) -> Result<(), TransferError> {
+    use std::os::unix::fs::MetadataExt;
+    let above = base.ancestors().filter_map(|dir| std::fs::metadata(dir).ok()).map(|meta| (meta.dev(), meta.ino()));
+    let above: Vec<(u64, u64)> = above.collect();
+    for (offered, prefix) in offer.roots.iter().zip(&placement.prefixes) {
+        if !offered.directory || offered.host != host {
+            continue;
+        }
+        let mut inside = above.contains(&offered.object);
+        let mut next = prefix.split_last().map(|(parent, _)| parent);
+        while let Some(dir) = next.filter(|_| !inside) {
+            inside = matches!(disk::existing(root, &dir), Ok(Existing::Dir(stat)) if (stat.dev, stat.ino) == offered.object);
+            next = dir.split_last().map(|(parent, _)| parent);
+        }
+        if inside {
+            let what = "lies inside the source: a tree cannot be copied into itself; nothing was touched";
             return Err(TransferError::new(Class::Permanent, what).at(prefix));
         }
     }
