@@ -95,6 +95,9 @@ fn a_journal_of_another_source_version() {
     let (token, url) = (agent.token_file(), agent.url("src"));
     let args = ["-r", "--token-file", &token, "--rate", "10MiB", "--streams", "2", &url, "dst"];
     half_way(&sandbox, &args, &sandbox.at("dst")).interrupt().expect(130);
+    // Which of the two was begun depends on the order of the scan.
+    let begun = left_over(&sandbox.at("dst")).iter().filter(|p| p.to_string_lossy().ends_with(".part")).count();
+    assert!(begun > 0);
     sandbox.write("far/src/a", &noise(24 << 20, 2));
     let outcome = sandbox.cp(&["-r", "--token-file", &token, &url, "dst"]).expect(0);
     let kept = outcome.number("resumed_bytes");
@@ -118,7 +121,8 @@ fn what_is_there_decides_what_happens() {
 
     let outcome = sandbox.cp(&["-r", "--if-exists", "error", "src", "dst"]);
     assert_ne!(outcome.code, 0);
-    assert_eq!(outcome.number("failed_files"), 3, "{}", outcome.out);
+    // `new` is what the run that was not whole has brought itself: no conflict.
+    assert_eq!(outcome.number("failed_files"), 2, "{}", outcome.out);
     assert_eq!(fs::read(sandbox.at("dst/other")).unwrap(), b"written here since");
 
     sandbox.cp(&["-r", "--if-exists", "skip", "src", "dst"]).expect(0);
@@ -183,5 +187,6 @@ fn only_one_transfer_a_tree() {
     }
     let first = first.wait(SOON).expect(0);
     assert_eq!(first.number("reconnects"), 0);
+    let _ = fs::remove_dir(sandbox.at("dst/below"));
     assert_same(&sandbox.at("far/src"), &sandbox.at("dst"), Compare::DEFAULT);
 }

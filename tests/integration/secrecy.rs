@@ -117,7 +117,7 @@ fn a_capture_of_both_ports_shows_nothing() {
     let pin = tls.ready["fingerprint"].as_str().unwrap().to_owned();
     // Nobody is trusted unseen, and the sentence says what to compare.
     let unknown = cp(&tls, &[], "no").says(10, &["not known yet", "--peer-fingerprint"]);
-    assert!(unknown.err.contains(pin.trim_start_matches("sha256:")), "{} {pin}", unknown.err);
+    assert!(unknown.out.contains(pin.trim_start_matches("sha256:")), "{} {pin}", unknown.out);
     let wrong = "0".repeat(64);
     cp(&tls, &["--peer-fingerprint", &wrong], "no").expect(10);
     assert!(!sandbox.at("no").exists());
