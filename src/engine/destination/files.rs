@@ -41,8 +41,6 @@ const RUN_CHUNKS: u32 = 2;
 const TRIES: u32 = 5;
 /// Bytes at the end of what the journal has that are digested again on resume.
 const REHASH_BYTES: u64 = 64 << 20;
-/// A stream without claims takes over others' chunks after so long.
-const STEAL_AFTER_NS: u64 = 300_000_000;
 /// Binds in one message: the paths must fit a control frame.
 const BIND_BYTES: usize = 64 << 10;
 
@@ -686,15 +684,13 @@ impl Run<'_> {
                 now.saturating_sub(live.stats.last_progress.load(std::sync::atomic::Ordering::Relaxed)) > 2_000_000_000
             })
         };
-        // What a busy stream holds is often on its way already. Only a stream that has had nothing for a while is worth
-        // asking twice for it.
-        let idle = |peers: &[super::run::Peer], stream: StreamKey, peer: usize| {
-            peers[peer].links.live.get(&stream).is_some_and(|live| {
-                now.saturating_sub(live.stats.last_progress.load(std::sync::atomic::Ordering::Relaxed)) > STEAL_AFTER_NS
-            })
-        };
-        for (stream, peer) in streams {
-            if self.table.held_by(*stream) > 0 || !idle(&self.peers, *stream, *peer) {
+        // On a short path what a stream holds is on its way already: asking twice would move it twice. There only a stream
+        // that hangs is relieved.
+        if self.near && !streams.iter().any(|(s, p)| self.table.held_by(*s) > 0 && quiet(&self.peers, *s, *p)) {
+            return;
+        }
+        for (stream, _) in streams {
+            if self.table.held_by(*stream) > 0 {
                 continue;
             }
             let slow = |other: StreamKey| self.stream_peer.get(&other).is_some_and(|p| quiet(&self.peers, other, *p));
