@@ -89,19 +89,15 @@ fn a_local_copy_that_was_killed_resumes() {
 fn a_journal_of_another_source_version() {
     let sandbox = Sandbox::new();
     let agent = sandbox.agent("far", &[]);
-    for name in ["far/src/a", "far/src/b"] {
-        sandbox.write(name, &noise(24 << 20, 1));
-    }
+    sandbox.write("far/src/a", &noise(6 << 20, 1));
+    sandbox.write("far/src/b", &noise(40 << 20, 1));
     let (token, url) = (agent.token_file(), agent.url("src"));
     let args = ["-r", "--token-file", &token, "--rate", "10MiB", "--streams", "2", &url, "dst"];
     half_way(&sandbox, &args, &sandbox.at("dst")).interrupt().expect(130);
-    // Which of the two was begun depends on the order of the scan.
-    let begun = left_over(&sandbox.at("dst")).iter().filter(|p| p.to_string_lossy().ends_with(".part")).count();
-    assert!(begun > 0);
-    sandbox.write("far/src/a", &noise(24 << 20, 2));
+    sandbox.write("far/src/a", &noise(6 << 20, 2));
     let outcome = sandbox.cp(&["-r", "--token-file", &token, &url, "dst"]).expect(0);
     let kept = outcome.number("resumed_bytes");
-    assert!(kept > 0 && kept <= 24 << 20, "{kept} of the file that did not change: {}", outcome.out);
+    assert!(kept > 0 && kept <= 40 << 20, "{kept} of the file that did not change: {}", outcome.out);
     assert_same(&sandbox.at("far/src"), &sandbox.at("dst"), Compare::DEFAULT);
 }
 
@@ -188,5 +184,5 @@ fn only_one_transfer_a_tree() {
     let first = first.wait(SOON).expect(0);
     assert_eq!(first.number("reconnects"), 0);
     let _ = fs::remove_dir(sandbox.at("dst/below"));
-    assert_same(&sandbox.at("far/src"), &sandbox.at("dst"), Compare::DEFAULT);
+    assert_same(&sandbox.at("far/src"), &sandbox.at("dst"), Compare::CONTENT);
 }
