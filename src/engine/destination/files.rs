@@ -495,7 +495,9 @@ impl Run<'_> {
             Ok(Some(opened)) => opened,
             Ok(None) => {
                 let Some(planned) = self.files.get(&handle).map(|file| file.planned.clone()) else { return Ok(()) };
-                self.carry.notes.insert(format!("{}: the part file of the last run is gone; from the start", planned.to));
+                self.carry
+                    .notes
+                    .insert(format!("{}: the part file of the last run is gone; from the start", planned.to));
                 let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
                 self.forget_file(handle);
                 self.restart(handle, planned);

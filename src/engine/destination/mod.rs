@@ -311,8 +311,8 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     {
         root.make_dir(dir).map_err(fail)?;
     }
-    let lock = TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1))
-        .map_err(|error| match error {
+    let lock =
+        TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1)).map_err(|error| match error {
             LockError::Disk(error) => disk_error(&error),
             held @ LockError::Held { .. } => TransferError::new(Class::Retry, held.to_string()),
         })?;
@@ -395,7 +395,8 @@ fn into_itself(
         let mut inside = above.contains(&offered.object);
         let mut next = prefix.split_last().map(|(parent, _)| parent);
         while let Some(dir) = next.filter(|_| !inside) {
-            inside = matches!(disk::existing(root, &dir), Ok(Existing::Dir(stat)) if (stat.dev, stat.ino) == offered.object);
+            inside =
+                matches!(disk::existing(root, &dir), Ok(Existing::Dir(stat)) if (stat.dev, stat.ino) == offered.object);
             next = dir.split_last().map(|(parent, _)| parent);
         }
         if inside {
