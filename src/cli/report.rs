@@ -13,6 +13,10 @@ const FAILURES_SHOWN: usize = 10;
 /// The exit code that a report asks for. A class that this program does not know is still a failure.
 pub fn exit_code(report: &Report) -> u8 {
     let class = |word: &str| Class::from_word(word).map_or(1, Class::exit_code);
+    // The rest arrived: which files did not, and why, is in the list. A run that was cut short has its own class.
+    if matches!(report.verdict, Verdict::Partial | Verdict::Planned) && report.failed_files > 0 {
+        return PARTIAL;
+    }
     if let Some(word) = &report.error_class {
         return class(word);
     }

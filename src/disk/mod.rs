@@ -33,7 +33,7 @@ mod tests;
 pub use aligned::{AlignedBuf, DIRECT_ALIGN};
 pub use confined::{DirHandle, Kind, Made, Resolver, Root, Stat};
 pub use error::DiskError;
-pub use lock::TreeLock;
+pub use lock::{LockError, TreeLock};
 pub use part::{PartFile, ReadBack};
 pub use plan::{IoWish, WritePlan, write_plan};
 pub use probe::{FsKind, ProbeCache};

@@ -10,7 +10,7 @@ use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Secret, 
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
 use super::{destination, handle::Request, source};
-use crate::disk::ProbeCache;
+use crate::disk::{ProbeCache, Resolver};
 use crate::ids::{AgentId, SessionId, TicketId};
 use crate::limits::{MAX_SESSIONS, MAX_STREAMS, MAX_TICKETS, UNAUTHENTICATED_PER_SOURCE, UNAUTHENTICATED_TOTAL};
 use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSource, open_queue};
@@ -98,6 +98,9 @@ impl Ctx {
             && self.config.engine != EngineChoice::Epoll
         {
             notes.push(format!("the coordinator runs without tokio-uring ({why})"));
+        }
+        if Resolver::probed() == Resolver::Walk {
+            notes.push("openat2 is refused here: paths are opened component by component".to_owned());
         }
         notes
     }
@@ -541,6 +544,7 @@ fn facts(ctx: &Ctx) -> Vec<(String, String)> {
         facts.push(("engine.refused".to_owned(), ctx.engine.refused.join("; ")));
     }
     facts.push(("coordinator".to_owned(), ctx.commit.describe()));
+    facts.push(("paths".to_owned(), Resolver::probed().word().to_owned()));
     facts.push(("workers".to_owned(), ctx.workers.len().to_string()));
     facts.push((
         "arena".to_owned(),

@@ -83,11 +83,13 @@ pub async fn push(
     let sent = Rc::new(Cell::new(0));
     loop {
         let sockets = socket_options(&options);
+        let before = sent.get();
+        let opened_one = Cell::new(false);
         let attempt = async {
             let ticket = to.ticket().await?;
             let opened = session::open(ctx, &ticket, options.streams, spec.encrypt == Some(false), &sockets).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
-            backoff.worked();
+            opened_one.set(true);
             Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await
         };
         let error = tokio::select! {
@@ -98,7 +100,11 @@ pub async fn push(
             _ = cancel.wait_for(|c| *c) => interrupted(),
             _ = stopping.wait_for(|c| *c) => interrupted(),
         };
-        if !matches!(error.class, Class::Reconnect | Class::Retry) || !backoff.pause(&error, &mut cancel).await {
+        if sent.get() > before && error.class == Class::Reconnect {
+            backoff.worked();
+        }
+        let again = super::destination::try_again(&error, opened_one.get(), before > 0);
+        if !again || !backoff.pause(&error, &mut cancel).await {
             return counted(super::destination::failed_report(&error), &sent);
         }
     }
@@ -350,7 +356,7 @@ impl<'a> Session<'a> {
                     }
                 }
                 _ = stopping.wait_for(|s| *s) => {
-                    return Ok(End::Stopped(TransferError::new(Class::Retry, "the source is shutting down")));
+                    return Ok(End::Stopped(TransferError::new(Class::Reconnect, "the source is shutting down")));
                 }
                 _ = cancel.wait_for(|c| *c) => {
                     return Ok(End::Stopped(interrupted()));

@@ -47,6 +47,23 @@ fn a_pull_outlives_its_source() {
     assert_same(&sandbox.at("far/src"), &sandbox.at("dst"), Compare::DEFAULT);
 }
 
+/// So does a push, when its destination goes and comes back.
+#[test]
+fn a_push_outlives_its_destination() {
+    let sandbox = Sandbox::new();
+    let agent = sandbox.agent("far", &[]);
+    sandbox.write("src/a", &noise(48 << 20, 1));
+    let (token, url, http) = (agent.token_file(), agent.url("dst"), agent.http);
+    let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", "src", &url]);
+    wait_for("a part file", SOON, || has_part(&sandbox, "far/dst"));
+    std::thread::sleep(Duration::from_millis(2500));
+    agent.stop().expect(0);
+    let _agent = sandbox.agent("far", &["--http", &format!("127.0.0.1:{http}")]);
+    let outcome = running.wait(SOON).expect(0);
+    assert!(outcome.number("resumed_bytes") > 0, "{}", outcome.out);
+    assert_same(&sandbox.at("src"), &sandbox.at("far/dst"), Compare::DEFAULT);
+}
+
 #[test]
 fn sighup_disturbs_no_transfer() {
     let sandbox = Sandbox::new();

@@ -128,31 +128,37 @@ fn a_dry_run_changes_nothing() {
 /// Through whatever names, a copy onto itself touches nothing.
 #[test]
 fn onto_itself() {
-    let sandbox = sandbox();
-    let agent = sandbox.agent_at("self", &sandbox.at(""), &[], &[]);
+    let sandbox = Sandbox::new();
+    let agent = sandbox.agent("top", &[]);
     let token = agent.token_file();
-    std::os::unix::fs::symlink("src", sandbox.at("alias")).unwrap();
-    fs::hard_link(sandbox.at("one"), sandbox.at("hard")).unwrap();
-    let same = |from: &str, to: &str| {
+    sandbox.write("top/src/in", b"in");
+    sandbox.write("top/one", b"one");
+    std::os::unix::fs::symlink("src", sandbox.at("top/alias")).unwrap();
+    fs::hard_link(sandbox.at("top/one"), sandbox.at("top/hard")).unwrap();
+    let (url_src, url_one, url_hard, url_alias) =
+        (agent.url("src"), agent.url("one"), agent.url("hard"), agent.url("alias"));
+    for (from, to) in [
+        ("top/src", "top/src"),
+        ("top/one", "top/hard"),
+        ("top/alias", "top/src"),
+        ("top/one", url_hard.as_str()),
+        (url_one.as_str(), "top/hard"),
+        ("top/src", url_src.as_str()),
+        (url_src.as_str(), "top/src"),
+        (url_alias.as_str(), "top/src"),
+        (url_src.as_str(), url_src.as_str()),
+    ] {
         let outcome = sandbox.cp(&["-r", "--if-exists", "replace", "--token-file", &token, from, to]);
-        assert!(
-            [2, 7].contains(&outcome.code) && outcome.err.contains("same") || outcome.out.contains("same"),
-            "{outcome:?}"
-        );
-        assert_eq!(fs::read(sandbox.at("src/in")).unwrap(), b"in");
-        assert_eq!(fs::read(sandbox.at("one")).unwrap(), b"one");
-    };
-    same("src", "src");
-    same("one", "hard");
-    same("alias", "src");
-    same("one", &agent.url("hard"));
-    same(&agent.url("one"), "hard");
-    same("src", &agent.url("src"));
-    same(&agent.url("src"), "src");
-    same(&agent.url("alias"), "src");
-    same(&agent.url("src"), &agent.url("src"));
-    sandbox.cp(&["-r", "src", "src/inside"]).says(2, &["into itself"]);
-    sandbox.cp(&["-r", "--token-file", &token, "src", &agent.url("src/inside")]).expect(7);
+        let said = outcome.out.contains("same") || outcome.err.contains("same");
+        assert!([2, 7].contains(&outcome.code) && said, "{from} {to}: {outcome:?}");
+        assert_eq!(fs::read(sandbox.at("top/src/in")).unwrap(), b"in");
+        assert_eq!(fs::read(sandbox.at("top/one")).unwrap(), b"one");
+    }
+    sandbox.cp(&["-r", "top/src", "top/src/inside"]).says(2, &["into itself"]);
+    for (from, to) in [("top/src", agent.url("src/inside")), (&url_src, sandbox.arg("top/src/inside"))] {
+        sandbox.cp(&["-r", "--token-file", &token, from, &to]).says(7, &["itself"]);
+        assert!(!sandbox.at("top/src/inside").exists());
+    }
 }
 
 /// A file of the tree may be one with a file at the destination, too.

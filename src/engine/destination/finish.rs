@@ -1,6 +1,6 @@
 //! The end of a transfer: symlinks, then directories from the bottom up, the journal's last record, the report.
 
-use super::files::{is_directory, verify_word};
+use super::files::is_directory;
 use super::run::{News, Run};
 use crate::disk::{self, Meta, Replace, Root, TreeLock, finish_directory, make_symlink};
 use crate::engine::error::{Class, TransferError};
@@ -252,7 +252,7 @@ impl Run<'_> {
             special_files: self.counts.special,
             notes,
             error_class: first_error.as_ref().map(|f| f.class.clone()),
-            error: first_error.map(|f| format!("{}: {} ({})", f.path, f.reason, verify_word(self.spec.options.verify))),
+            error: first_error.map(|f| format!("{}: {}", f.path, f.reason)),
         }
     }
 

@@ -18,7 +18,7 @@ use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, socket_options, tell_error};
 use super::spec::{DestinationSpec, Report, Ticket, Verdict};
 use crate::digest;
-use crate::disk::{self, Existing, Root, TreeLock};
+use crate::disk::{self, Existing, LockError, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
 use crate::journal::{Header, Record, Writer, recover};
 use crate::relpath::RelPath;
@@ -131,11 +131,13 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
     };
     loop {
         let before = carry.received;
+        let opened_one = std::cell::Cell::new(false);
         let attempt = async {
             let ticket = primary.ticket().await?;
             let opened = dial(ctx, &spec, &ticket).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             let streams = opened.streams;
+            opened_one.set(true);
             one_session(ctx, &spec, opened, others, &mut carry, entry).await.map_err(|error| (error, streams).0)
         };
         // The session itself watches for cancel, so that it can checkpoint; a dial in progress is just dropped.
@@ -143,13 +145,13 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
             Ok(report) => return report,
             Err(error) => error,
         };
-        if carry.received > before {
+        if carry.received > before && error.class == Class::Reconnect {
             backoff.worked();
         }
         if *cancel.borrow() || *stopping.borrow() {
             return carry.failed(&interrupted(), 0);
         }
-        let again = matches!(error.class, Class::Reconnect | Class::Retry);
+        let again = try_again(&error, opened_one.get(), before > 0);
         let pause = tokio::select! {
             again = backoff.pause(&error, &mut cancel), if again => again,
             _ = stopping.wait_for(|s| *s), if again => false,
@@ -159,6 +161,17 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
             return carry.failed(&error, 0);
         }
         carry.reconnects += 1;
+    }
+}
+
+/// Whether a lost or refused session is worth another try within this command. A full disk or another transfer's lock
+/// is for the user to see at once; a command whose earlier session worked may be meeting its own, not yet given up at
+/// the other end.
+pub fn try_again(error: &TransferError, was_open: bool, worked_before: bool) -> bool {
+    match error.class {
+        Class::Reconnect => true,
+        Class::Retry => !was_open || worked_before,
+        _ => false,
     }
 }
 
@@ -289,7 +302,7 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let (placement, path) = place(spec, offer, &root)?;
     let id = transfer_id(offer, &spec.base, &path, spec.becomes);
     let fail = |error: disk::DiskError| disk_error(&error);
-    same_place(offer, &root, &placement)?;
+    same_place(offer, &root, &placement, &spec.base)?;
     if spec.options.dry_run {
         return Ok(Ready { root, placement, id, lock: None, journal: None, volatile: false, notes: Vec::new() });
     }
@@ -298,8 +311,11 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     {
         root.make_dir(dir).map_err(fail)?;
     }
-    let lock = TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1))
-        .map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
+    let lock =
+        TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1)).map_err(|error| match error {
+            LockError::Disk(error) => disk_error(&error),
+            held @ LockError::Held { .. } => TransferError::new(Class::Retry, held.to_string()),
+        })?;
     let (file, bytes) = open_journal_file(&lock).map_err(fail)?;
     let mut notes: Vec<String> = lock.note().into_iter().collect();
     let recovered = recover(&bytes).map_err(|error| {
@@ -342,7 +358,7 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
 }
 
 /// A copy onto itself: the same object on the same host, through whatever names.
-fn same_place(offer: &Offer, root: &Root, placement: &Placement) -> Result<(), TransferError> {
+fn same_place(offer: &Offer, root: &Root, placement: &Placement, base: &Path) -> Result<(), TransferError> {
     let host = host_identity();
     for (offered, prefix) in offer.roots.iter().zip(&placement.prefixes) {
         if offered.host != host {
@@ -355,6 +371,36 @@ fn same_place(offer: &Offer, root: &Root, placement: &Placement) -> Result<(), T
         if object == offered.object {
             let what =
                 "source and destination are the same object (a hard link, bind mount or symlink): nothing was touched";
+            return Err(TransferError::new(Class::Permanent, what).at(prefix));
+        }
+    }
+    into_itself(offer, root, placement, base, &host)
+}
+
+/// A tree that is copied to a place inside itself would never end. By identity, which no other name can hide.
+fn into_itself(
+    offer: &Offer,
+    root: &Root,
+    placement: &Placement,
+    base: &Path,
+    host: &str,
+) -> Result<(), TransferError> {
+    use std::os::unix::fs::MetadataExt;
+    let above = base.ancestors().filter_map(|dir| std::fs::metadata(dir).ok()).map(|meta| (meta.dev(), meta.ino()));
+    let above: Vec<(u64, u64)> = above.collect();
+    for (offered, prefix) in offer.roots.iter().zip(&placement.prefixes) {
+        if !offered.directory || offered.host != host {
+            continue;
+        }
+        let mut inside = above.contains(&offered.object);
+        let mut next = prefix.split_last().map(|(parent, _)| parent);
+        while let Some(dir) = next.filter(|_| !inside) {
+            inside =
+                matches!(disk::existing(root, &dir), Ok(Existing::Dir(stat)) if (stat.dev, stat.ino) == offered.object);
+            next = dir.split_last().map(|(parent, _)| parent);
+        }
+        if inside {
+            let what = "lies inside the source: a tree cannot be copied into itself; nothing was touched";
             return Err(TransferError::new(Class::Permanent, what).at(prefix));
         }
     }

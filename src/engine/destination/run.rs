@@ -225,7 +225,8 @@ pub(super) async fn run(
     links.dial_all(begun.streams);
     let out = forward(0, begun.channel, tell.clone());
     forward_joins(0, begun.joining, tell.clone());
-    let peer = Peer { links, out, engine: begun.offer.engine.clone(), stats: None, gone: false, process: begun.offer.process };
+    let peer =
+        Peer { links, out, engine: begun.offer.engine.clone(), stats: None, gone: false, process: begun.offer.process };
     for other in begun.others {
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }
@@ -296,7 +297,12 @@ pub(super) async fn run(
     };
     run.gather();
     if let Err(error) = &result {
-        let told = PeerError { class: error.class.word().to_owned(), what: error.to_string() };
+        // A source that pushes is to come back when this end is up again; a cancelled transfer is over.
+        let told = match *ctx.stopping.borrow() {
+            true => (Class::Reconnect, "the destination is shutting down".to_owned()),
+            false => (error.class, error.to_string()),
+        };
+        let told = PeerError { class: told.0.word().to_owned(), what: told.1 };
         run.peers.iter().for_each(|peer| drop(peer.out.send(Message::Error(told.clone()))));
     }
     if let Some(journal) = run.journal.take() {

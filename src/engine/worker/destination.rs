@@ -237,6 +237,10 @@ impl DestinationStream {
         if header.kind == FrameType::Data {
             chunk.arrived += len;
             add(&self.link.stats.payload, len);
+            if chunk.released {
+                // What came before was counted when the chunk was let go.
+                add(&self.link.stats.wasted, len);
+            }
         }
         let wanted = !chunk.dropped && chunk.failed.is_none();
         if let Some(check) = check {
