@@ -32,8 +32,8 @@ const AHEAD_FILES: usize = 8192;
 const TICK: Duration = Duration::from_millis(100);
 /// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
 const PROGRESS_DEADLINE: Duration = Duration::from_secs(45);
-/// Small files written and not yet committed, each an open descriptor.
-pub(super) const SMALL_OPEN_MAX: usize = 2048;
+/// Small files asked for or written and not yet committed, each an open descriptor.
+const SMALL_OPEN_MAX: usize = 2048;
 /// So many make a commit worth while before its time.
 const SMALL_COMMIT: usize = 512;
 /// Failures listed in a report; all are counted.
@@ -324,6 +324,13 @@ fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn TicketSource>
             Err(error) => tracing::warn!(source = source.peer(), %error, "a further source is not used"),
         }
     });
+}
+
+/// [`SMALL_OPEN_MAX`], or less where this process may not open so many.
+pub(super) fn small_open_max() -> usize {
+    static FOUND: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    let limit = || crate::engine::pool::raise_descriptor_limit();
+    *FOUND.get_or_init(|| (limit() / 4).clamp(64, SMALL_OPEN_MAX as u64) as usize)
 }
 
 impl Run<'_> {
