@@ -536,11 +536,12 @@ impl Run<'_> {
         let waiting = self.table.held() > 0
             || !self.packs.is_empty()
             || self.creating + self.sealing + self.binding + self.opening > 0
-            || !self.small_queue.is_empty()
+            // More are asked for only when these are committed and closed.
+            || (!self.small_queue.is_empty() && self.small.len() < small_open_max())
             || self.table.any_free();
         let due = self.last_commit.elapsed() >= Duration::from_millis(COMMIT_INTERVAL_MS)
             || self.pending_bytes >= self.window() / 2
-            || self.pending.small.len() >= SMALL_COMMIT
+            || self.pending.small.len() >= SMALL_COMMIT.min(small_open_max() / 4)
             || !waiting;
         if due {
             self.start_commit();
