@@ -216,14 +216,18 @@ impl Root {
     }
 
     fn cached(&self, path: &RelPath) -> Option<DirHandle> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = cache.iter().rposition(|dir| dir.path == *path)?;
-        let dir = cache.remove(at);
-        // A directory that was removed meanwhile keeps its descriptor but has no link left.
+        let dir = {
+            let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            let at = cache.iter().rposition(|dir| dir.path == *path)?;
+            cache[at..].rotate_left(1);
+            cache.last()?.clone()
+        };
+        // A directory that was removed meanwhile keeps its descriptor but has no link left. Asked without the lock: the
+        // pool's threads come here once per small file.
         if fstat(&dir.fd).map_or(0, |st| st.st_nlink) == 0 {
+            self.cache.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(&other.fd, &dir.fd));
             return None;
         }
-        cache.push(dir.clone());
         Some(dir)
     }
 
@@ -385,10 +389,10 @@ impl DirHandle {
         self.path.join(name).unwrap_or_else(|_| self.path.clone())
     }
 
+    /// The path is put together only when there is an error to tell.
     pub(super) fn fail(&self, doing: Doing, name: &[u8]) -> impl FnOnce(Errno) -> DiskError {
         debug_assert!(!name.contains(&b'/'), "one component");
-        let path = self.child(name);
-        move |errno| DiskError::new(doing, &path, errno)
+        move |errno| DiskError::new(doing, &self.child(name), errno)
     }
 
     pub(super) fn open_at(&self, name: &[u8], flags: OFlag, mode: u32) -> Result<OwnedFd, Errno> {

@@ -124,9 +124,7 @@ fn fill(
             Err(errno) => return Err(dir.fail(Doing::Write, name)(errno)),
         }
     }
-    let record = set_metadata(fd.as_fd(), meta, digest).map_err(dir.fail(Doing::SetMetadata, name))?;
-    let stat = Stat::of(fd.as_fd()).map_err(dir.fail(Doing::Stat, name))?;
-    Ok((stat, record))
+    set_metadata(fd.as_fd(), meta, digest).map_err(dir.fail(Doing::SetMetadata, name))
 }
 
 /// How a batch was synced.

@@ -34,6 +34,11 @@ pub struct Channel {
 impl Channel {
     /// Starts the two tasks on the current thread.
     pub fn open(socket: TcpStream, sealer: Sealer, opener: Opener) -> Self {
+        // Messages are small and answer each other: without this each may wait 40 ms for a delayed ACK. An accepted socket
+        // does not have it yet.
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY is refused: small transfers are slow");
+        }
         let (read, write) = socket.into_split();
         let (tell, incoming) = mpsc::channel(READ_AHEAD);
         let (out, queued) = mpsc::unbounded_channel();
@@ -134,4 +139,31 @@ async fn write_all(mut socket: OwnedWriteHalf, mut sealer: Sealer, mut queued: m
         }
     }
     let _ = socket.shutdown().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::crypt::FrameKey;
+
+    /// Offer, accept, seal and verdict of a 1 KiB file are one small message each: Nagle and delayed ACKs would make
+    /// 40 ms of every exchange.
+    #[test]
+    fn small_messages_do_not_wait_for_acknowledgements() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+            let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            for socket in [near, accepted] {
+                let socket = socket.into_std().unwrap();
+                let same = socket.try_clone().unwrap();
+                assert!(!same.nodelay().unwrap(), "the test would show nothing");
+                let plain = || (Sealer::new(FrameKey::plain()), Opener::new(FrameKey::plain()));
+                let (sealer, opener) = plain();
+                let _channel = Channel::open(TcpStream::from_std(socket).unwrap(), sealer, opener);
+                assert!(same.nodelay().unwrap());
+            }
+        });
+    }
 }

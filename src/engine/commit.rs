@@ -426,6 +426,9 @@ pub async fn commit_batch(
     Ok(durable)
 }
 
+/// Small files that one pool job renames: a batch is worth several threads.
+const RENAME_PART: usize = 200;
+
 type Named = (Handle, PathKey, Result<Digest, CommitFault>);
 
 #[derive(Default)]
@@ -448,14 +451,26 @@ async fn publish_all(pool: &Pool, publish: Vec<PublishFile>, small: Vec<CreatedS
             .await
         }));
     }
-    let named = pool.run(move || {
-        let (files, rest): (Vec<_>, Vec<_>) = small.into_iter().map(split_small).unzip();
-        let results = rename_batch(&files, replace);
-        rest.into_iter().zip(results).collect::<Vec<_>>()
-    });
-    for (small, result) in named.await {
-        note_rename(&mut all.notes, &result);
-        all.small.push((small.handle, small.key, result.map(|_| small.digest).map_err(CommitFault::from)));
+    // Neighbours stay together: most parts then sync directories of their own.
+    let mut small_tasks = Vec::new();
+    let mut small = small.into_iter().peekable();
+    while small.peek().is_some() {
+        let part: Vec<CreatedSmall> = small.by_ref().take(RENAME_PART).collect();
+        let pool = pool.clone();
+        small_tasks.push(tokio::task::spawn_local(async move {
+            pool.run(move || {
+                let (files, rest): (Vec<_>, Vec<_>) = part.into_iter().map(split_small).unzip();
+                let results = rename_batch(&files, replace);
+                rest.into_iter().zip(results).collect::<Vec<_>>()
+            })
+            .await
+        }));
+    }
+    for task in small_tasks {
+        for (small, result) in task.await.expect("a pool job runs to its end") {
+            note_rename(&mut all.notes, &result);
+            all.small.push((small.handle, small.key, result.map(|_| small.digest).map_err(CommitFault::from)));
+        }
     }
     for task in tasks {
         let (handle, key, result) = task.await.expect("a pool job runs to its end");

@@ -493,6 +493,7 @@ fn set_up(
     let failed = |what: &'static str| {
         move |error: std::io::Error| TransferError::new(Class::Permanent, format!("{what}: {error}"))
     };
+    super::pool::raise_descriptor_limit();
     let arena = ArenaConfig { bytes: config.arena_bytes, block: config.block, explicit_huge_pages: false };
     let arena = Arena::new(arena).map_err(failed("no memory for block buffers; lower --memory"))?;
     let wake = WakeSource::new().map_err(failed("no eventfd"))?;

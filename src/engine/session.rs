@@ -514,8 +514,6 @@ async fn accept_inner(
     peer: SocketAddr,
 ) -> Result<Option<(Grant, Opened)>, TransferError> {
     let broken = |error| io_error(error, peer);
-    // Control messages are small and answer each other: without this each may wait 40 ms for a delayed ACK.
-    let _ = socket.set_nodelay(true);
     let mut bytes = [0; CLIENT_HELLO_LEN];
     socket.read_exact(&mut bytes[..8]).await.map_err(broken)?;
     if let Some(what) = crate::wire::handshake::foreign(&bytes[..8]) {

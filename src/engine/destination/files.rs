@@ -1,7 +1,7 @@
 //! The files of a session: planned, bound, opened, fetched by chunks or in packs, sealed, and handed to the commit.
 
 use super::prepare::Looked;
-use super::run::{Done, Run, SMALL_OPEN_MAX};
+use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
 use crate::digest::{self, Digest};
 use crate::disk::{self, Existing, IoWish, Meta, PartFile, Root, WritePlan, create_small, write_plan};
@@ -631,7 +631,8 @@ impl Run<'_> {
     }
 
     fn claim_pack(&mut self, stream: StreamKey) -> bool {
-        if self.small.len() + self.pending.small.len() >= SMALL_OPEN_MAX {
+        // What is written and not yet committed is still in `small`.
+        if self.small.len() >= small_open_max() {
             return false;
         }
         let (mut items, mut open) = (Vec::new(), Vec::new());

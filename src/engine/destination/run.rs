@@ -32,8 +32,8 @@ const AHEAD_FILES: usize = 8192;
 const TICK: Duration = Duration::from_millis(100);
 /// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
 const PROGRESS_DEADLINE: Duration = Duration::from_secs(45);
-/// Small files written and not yet committed, each an open descriptor.
-pub(super) const SMALL_OPEN_MAX: usize = 2048;
+/// Small files asked for or written and not yet committed, each an open descriptor.
+const SMALL_OPEN_MAX: usize = 2048;
 /// So many make a commit worth while before its time.
 const SMALL_COMMIT: usize = 512;
 /// Failures listed in a report; all are counted.
@@ -343,6 +343,13 @@ fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn TicketSource>
     });
 }
 
+/// [`SMALL_OPEN_MAX`], or less where this process may not open so many.
+pub(super) fn small_open_max() -> usize {
+    static FOUND: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    let limit = || crate::engine::pool::raise_descriptor_limit();
+    *FOUND.get_or_init(|| (limit() / 4).clamp(64, SMALL_OPEN_MAX as u64) as usize)
+}
+
 impl Run<'_> {
     async fn drive(
         &mut self,
@@ -562,11 +569,12 @@ impl Run<'_> {
         let waiting = self.table.held() > 0
             || !self.packs.is_empty()
             || self.creating + self.sealing + self.binding + self.opening > 0
-            || !self.small_queue.is_empty()
+            // More are asked for only when these are committed and closed.
+            || (!self.small_queue.is_empty() && self.small.len() < small_open_max())
             || self.table.any_free();
         let due = self.last_commit.elapsed() >= Duration::from_millis(COMMIT_INTERVAL_MS)
             || self.pending_bytes >= self.window() / 2
-            || self.pending.small.len() >= SMALL_COMMIT
+            || self.pending.small.len() >= SMALL_COMMIT.min(small_open_max() / 4)
             || !waiting;
         if due {
             self.start_commit();
