@@ -1,0 +1,4 @@
+//! Faults: crashes, cuts, damage, memory. Short forms run everywhere; LONGHAUL_LONG=1 runs the sizes of the promises.
+
+mod crashes;
+mod support;
