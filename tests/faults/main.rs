@@ -1,4 +1,8 @@
 //! Faults: crashes, cuts, damage, memory. Short forms run everywhere; LONGHAUL_LONG=1 runs the sizes of the promises.
 
 mod crashes;
+mod cuts;
+mod memory;
+mod relay;
+mod sources;
 mod support;

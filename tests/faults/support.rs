@@ -133,7 +133,6 @@ pub struct Agent {
     pub ready: Value,
     prefix: Vec<String>,
     extra: Vec<String>,
-    address: String,
 }
 
 impl Agent {
@@ -149,7 +148,7 @@ impl Agent {
         let (prefix, extra) = (own(prefix), own(extra));
         let any = format!("{address}:0");
         let (child, ready) = Self::spawn(dir, &prefix, &extra, &any, &any);
-        Self { child, dir: dir.to_owned(), ready, prefix, extra, address: address.to_owned() }
+        Self { child, dir: dir.to_owned(), ready, prefix, extra }
     }
 
     fn spawn(dir: &Path, prefix: &[String], extra: &[String], http: &str, data: &str) -> (Child, Value) {
@@ -240,11 +239,6 @@ impl Agent {
         let _ = stream.read_to_string(&mut text);
         text
     }
-
-    /// The address it listens on.
-    pub fn address(&self) -> &str {
-        &self.address
-    }
 }
 
 impl Drop for Agent {
@@ -254,10 +248,16 @@ impl Drop for Agent {
     }
 }
 
+/// Gives an agent that has not started yet the token of one that has: `cp` carries one for all sources.
+pub fn tokens_shared(agent: &Agent, other: &Path) {
+    let state = other.join("state");
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::copy(agent.token_file(), state.join("token")).unwrap();
+}
+
 /// A running `cp --json`.
 pub struct Copy {
     pub child: Child,
-    pub began: Instant,
 }
 
 /// `cp --json ARGS...` with an agent's token, its own state below `home`.
@@ -272,7 +272,7 @@ pub fn copy_command(prefix: &[&str], home: &Path, token: &Path, args: &[&str]) -
 }
 
 pub fn copy(home: &Path, token: &Path, args: &[&str]) -> Copy {
-    Copy { child: copy_command(&[], home, token, args).spawn().unwrap(), began: Instant::now() }
+    Copy { child: copy_command(&[], home, token, args).spawn().unwrap() }
 }
 
 impl Copy {
