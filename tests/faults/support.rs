@@ -245,6 +245,9 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::env::var_os("LONGHAUL_LOG").is_some() {
+            eprintln!("{}", std::fs::read_to_string(self.dir.join("log")).unwrap_or_default());
+        }
     }
 }
 
@@ -297,6 +300,9 @@ impl Copy {
     pub fn succeeds(self, patience: Duration) -> Value {
         let (code, report, errors) = self.ends(patience);
         assert_eq!(code, Some(0), "{report:#} {errors}");
+        if std::env::var_os("LONGHAUL_LOG").is_some() {
+            eprintln!("{errors}");
+        }
         report
     }
 

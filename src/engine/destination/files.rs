@@ -15,12 +15,13 @@ use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::{Handle, PathKey, TransferId};
 use crate::journal::{DoneFile, FileRecord, Forget};
 use crate::limits::{PACK_MAX_FILES, PACK_WANT_MAX_BYTES};
-use crate::manifest::{EntryKind, Mtime, Segment};
+use crate::manifest::{EntryKind, Mtime};
 use crate::relpath::{RelPath, escape};
 use crate::sys::SLOT_HEAD;
 use crate::wire::control::{BATCH_MAX, Bind, Bound, Message, Sealed};
 use crate::wire::data::{PackEntry, PackItem, Run as ChunkRun, Status};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Big files open at once: enough to keep the pipes full across Bind round trips, far from any descriptor limit.
 const OPEN_MAX: usize = 128;
@@ -35,6 +36,8 @@ const DEPTH_FAR: usize = 8;
 /// what the kernel allows.
 const SOCKETS_NEAR: u64 = 2 << 20;
 const SOCKETS_FAR: u64 = 8 << 20;
+/// How long the last chunks may be out before idle streams take some over.
+const STEAL_AFTER: Duration = Duration::from_millis(250);
 /// Chunks in one claim: neighbours, so that the source's disk reads on.
 const RUN_CHUNKS: u32 = 2;
 /// Tries of a chunk, a pack or a poisoned file before its file fails.
@@ -234,17 +237,11 @@ impl Run<'_> {
         match message {
             Message::Segment(_) | Message::ManifestEnd(_) | Message::Problem { .. } if peer != 0 => Ok(()),
             Message::Segment(bytes) => {
-                let segment = match Segment::decode(&bytes) {
-                    Ok(segment) if segment.index == self.segments_seen => segment,
-                    Ok(_) => return hostile("sent a manifest segment out of its turn"),
-                    Err(error) => return hostile(&format!("sent a manifest that is refused: {error}")),
-                };
                 self.segments_seen += 1;
-                self.held_credit += 1;
                 if self.segments.len() > 2 * crate::limits::SEGMENT_CREDIT as usize {
                     return hostile("sends more of its manifest than it may");
                 }
-                self.segments.push_back(segment);
+                self.segments.push_back(bytes);
                 Ok(())
             }
             Message::ManifestEnd(count) if count == self.segments_seen => {
@@ -605,8 +602,16 @@ impl Run<'_> {
                 }
             }
         }
-        if !self.table.any_free() && self.small_queue.is_empty() && self.table.held() > 0 {
-            self.steal(&streams);
+        if self.table.any_free() || !self.small_queue.is_empty() || self.table.held() == 0 {
+            self.tail_since = None;
+        } else {
+            // What was asked last is on its way by now, and would travel twice: only what stays out for longer than
+            // chunks take here is asked of another stream.
+            let usual = Duration::from_nanos(self.carry.latency.value_at_quantile(0.9));
+            let since = *self.tail_since.get_or_insert_with(Instant::now);
+            if since.elapsed() > usual.max(STEAL_AFTER) {
+                self.steal(&streams);
+            }
         }
     }
 

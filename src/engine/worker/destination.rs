@@ -236,6 +236,9 @@ impl DestinationStream {
         if header.kind == FrameType::Data {
             chunk.arrived += len;
             add(&self.link.stats.payload, len);
+            if chunk.released {
+                add(&self.link.stats.wasted, len);
+            }
         }
         let wanted = !chunk.dropped && chunk.failed.is_none();
         if let Some(check) = check {
