@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    longhaul::sys::one_heap();
     ExitCode::from(longhaul::cli::run(std::env::args_os()))
 }

@@ -48,7 +48,10 @@ impl Scene {
     fn moving(&self, run: &mut Copy) {
         let end = Instant::now() + Duration::from_secs(20);
         while self.relay.connections() < 5 || (1..5).any(|n| self.relay.carried(n) < MIB) {
-            assert!(Instant::now() < end && run.runs_for(Duration::from_millis(5)), "the streams do not all carry data");
+            assert!(
+                Instant::now() < end && run.runs_for(Duration::from_millis(5)),
+                "the streams do not all carry data"
+            );
         }
     }
 }

@@ -54,7 +54,9 @@ impl Link {
     fn received(&self) -> u64 {
         let (_, text) = self.run_in("a", &["cat", "/proc/net/dev"]);
         let lines = text.lines().filter(|line| line.contains(':') && !line.trim_start().starts_with("lo:"));
-        lines.map(|line| line.split_once(':').unwrap().1.split_whitespace().next().unwrap().parse::<u64>().unwrap()).sum()
+        lines
+            .map(|line| line.split_once(':').unwrap().1.split_whitespace().next().unwrap().parse::<u64>().unwrap())
+            .sum()
     }
 }
 
@@ -87,7 +89,8 @@ impl Scene {
     }
 
     fn begin(&self) -> Copy {
-        let (from, to, pin) = (self.agent.url("file"), self.target(), self.agent.ready["fingerprint"].as_str().unwrap());
+        let (from, to, pin) =
+            (self.agent.url("file"), self.target(), self.agent.ready["fingerprint"].as_str().unwrap());
         let namespace = self.link.namespace("a");
         let prefix = ["ip", "netns", "exec", &namespace];
         let streams = STREAMS.to_string();

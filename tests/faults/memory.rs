@@ -80,5 +80,8 @@ fn a_hundred_thousand_long_names_cost_two_hundred_bytes_each_at_most() {
     let each = |many: u64, few: u64| many.saturating_sub(few) / u64::from(names - 20_000);
     let (source, destination) = (each(many.0, few.0), each(many.1, few.1));
     eprintln!("{source} bytes a name at the source, {destination} at the destination");
-    assert!(source <= 200 && destination <= 200, "{source} bytes a name at the source, {destination} at the destination");
+    assert!(
+        source <= 200 && destination <= 200,
+        "{source} bytes a name at the source, {destination} at the destination"
+    );
 }

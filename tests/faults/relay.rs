@@ -39,8 +39,7 @@ impl Relay {
             for client in listener.incoming().map_while(Result::ok) {
                 let target = *inner.target.lock().unwrap();
                 let Some(server) = target.and_then(|target| TcpStream::connect(target).ok()) else { continue };
-                let pair =
-                    Arc::new(Pair { client, server, silent: AtomicBool::new(false), down: AtomicU64::new(0) });
+                let pair = Arc::new(Pair { client, server, silent: AtomicBool::new(false), down: AtomicU64::new(0) });
                 let number = {
                     let mut pairs = inner.pairs.lock().unwrap();
                     pairs.push(pair.clone());
@@ -111,7 +110,8 @@ fn pump(pair: &Pair, down: bool, number: usize, shared: &Shared) {
         }
         if down {
             let mut flip = shared.flip.lock().unwrap();
-            if let Some((_, offset)) = flip.filter(|(n, offset)| *n == number && (at..at + count as u64).contains(offset))
+            if let Some((_, offset)) =
+                flip.filter(|(n, offset)| *n == number && (at..at + count as u64).contains(offset))
             {
                 buffer[(offset - at) as usize] ^= 0x10;
                 *flip = None;

@@ -81,7 +81,8 @@ pub fn data_file(path: &Path, bytes: u64, seed: u64) {
 pub fn difference(a: &Path, b: &Path) -> Option<String> {
     let (from, to) = (a.symlink_metadata(), b.symlink_metadata());
     let (Ok(from), Ok(to)) = (from, to) else { return Some(format!("{} or {} is missing", a.display(), b.display())) };
-    let facts = |m: &std::fs::Metadata| (m.mode() & !0o7000, m.mtime(), m.mtime_nsec(), if m.is_dir() { 0 } else { m.len() });
+    let facts =
+        |m: &std::fs::Metadata| (m.mode() & !0o7000, m.mtime(), m.mtime_nsec(), if m.is_dir() { 0 } else { m.len() });
     if facts(&from) != facts(&to) {
         return Some(format!("{}: {:?} became {:?}", a.display(), facts(&from), facts(&to)));
     }
@@ -233,7 +234,8 @@ impl Agent {
         let mut stream = TcpStream::connect(self.http()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let token = token.trim();
-        let head = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
+        let head =
+            format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).unwrap();
         let mut text = String::new();
         let _ = stream.read_to_string(&mut text);

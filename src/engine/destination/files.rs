@@ -529,7 +529,9 @@ impl Run<'_> {
             Ok(Some(opened)) => opened,
             Ok(None) => {
                 let Some(planned) = self.files.get(&handle).map(|file| file.planned.clone()) else { return Ok(()) };
-                self.carry.notes.insert(format!("{}: the part file of the last run is gone; from the start", planned.to));
+                self.carry
+                    .notes
+                    .insert(format!("{}: the part file of the last run is gone; from the start", planned.to));
                 let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
                 self.forget_file(handle);
                 self.restart(handle, planned);
@@ -621,7 +623,9 @@ impl Run<'_> {
         // disk is while everything asked for arrives.
         let buffers = if self.near { SOCKETS_NEAR } else { SOCKETS_FAR };
         let most = self.window() + streams.len() as u64 * (CHUNK_SIZE + buffers);
-        let mut asked = self.uncommitted() + self.table.held() as u64 * CHUNK_SIZE;
+        // Shared out evenly: who comes first would take it all, and the others would stand idle.
+        let share = most.saturating_sub(self.uncommitted()) / CHUNK_SIZE / (streams.len() as u64).max(1);
+        let depth = depth.min((share as usize).max(1));
         let mut again = true;
         while again {
             again = false;
@@ -630,9 +634,9 @@ impl Run<'_> {
                 let packs = self.packs.values().filter(|p| p.stream == *stream).count();
                 if *peer == 0 && packs < PACKS_PER_STREAM && self.claim_pack(*stream) {
                     again = true;
-                } else if asked < most && self.table.held_by(*stream) < depth && self.claim_chunks(*stream, *peer) {
-                    asked += u64::from(RUN_CHUNKS) * CHUNK_SIZE;
-                    again = true;
+                } else {
+                    let room = depth.saturating_sub(self.table.held_by(*stream)) as u32;
+                    again |= room > 0 && self.claim_chunks(*stream, *peer, room.min(RUN_CHUNKS));
                 }
             }
         }
@@ -649,8 +653,8 @@ impl Run<'_> {
         }
     }
 
-    fn claim_chunks(&mut self, stream: StreamKey, peer: usize) -> bool {
-        let Some(taken) = self.table.next_run(stream, RUN_CHUNKS) else { return false };
+    fn claim_chunks(&mut self, stream: StreamKey, peer: usize, most: u32) -> bool {
+        let Some(taken) = self.table.next_run(stream, most) else { return false };
         let Some(file) = self.files.get(&taken.handle) else { return false };
         let digests_only = |chunk: u32| file.local.is_some() || file.old.contains_key(&chunk);
         let (mut first, end) = (taken.first, taken.first + taken.count);
