@@ -4,12 +4,27 @@
 use crate::support::{Agent, CHUNK, Copy, MIB, Random, copy_command, data_file, difference, long, scratch, skip};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 const STREAMS: u64 = 8;
 /// What the buffers of one far stream may hold, both ends together: see `SOCKETS_FAR` in the engine.
 const BUFFERS: u64 = 8 * MIB;
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The emulator is a crate of its own: built when it is first needed.
+fn emulator() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/wanlab");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        command.args(["build", "--release", "--quiet", "--target-dir"]).arg(crate_dir.join("target"));
+        assert!(command.current_dir(&crate_dir).status().unwrap().success(), "scripts/wanlab does not build");
+        crate_dir.join("target/release/wanlab")
+    };
+    BUILT.get_or_init(build).clone()
+}
 
 struct Link {
     child: Child,
@@ -19,15 +34,11 @@ struct Link {
 impl Link {
     /// `None`, said why, where it cannot be had.
     fn up(name: &str, rtt: &str) -> Option<Self> {
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/wanlab/target/release/wanlab");
         if !nix::unistd::geteuid().is_root() {
             skip("network namespaces need root");
             return None;
         }
-        if !program.exists() {
-            skip("scripts/wanlab is not built: cargo build --release --manifest-path scripts/wanlab/Cargo.toml");
-            return None;
-        }
+        let program = emulator();
         let name = format!("{name}{}", std::process::id());
         let mut command = Command::new(program);
         command.args(["up", "--name", &name, "--rtt", rtt, "--rate", "1gbit", "--tcp-buf", "256m"]);
@@ -99,7 +110,7 @@ impl Scene {
     }
 }
 
-/// Needs root: network namespaces and a TUN device.
+/// Needs root: network namespaces and a TUN device; skipped without.
 #[test]
 fn one_gigabit_over_a_tenth_of_a_second_is_filled() {
     let bytes = if long() { 8 << 30 } else { 1 << 30 };
@@ -113,7 +124,7 @@ fn one_gigabit_over_a_tenth_of_a_second_is_filled() {
     assert!(rate >= least, "{rate:.3} Gbit/s: {report:#}");
 }
 
-/// Needs root: network namespaces and a TUN device.
+/// Needs root: network namespaces and a TUN device; skipped without.
 #[test]
 fn kills_on_a_long_link_cost_no_more_than_their_bound() {
     let (bytes, kills, life) = if long() { (8 << 30, 10, (4_000, 7_000)) } else { (768 * MIB, 4, (1_500, 2_500)) };
