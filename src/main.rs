@@ -9,5 +9,6 @@ fn main() -> ExitCode {
     // calls may be refused by a sandbox, and then the program works as well as before.
     let _ = sys::set_dumpable(false);
     let _ = sys::start::raise_descriptor_limit();
+    sys::one_heap();
     ExitCode::from(longhaul::cli::run(std::env::args_os()))
 }

@@ -120,6 +120,31 @@ impl PartFile {
         size: u64,
         plan: &WritePlan,
     ) -> Result<Option<Self>, DiskError> {
+        Self::reopen_as(root, final_path, id, size, plan, true)
+    }
+
+    /// Opens the part file that an earlier run left of another version of the file, of whatever size, and gives it the
+    /// size and the space of this one. What it holds counts for nothing until digests say so.
+    pub fn adopt(
+        root: &Root,
+        final_path: &RelPath,
+        id: &TransferId,
+        size: u64,
+        plan: &WritePlan,
+    ) -> Result<Option<Self>, DiskError> {
+        let Some(mut part) = Self::reopen_as(root, final_path, id, size, plan, false)? else { return Ok(None) };
+        part.give_space(size, None, plan).map_err(|e| with_path(e, final_path))?;
+        Ok(Some(part))
+    }
+
+    fn reopen_as(
+        root: &Root,
+        final_path: &RelPath,
+        id: &TransferId,
+        size: u64,
+        plan: &WritePlan,
+        exact: bool,
+    ) -> Result<Option<Self>, DiskError> {
         let (dir, final_name) = match place(root, final_path) {
             Err(DiskError::NotFound { .. }) => return Ok(None),
             other => other?,
@@ -147,7 +172,7 @@ impl PartFile {
         if !dir.stat(&name).map_err(|_| refuse(Foreign::Swapped))?.same_object(&stat) {
             return Err(refuse(Foreign::Swapped));
         }
-        if Stat::of(part.fd.as_fd()).map_err(dir.fail(Doing::Stat, &name))?.size != size {
+        if exact && Stat::of(part.fd.as_fd()).map_err(dir.fail(Doing::Stat, &name))?.size != size {
             return Err(refuse(Foreign::Size));
         }
         Ok(Some(part))

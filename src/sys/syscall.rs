@@ -16,6 +16,17 @@ use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
+/// Lets every thread allocate from one heap. The block buffers are ours; what is left is names and messages, made by one
+/// thread and freed by another, and each further heap of glibc keeps pages of them for itself: 461 bytes for each name of a
+/// tree of 4 KiB paths instead of 132.
+pub fn one_heap() {
+    // SAFETY: sets a number inside the allocator; any value is allowed, and the call is thread-safe.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
 /// `openat2`: opens `path` below `dir` with `O_*` flags (O_CLOEXEC is added), a mode for new files and `RESOLVE_*` flags.
 ///
 /// # Errors

@@ -15,12 +15,14 @@ use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::{Handle, PathKey, TransferId};
 use crate::journal::{DoneFile, FileRecord, Forget};
 use crate::limits::{PACK_MAX_FILES, PACK_WANT_MAX_BYTES};
-use crate::manifest::{EntryKind, Mtime, Segment};
+use crate::manifest::{EntryKind, Mtime};
 use crate::relpath::{RelPath, escape};
 use crate::sys::SLOT_HEAD;
 use crate::wire::control::{BATCH_MAX, Bind, Bound, Message, Sealed};
 use crate::wire::data::{PackEntry, PackItem, Run as ChunkRun, Status};
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Big files open at once: enough to keep the pipes full across Bind round trips, far from any descriptor limit.
 const OPEN_MAX: usize = 128;
@@ -35,6 +37,8 @@ const DEPTH_FAR: usize = 8;
 /// what the kernel allows.
 const SOCKETS_NEAR: u64 = 2 << 20;
 const SOCKETS_FAR: u64 = 8 << 20;
+/// How long the last chunks may be out before idle streams take some over.
+const STEAL_AFTER: Duration = Duration::from_millis(250);
 /// Chunks in one claim: neighbours, so that the source's disk reads on.
 const RUN_CHUNKS: u32 = 2;
 /// Tries of a chunk, a pack or a poisoned file before its file fails.
@@ -97,6 +101,9 @@ pub(super) struct OpenFile {
     checksums: Vec<Expected>,
     /// Local digests, when proving.
     local: Option<Vec<Digest>>,
+    /// Local digests of chunks that an earlier version of the file left in the part file: where the source has the same
+    /// ones, nothing is sent.
+    old: HashMap<u32, Digest>,
     tries: u32,
     /// Start the write-back of each chunk as it is placed: a buffered file's sync stays short that way.
     write_behind: bool,
@@ -112,6 +119,7 @@ pub(super) struct OpenedPart {
     kept: Vec<(u32, Digest)>,
     forget: Vec<u32>,
     zeros: Vec<(u32, Digest)>,
+    old: HashMap<u32, Digest>,
     fresh: bool,
     volatile: bool,
 }
@@ -143,6 +151,7 @@ fn open_part(
     id: &TransferId,
     extents: Option<&[Span]>,
     known: Vec<(u32, Digest)>,
+    old: Vec<u32>,
     wish: IoWish,
 ) -> Result<Option<OpenedPart>, disk::DiskError> {
     let (dir, _) = root.parent_of(&planned.to)?;
@@ -152,12 +161,20 @@ fn open_part(
     let lost = |error: &disk::DiskError| {
         matches!(error, disk::DiskError::ForeignPart { .. } | disk::DiskError::NotRegular { .. })
     };
-    let reopen = || PartFile::reopen(root, &planned.to, id, planned.size, &plan);
-    let reopened = match if known.is_empty() { None } else { Some(reopen()) } {
-        None => None,
-        Some(Ok(None)) => return Ok(None),
-        Some(Err(error)) if lost(&error) => return Ok(None),
-        Some(other) => other?,
+    // In a file with holes old data could come to lie in a new hole: there the old version is no use.
+    let old = if extents.is_some() { Vec::new() } else { old };
+    let reopened = if !old.is_empty() {
+        PartFile::adopt(root, &planned.to, id, planned.size, &plan)
+    } else if !known.is_empty() {
+        PartFile::reopen(root, &planned.to, id, planned.size, &plan)
+    } else {
+        Ok(None)
+    };
+    let reopened = match reopened {
+        Ok(None) if !known.is_empty() => return Ok(None),
+        Err(error) if lost(&error) && !known.is_empty() => return Ok(None),
+        Err(error) if lost(&error) => None,
+        other => other?,
     };
     let fresh = reopened.is_none();
     let (mut kept, mut forget) = (Vec::new(), Vec::new());
@@ -171,6 +188,7 @@ fn open_part(
             PartFile::create(root, &planned.to, id, planned.size, extents, &plan)?
         }
     };
+    let old = if fresh { HashMap::new() } else { digest_old(&part, grid, &old, &kept) };
     let mut zeros = Vec::new();
     for index in (0..grid.chunks()).filter(|_| extents.is_some()) {
         let span = grid.span(index).expect("below chunks()");
@@ -184,7 +202,21 @@ fn open_part(
             zeros.push((index, hasher.finish(span)));
         }
     }
-    Ok(Some(OpenedPart { part, plan, kept, forget, zeros, fresh, volatile: facts.kind.is_volatile() }))
+    Ok(Some(OpenedPart { part, plan, kept, forget, zeros, old, fresh, volatile: facts.kind.is_volatile() }))
+}
+
+/// Digests what an earlier version left, as it lies there now: a crash may have come between a write and its record.
+fn digest_old(part: &PartFile, grid: Grid, old: &[u32], kept: &[(u32, Digest)]) -> HashMap<u32, Digest> {
+    use rayon::prelude::*;
+    let digest_one = |index: u32| {
+        let span = grid.span(index)?;
+        let mut buffer = disk::AlignedBuf::new(span.len as usize);
+        let bytes = &mut buffer[..span.len as usize];
+        part.read_back(span.offset, bytes).ok()?;
+        Some((index, digest::chunk(bytes, span.offset)))
+    };
+    let wanted = old.par_iter().filter(|index| !kept.iter().any(|(i, _)| i == *index));
+    wanted.filter_map(|index| digest_one(*index)).collect()
 }
 
 /// Digests the last chunks that the journal knows once more: a storage that lied about its last flush shows here.
@@ -236,17 +268,11 @@ impl Run<'_> {
         match message {
             Message::Segment(_) | Message::ManifestEnd(_) | Message::Problem { .. } if peer != 0 => Ok(()),
             Message::Segment(bytes) => {
-                let segment = match Segment::decode(&bytes) {
-                    Ok(segment) if segment.index == self.segments_seen => segment,
-                    Ok(_) => return hostile("sent a manifest segment out of its turn"),
-                    Err(error) => return hostile(&format!("sent a manifest that is refused: {error}")),
-                };
                 self.segments_seen += 1;
-                self.held_credit += 1;
                 if self.segments.len() > 2 * crate::limits::SEGMENT_CREDIT as usize {
                     return hostile("sends more of its manifest than it may");
                 }
-                self.segments.push_back(segment);
+                self.segments.push_back(bytes);
                 Ok(())
             }
             Message::ManifestEnd(count) if count == self.segments_seen => {
@@ -417,6 +443,7 @@ impl Run<'_> {
                     sums: sums.into_iter().map(|kind| Combiner::new(kind, grid)).collect(),
                     checksums: Vec::new(),
                     local: None,
+                    old: HashMap::new(),
                     tries: planned.tries,
                     write_behind: false,
                     served: Vec::new(),
@@ -468,19 +495,29 @@ impl Run<'_> {
             });
             return;
         }
-        let known = match &self.journal_view {
-            Some(checkpoint) => match checkpoint.borrow().files.get(&planned.key) {
-                Some(file) if (file.size, file.mtime) == (planned.size, planned.mtime) => {
-                    file.chunks.iter().map(|(index, digest)| (index, *digest)).collect()
-                }
-                _ => Vec::new(),
-            },
-            None => Vec::new(),
-        };
+        let (mut known, mut old, mut superseded) = (Vec::new(), Vec::new(), false);
+        if let Some(checkpoint) = &self.journal_view
+            && let Some(file) = checkpoint.borrow().files.get(&planned.key)
+        {
+            if (file.size, file.mtime) == (planned.size, planned.mtime) {
+                known.extend(file.chunks.iter().map(|(index, digest)| (index, *digest)));
+                old.extend(file.stale.iter().flat_map(|stale| stale.iter().map(|(index, _)| index)));
+            } else {
+                superseded = !file.chunks.is_empty() || file.stale.is_some();
+            }
+        }
+        if superseded {
+            // The journal learns of the new version before the part file of the old one is written to.
+            self.opening -= 1;
+            self.pending.begun.push(record_of(&planned));
+            let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
+            self.forget_file(handle);
+            return self.parked.push(planned);
+        }
         let (probes, id, extents) = (self.ctx.probes.clone(), self.id, file.extents.clone());
         let wish = wish_of(self.spec.options.io);
         self.ctx.pool.submit(move || {
-            let opened = open_part(&root, &probes, &planned, &id, extents.as_deref(), known, wish);
+            let opened = open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, wish);
             let _ = done.send(Done::Part(handle, Box::new(opened.map_err(|e| disk_error(&e)))));
         });
     }
@@ -509,7 +546,7 @@ impl Run<'_> {
                 return if error.class == Class::Retry { Err(error) } else { Ok(()) };
             }
         };
-        let OpenedPart { part, plan, kept, forget, zeros, fresh, volatile } = opened;
+        let OpenedPart { part, plan, kept, forget, zeros, old, fresh, volatile } = opened;
         self.durable_storage &= !volatile;
         self.how.insert(format!("{} ({})", mode_word(plan.mode), plan.reason));
         self.carry.notes.extend(part.notes().iter().map(ToString::to_string));
@@ -525,14 +562,7 @@ impl Run<'_> {
         let planned = &file.planned;
         if fresh {
             // Begins, or begins again: the journal forgets what an older part file had.
-            self.pending.begun.push(FileRecord {
-                key: planned.key,
-                root: planned.root,
-                path: planned.path.clone(),
-                size: planned.size,
-                mtime: planned.mtime,
-                mode: planned.mode,
-            });
+            self.pending.begun.push(record_of(planned));
         } else if !forget.is_empty() {
             self.pending.forget.push((planned.key, Forget::Chunks(forget)));
         }
@@ -543,9 +573,10 @@ impl Run<'_> {
         }
         file.durable = kept.len() as u32;
         // Sums of chunks that are there already are made in one read at the end.
-        if !kept.is_empty() {
+        if !kept.is_empty() || !old.is_empty() {
             file.sums.clear();
         }
+        file.old = old;
         for (index, digest) in &zeros {
             file.digests[*index as usize] = Some(*digest);
             self.counts.hole_bytes += file.grid.span(*index).map_or(0, |s| s.len);
@@ -596,7 +627,9 @@ impl Run<'_> {
         // disk is while everything asked for arrives.
         let buffers = if self.near { SOCKETS_NEAR } else { SOCKETS_FAR };
         let most = self.window() + streams.len() as u64 * (CHUNK_SIZE + buffers);
-        let mut asked = self.uncommitted() + self.table.held() as u64 * CHUNK_SIZE;
+        // Shared out evenly: who comes first would take it all, and the others would stand idle.
+        let share = most.saturating_sub(self.uncommitted()) / CHUNK_SIZE / (streams.len() as u64).max(1);
+        let depth = depth.min((share as usize).max(1));
         let mut again = true;
         while again {
             again = false;
@@ -605,28 +638,39 @@ impl Run<'_> {
                 let packs = self.packs.values().filter(|p| p.stream == *stream).count();
                 if *peer == 0 && packs < PACKS_PER_STREAM && self.claim_pack(*stream) {
                     again = true;
-                } else if asked < most && self.table.held_by(*stream) < depth && self.claim_chunks(*stream, *peer) {
-                    asked += u64::from(RUN_CHUNKS) * CHUNK_SIZE;
-                    again = true;
+                } else {
+                    let room = depth.saturating_sub(self.table.held_by(*stream)) as u32;
+                    again |= room > 0 && self.claim_chunks(*stream, *peer, room.min(RUN_CHUNKS));
                 }
             }
         }
-        if !self.table.any_free() && self.small_queue.is_empty() && self.table.held() > 0 {
-            self.steal(&streams);
+        if self.table.any_free() || !self.small_queue.is_empty() || self.table.held() == 0 {
+            self.tail_since = None;
+        } else {
+            // What was asked last is on its way by now, and would travel twice: only what stays out for longer than
+            // chunks take here is asked of another stream.
+            let usual = Duration::from_nanos(self.carry.latency.value_at_quantile(0.9));
+            let since = *self.tail_since.get_or_insert_with(Instant::now);
+            if since.elapsed() > usual.max(STEAL_AFTER) {
+                self.steal(&streams);
+            }
         }
     }
 
-    fn claim_chunks(&mut self, stream: StreamKey, peer: usize) -> bool {
-        let Some(taken) = self.table.next_run(stream, RUN_CHUNKS) else { return false };
+    fn claim_chunks(&mut self, stream: StreamKey, peer: usize, most: u32) -> bool {
+        let Some(taken) = self.table.next_run(stream, most) else { return false };
         let Some(file) = self.files.get(&taken.handle) else { return false };
-        let run = ChunkRun {
-            handle: taken.handle,
-            first: taken.first,
-            count: taken.count,
-            digests_only: file.local.is_some(),
-        };
-        let claim = Claim::Chunks { run, size: file.planned.size, target: file.target.clone() };
-        self.peers[peer].links.command(stream, Command::Claim(stream, claim));
+        let digests_only = |chunk: u32| file.local.is_some() || file.old.contains_key(&chunk);
+        let (mut first, end) = (taken.first, taken.first + taken.count);
+        while first < end {
+            let only = digests_only(first);
+            let count = (first..end).take_while(|chunk| digests_only(*chunk) == only).count() as u32;
+            let run = ChunkRun { handle: taken.handle, first, count, digests_only: only };
+            let target = file.target.clone().filter(|_| !only);
+            let claim = Claim::Chunks { run, size: file.planned.size, target };
+            self.peers[peer].links.command(stream, Command::Claim(stream, claim));
+            first += count;
+        }
         true
     }
 
@@ -681,6 +725,10 @@ impl Run<'_> {
     }
 
     fn steal(&mut self, streams: &[(StreamKey, usize)]) {
+        // While a commit runs, streams that bring nothing wait for our own disk.
+        if self.committing_bytes > 0 {
+            return;
+        }
         let now = crate::engine::worker::now_ns();
         let quiet = |peers: &[super::run::Peer], stream: StreamKey, peer: usize| {
             peers[peer].links.live.get(&stream).is_none_or(|live| {
@@ -715,6 +763,11 @@ impl Run<'_> {
                 }
             }
             Event::ChunkFailed { stream, handle, chunk, why } => return self.chunk_failed(stream, handle, chunk, why),
+            Event::ChunkDigest { stream, handle, chunk, digest }
+                if self.files.get(&handle).is_some_and(|file| file.old.contains_key(&chunk)) =>
+            {
+                self.old_compared(stream, handle, chunk, digest);
+            }
             Event::ChunkDigest { stream, handle, chunk, digest } => {
                 if self.table.placed(stream, (handle, chunk)) {
                     self.chunk_compared(handle, chunk, digest);
@@ -756,6 +809,22 @@ impl Run<'_> {
         self.counts.placed_bytes += span.len;
         self.placed(key, handle, &part, (chunk, digest));
         self.look_if_whole(handle);
+    }
+
+    /// The source's digest of a chunk that an earlier version left: kept if it is the same, else fetched.
+    fn old_compared(&mut self, stream: StreamKey, handle: Handle, chunk: u32, digest: Digest) {
+        let Some(file) = self.files.get_mut(&handle) else { return };
+        let same = file.old.get(&chunk) == Some(&digest);
+        let len = file.grid.span(chunk).map_or(0, |span| span.len);
+        if !same {
+            if self.table.freed(stream, (handle, chunk)) {
+                file.old.remove(&chunk);
+            }
+        } else if self.table.placed(stream, (handle, chunk)) {
+            file.old.remove(&chunk);
+            self.counts.resumed_bytes += len;
+            self.chunk_placed(stream, handle, chunk, digest, (0, 1));
+        }
     }
 
     fn chunk_compared(&mut self, handle: Handle, chunk: u32, digest: Digest) {
@@ -1163,6 +1232,17 @@ impl Run<'_> {
         let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
         self.forget_file(handle);
         self.fail(&path, class, why);
+    }
+}
+
+fn record_of(planned: &Planned) -> FileRecord {
+    FileRecord {
+        key: planned.key,
+        root: planned.root,
+        path: planned.path.clone(),
+        size: planned.size,
+        mtime: planned.mtime,
+        mode: planned.mode,
     }
 }
 

@@ -28,6 +28,8 @@ use super::files::{OpenFile, Pack, Planned, Small};
 
 /// Files known and not finished above which the source waits with further segments: bounds memory.
 const AHEAD_FILES: usize = 8192;
+/// The same for the memory of their names, which may be 4 KiB each.
+const AHEAD_BYTES: usize = 8 << 20;
 /// How often progress is told and streams are looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
@@ -140,7 +142,12 @@ pub(super) struct Run<'a> {
     pub small_queue: VecDeque<Planned>,
     pub packs: HashMap<u32, Pack>,
     pub next_pack: u32,
-    pub segments: VecDeque<Segment>,
+    /// As they came: decoded names are far bigger, and only taken in as there is room for them.
+    pub segments: VecDeque<Vec<u8>>,
+    /// Segments decoded so far.
+    pub segments_decoded: u32,
+    /// Bytes of memory that a name of the last segment takes, on average.
+    pub name_bytes: usize,
     pub looking: bool,
     pub held_credit: u32,
     pub segments_seen: u32,
@@ -164,6 +171,8 @@ pub(super) struct Run<'a> {
     pub counts: Counts,
     pub how: BTreeSet<String>,
     pub held_back_since: Option<Instant>,
+    /// Since when nothing is left to ask for, but something to wait for.
+    pub tail_since: Option<Instant>,
     pub expected_seen: Option<(Digest, Vec<crate::engine::spec::Expected>)>,
     pub durable_storage: bool,
     /// The home directory's file system is memory.
@@ -260,6 +269,8 @@ pub(super) async fn run(
         segments: VecDeque::new(),
         looking: false,
         held_credit: 0,
+        segments_decoded: 0,
+        name_bytes: 0,
         segments_seen: 0,
         manifest_end: None,
         dirs: Default::default(),
@@ -283,6 +294,7 @@ pub(super) async fn run(
         counts: Counts::default(),
         how: BTreeSet::new(),
         held_back_since: None,
+        tail_since: None,
         expected_seen: None,
         durable_storage: !begun.volatile,
     };
@@ -398,7 +410,7 @@ impl Run<'_> {
                 _ = stopping.wait_for(|s| *s) => return Err(interrupted()),
                 _ = cancel.wait_for(|c| *c) => return Err(interrupted()),
             }
-            self.look_at_segments();
+            self.look_at_segments()?;
             self.start_files();
             self.refill();
             self.commit_if_due();
@@ -534,20 +546,37 @@ impl Run<'_> {
         let _ = self.peers[0].out.send(Message::Progress(progress));
     }
 
-    fn look_at_segments(&mut self) {
-        if self.looking {
-            return;
+    fn look_at_segments(&mut self) -> Result<(), TransferError> {
+        let known = self.known();
+        if self.looking || known >= AHEAD_FILES || known * self.name_bytes >= AHEAD_BYTES {
+            return Ok(());
         }
-        let Some(segment) = self.segments.pop_front() else { return };
+        let Some(bytes) = self.segments.pop_front() else { return Ok(()) };
+        let hostile = |what: String| Err(TransferError::new(Class::Permanent, format!("the source {what}")));
+        let segment = match Segment::decode(&bytes) {
+            Ok(segment) if segment.index == self.segments_decoded => segment,
+            Ok(_) => return hostile("sent a manifest segment out of its turn".to_owned()),
+            Err(error) => return hostile(format!("sent a manifest that is refused: {error}")),
+        };
+        self.segments_decoded += 1;
+        self.held_credit += 1;
+        // Each name is there twice: as the source says it and as the destination does.
+        let names: usize = segment.entries.iter().map(|entry| 2 * entry.path.as_bytes().len() + 200).sum();
+        self.name_bytes = names / segment.entries.len().max(1);
         self.looking = true;
         let (root, placement, done) = (self.root.clone(), self.placement.clone(), self.done.clone());
         let dry_run = self.spec.options.dry_run;
         self.ctx.pool.submit(move || drop(done.send(Done::Looked(look(segment, &root, &placement, dry_run)))));
+        Ok(())
+    }
+
+    /// Files known and not finished.
+    fn known(&self) -> usize {
+        self.big_queue.len() + self.small_queue.len() + self.files.len() + self.small.len()
     }
 
     fn give_credit(&mut self) {
-        let known = self.big_queue.len() + self.small_queue.len() + self.files.len() + self.small.len();
-        if self.held_credit > 0 && known < AHEAD_FILES {
+        if self.held_credit > 0 {
             let _ = self.peers[0].out.send(Message::Credit(self.held_credit));
             self.held_credit = 0;
         }

@@ -1,0 +1,170 @@
+//! Streams that are cut, fall silent or damage bytes, and a peer that is stopped for a while: the rest goes on, what was
+//! asked of the dead goes back to the table, and a damaged chunk is the only one that is fetched again.
+
+use crate::relay::Relay;
+use crate::support::{Agent, CHUNK, Copy, MIB, copy, data_file, difference, scratch};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+struct Scene {
+    agent: Agent,
+    relay: Relay,
+    /// Last, so that the agent is gone before its files are.
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new(bytes: u64, extra: &[&str]) -> Self {
+        let dir = scratch(2 * bytes);
+        let relay = Relay::new();
+        let advertised = relay.address.to_string();
+        let mut words = vec!["--advertise-data", &advertised];
+        words.extend(extra);
+        let agent = Agent::start(&dir.path().join("source"), &words);
+        relay.forward_to(&agent.data());
+        data_file(&agent.root().join("file"), bytes, 7);
+        Self { agent, relay, dir }
+    }
+
+    fn target(&self) -> PathBuf {
+        self.dir.path().join("copy")
+    }
+
+    fn begin(&self, extra: &[&str]) -> Copy {
+        let (from, to) = (self.agent.url("file"), self.target());
+        let mut args = vec!["--streams", "4", &from, to.to_str().unwrap()];
+        args.extend(extra);
+        copy(self.dir.path(), &self.agent.token_file(), &args)
+    }
+
+    fn equal(&self) {
+        assert_eq!(difference(&self.agent.root().join("file"), &self.target()), None);
+    }
+
+    /// Waits until every data stream has carried something.
+    fn moving(&self, run: &mut Copy) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.relay.connections() < 5 || (1..5).any(|n| self.relay.carried(n) < MIB) {
+            assert!(
+                Instant::now() < end && run.runs_for(Duration::from_millis(5)),
+                "the streams do not all carry data"
+            );
+        }
+    }
+}
+
+fn number(report: &Value, key: &str) -> u64 {
+    report[key].as_u64().unwrap()
+}
+
+#[test]
+fn one_reset_stream_of_four_is_replaced_and_the_others_go_on() {
+    let scene = Scene::new(192 * MIB, &[]);
+    let mut run = scene.begin(&["--rate", "64MiB"]);
+    scene.moving(&mut run);
+    let before: Vec<u64> = (0..5).map(|n| scene.relay.carried(n)).collect();
+    scene.relay.reset(2);
+    assert!(run.runs_for(Duration::from_millis(700)), "it ended before the others could be seen going on");
+    for n in [1, 3, 4] {
+        assert!(scene.relay.carried(n) > before[n] + MIB, "stream {n} stood still");
+    }
+    let report = run.succeeds(PATIENCE);
+    assert_eq!(number(&report, "reconnects"), 1, "{report:#}");
+    let carried: Vec<u64> = (0..scene.relay.connections()).map(|n| scene.relay.carried(n)).collect();
+    assert!(carried.len() == 6 && carried[5] >= MIB, "the stream came back and was used: {carried:?} {report:#}");
+    assert!(number(&report, "sent_bytes") <= 192 * MIB + CHUNK + 4 * MIB, "{report:#}");
+    scene.equal();
+}
+
+#[test]
+fn all_streams_reset_make_a_new_session() {
+    let scene = Scene::new(192 * MIB, &[]);
+    let mut run = scene.begin(&["--rate", "64MiB"]);
+    scene.moving(&mut run);
+    scene.relay.reset_all();
+    let report = run.succeeds(PATIENCE);
+    assert!(number(&report, "reconnects") >= 1 && scene.relay.connections() == 10, "{report:#}");
+    assert!(number(&report, "received_bytes") <= 192 * MIB + 4 * CHUNK, "what was placed is kept: {report:#}");
+    scene.equal();
+}
+
+#[test]
+fn a_silent_stream_loses_its_claims_to_the_others() {
+    let scene = Scene::new(128 * MIB, &[]);
+    let mut run = scene.begin(&["--rate", "64MiB"]);
+    scene.moving(&mut run);
+    scene.relay.silence(3);
+    let began = Instant::now();
+    let report = run.succeeds(PATIENCE);
+    scene.equal();
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    assert!(number(&report, "sent_bytes") <= 128 * MIB + 6 * CHUNK, "{report:#}");
+}
+
+#[test]
+fn a_peer_that_is_stopped_for_twenty_seconds_is_waited_for() {
+    let scene = Scene::new(128 * MIB, &[]);
+    let mut run = scene.begin(&["--rate", "64MiB"]);
+    scene.moving(&mut run);
+    scene.agent.signal("STOP");
+    let ended = !run.runs_for(Duration::from_secs(20));
+    scene.agent.signal("CONT");
+    assert!(!ended, "it ended while its source stood still");
+    let report = run.succeeds(PATIENCE);
+    assert_eq!((number(&report, "reconnects"), number(&report, "resent_bytes")), (0, 0), "{report:#}");
+    scene.equal();
+}
+
+fn flipped(encrypt: &str) {
+    let scene = Scene::new(96 * MIB, &["--encrypt", encrypt]);
+    // In the middle of a block's payload: handshake, headers and trailers come to about 1 KiB here.
+    scene.relay.flip(2, 3 * MIB + 100_000);
+    let report = scene.begin(&["--encrypt", encrypt]).succeeds(PATIENCE);
+    assert!(scene.relay.flipped(), "no byte was flipped");
+    assert_eq!(report["encrypted"], encrypt == "on");
+    assert_eq!(number(&report, "failed_chunks"), 1, "{report:#}");
+    assert!((1..=CHUNK).contains(&number(&report, "resent_bytes")), "{report:#}");
+    assert!(number(&report, "sent_bytes") <= 97 * MIB + CHUNK && number(&report, "reconnects") == 0, "{report:#}");
+    scene.equal();
+}
+
+#[test]
+fn a_flipped_bit_costs_one_chunk_in_plain() {
+    flipped("off");
+}
+
+#[test]
+fn a_flipped_bit_costs_one_chunk_encrypted() {
+    flipped("on");
+}
+
+/// Allocated blocks of a file, in bytes.
+fn allocated(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    path.metadata().unwrap().blocks() * 512
+}
+
+#[test]
+fn holes_stay_holes_through_a_cut() {
+    let dir = scratch(256 * MIB);
+    let agent = Agent::start(&dir.path().join("source"), &[]);
+    let path = agent.root().join("file");
+    data_file(&path, 10 * MIB, 3);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    use std::os::unix::fs::FileExt;
+    file.set_len(2 << 30).unwrap();
+    file.write_all_at(&vec![9; 12 * MIB as usize], (1 << 30) + 12_345).unwrap();
+    let to = dir.path().join("copy");
+    let (from, target) = (agent.url("file"), to.to_str().unwrap().to_owned());
+    let mut run = copy(dir.path(), &agent.token_file(), &[&from, &target, "--rate", "16MiB"]);
+    assert!(run.runs_for(Duration::from_millis(900)));
+    run.kill();
+    let report = copy(dir.path(), &agent.token_file(), &[&from, &target]).succeeds(PATIENCE);
+    assert_eq!(difference(&path, &to), None);
+    let (there, here) = (allocated(&path), allocated(&to));
+    assert!(here <= there + CHUNK, "{here} allocated bytes instead of {there}: {report:#}");
+    assert!(number(&report, "hole_bytes") > 1 << 30, "{report:#}");
+}

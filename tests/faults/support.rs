@@ -1,0 +1,334 @@
+//! What the fault tests share: agents that can be killed and started again on their ports, `cp` runs, data, comparison.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub const BINARY: &str = env!("CARGO_BIN_EXE_longhaul");
+pub const MIB: u64 = 1 << 20;
+pub const CHUNK: u64 = 4 * MIB;
+
+/// The long form of a test: the sizes of the promise itself.
+pub fn long() -> bool {
+    std::env::var_os("LONGHAUL_LONG").is_some()
+}
+
+/// Ends a test that needs root or a tool that is not there; in CI that is a failure.
+pub fn skip(why: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "skipped in CI: {why}");
+    eprintln!("skipped: {why}");
+}
+
+/// Small, seeded, good enough for data and moments.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// A seed that is told, so that a failure can be repeated with LONGHAUL_SEED.
+    pub fn told(test: &str) -> Self {
+        let given = std::env::var("LONGHAUL_SEED").ok().and_then(|text| text.parse().ok());
+        let clock = || std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into();
+        let seed = given.unwrap_or_else(clock);
+        eprintln!("{test}: LONGHAUL_SEED={seed}");
+        Self(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn between(&mut self, low: u64, high: u64) -> u64 {
+        low + self.next() % (high - low)
+    }
+
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        bytes.chunks_mut(8).for_each(|part| part.copy_from_slice(&self.next().to_le_bytes()[..part.len()]));
+    }
+}
+
+/// A directory in memory where there is room for `bytes` of it, else on disk.
+pub fn scratch(bytes: u64) -> tempfile::TempDir {
+    let room = nix::sys::statvfs::statvfs("/dev/shm").map_or(0, |v| v.blocks_available() * v.fragment_size());
+    let made = if room > bytes + 512 * MIB { tempfile::tempdir_in("/dev/shm") } else { tempfile::tempdir() };
+    made.unwrap()
+}
+
+/// Bytes that no hole and no repetition makes easy.
+pub fn data_file(path: &Path, bytes: u64, seed: u64) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let file = std::fs::File::create(path).unwrap();
+    let (mut random, mut at, mut block) = (Random::new(seed), 0, vec![0; MIB as usize]);
+    while at < bytes {
+        let len = MIB.min(bytes - at) as usize;
+        random.fill(&mut block[..len]);
+        file.write_all_at(&block[..len], at).unwrap();
+        at += len as u64;
+    }
+}
+
+/// The first difference between two trees of files and directories: names, content, size, mode, time to the nanosecond.
+pub fn difference(a: &Path, b: &Path) -> Option<String> {
+    let (from, to) = (a.symlink_metadata(), b.symlink_metadata());
+    let (Ok(from), Ok(to)) = (from, to) else { return Some(format!("{} or {} is missing", a.display(), b.display())) };
+    let facts =
+        |m: &std::fs::Metadata| (m.mode() & !0o7000, m.mtime(), m.mtime_nsec(), if m.is_dir() { 0 } else { m.len() });
+    if facts(&from) != facts(&to) {
+        return Some(format!("{}: {:?} became {:?}", a.display(), facts(&from), facts(&to)));
+    }
+    if from.is_dir() {
+        let list = |dir: &Path| {
+            let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let (left, right) = (list(a), list(b));
+        if left != right {
+            return Some(format!("{}: {} names became {}", a.display(), left.len(), right.len()));
+        }
+        return left.iter().find_map(|name| difference(&a.join(name), &b.join(name)));
+    }
+    let (mut left, mut right) = (std::fs::File::open(a).unwrap(), std::fs::File::open(b).unwrap());
+    let (mut one, mut two) = (vec![0; MIB as usize], vec![0; MIB as usize]);
+    let mut at = 0;
+    while at < from.len() {
+        let len = MIB.min(from.len() - at) as usize;
+        left.read_exact(&mut one[..len]).unwrap();
+        right.read_exact(&mut two[..len]).unwrap();
+        if one[..len] != two[..len] {
+            return Some(format!("{}: content differs in the MiB at {at}", a.display()));
+        }
+        at += len as u64;
+    }
+    None
+}
+
+/// Nothing of ours may be left where a transfer has ended well.
+pub fn leftovers(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name == ".longhaul" || name.contains(".lh-") {
+            found.push(entry.path());
+        } else if entry.file_type().unwrap().is_dir() {
+            found.extend(leftovers(&entry.path()));
+        }
+    }
+    found
+}
+
+/// An agent as a process.
+pub struct Agent {
+    child: Child,
+    pub dir: PathBuf,
+    pub ready: Value,
+    prefix: Vec<String>,
+    extra: Vec<String>,
+}
+
+impl Agent {
+    /// On loopback; `dir` holds `root`, `state` and its logs.
+    pub fn start(dir: &Path, extra: &[&str]) -> Self {
+        Self::start_in(dir, &[], "127.0.0.1", extra)
+    }
+
+    /// Behind a command prefix (`ip netns exec NAME`), on an address.
+    pub fn start_in(dir: &Path, prefix: &[&str], address: &str, extra: &[&str]) -> Self {
+        std::fs::create_dir_all(dir.join("root")).unwrap();
+        let own = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (prefix, extra) = (own(prefix), own(extra));
+        let any = format!("{address}:0");
+        let (child, ready) = Self::spawn(dir, &prefix, &extra, &any, &any);
+        Self { child, dir: dir.to_owned(), ready, prefix, extra }
+    }
+
+    fn spawn(dir: &Path, prefix: &[String], extra: &[String], http: &str, data: &str) -> (Child, Value) {
+        let mut words = prefix.to_vec();
+        words.extend([BINARY, "agent", "--http", http, "--data", data].map(str::to_owned));
+        let log = std::fs::OpenOptions::new().append(true).create(true).open(dir.join("log")).unwrap();
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .arg("--root")
+            .arg(dir.join("root"))
+            .arg("--state")
+            .arg(dir.join("state"))
+            .arg("--transfer-log")
+            .arg(dir.join("transfers"))
+            .args(extra)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
+        let ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the agent did not start: {}", log()));
+        (child, ready)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Starts it again on the ports it had.
+    pub fn restart(&mut self) {
+        let (http, data) = (self.http(), self.ready["data"].as_str().unwrap().to_owned());
+        (self.child, self.ready) = Self::spawn(&self.dir, &self.prefix, &self.extra, &http, &data);
+    }
+
+    pub fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().unwrap().success());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn http(&self) -> String {
+        self.ready["http"].as_str().unwrap().to_owned()
+    }
+
+    pub fn data(&self) -> String {
+        self.ready["data"].as_str().unwrap().to_owned()
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.join("root")
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("lh://{}/{path}", self.http())
+    }
+
+    pub fn token_file(&self) -> PathBuf {
+        self.ready["token_file"].as_str().unwrap().into()
+    }
+
+    /// The lines of its transfer log so far.
+    pub fn transfers(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.dir.join("transfers")).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Payload bytes that it has sent as a source, over all ended sessions, by its own count.
+    pub fn sent(&self) -> u64 {
+        self.transfers().iter().filter(|t| t["role"] == "source").map(|t| t["sent_bytes"].as_u64().unwrap()).sum()
+    }
+
+    /// What it answers on its HTTP port, body and all.
+    pub fn get(&self, path: &str) -> String {
+        let token = std::fs::read_to_string(self.token_file()).unwrap();
+        let mut stream = TcpStream::connect(self.http()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let token = token.trim();
+        let head =
+            format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        text
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::env::var_os("LONGHAUL_LOG").is_some() {
+            eprintln!("{}", std::fs::read_to_string(self.dir.join("log")).unwrap_or_default());
+        }
+    }
+}
+
+/// Gives an agent that has not started yet the token of one that has: `cp` carries one for all sources.
+pub fn tokens_shared(agent: &Agent, other: &Path) {
+    let state = other.join("state");
+    std::fs::create_dir_all(&state).unwrap();
+    std::fs::copy(agent.token_file(), state.join("token")).unwrap();
+}
+
+/// A running `cp --json`.
+pub struct Copy {
+    pub child: Child,
+}
+
+/// `cp --json ARGS...` with an agent's token, its own state below `home`.
+pub fn copy_command(prefix: &[&str], home: &Path, token: &Path, args: &[&str]) -> Command {
+    let mut words = prefix.to_vec();
+    words.push(BINARY);
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]).args(["cp", "--json", "--token-file"]).arg(token).args(args);
+    command.env("XDG_STATE_HOME", home).env("HOME", home).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+pub fn copy(home: &Path, token: &Path, args: &[&str]) -> Copy {
+    Copy { child: copy_command(&[], home, token, args).spawn().unwrap() }
+}
+
+impl Copy {
+    /// Waits for `time`; `false` if it ended before.
+    pub fn runs_for(&mut self, time: Duration) -> bool {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Its report, once it has ended within `patience` with exit code 0.
+    pub fn succeeds(self, patience: Duration) -> Value {
+        let (code, report, errors) = self.ends(patience);
+        assert_eq!(code, Some(0), "{report:#} {errors}");
+        if std::env::var_os("LONGHAUL_LOG").is_some() {
+            eprintln!("{errors}");
+        }
+        report
+    }
+
+    /// Exit code, report and what it said on stderr.
+    pub fn ends(mut self, patience: Duration) -> (Option<i32>, Value, String) {
+        if self.runs_for(patience) {
+            self.child.kill().unwrap();
+            let output = self.child.wait_with_output().unwrap();
+            panic!("no end within {patience:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let output = self.child.wait_with_output().unwrap();
+        let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+        (output.status.code(), report, String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// Peak resident memory of a process, from /proc, in bytes.
+pub fn peak_rss(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// What a kill may cost at most, with the buffers of near streams (1 MiB at each end): DESIGN, rules.
+pub fn resend_bound(streams: u64, bytes: u64) -> u64 {
+    streams * (CHUNK + 2 * MIB) + longhaul::limits::commit_window(bytes)
+}
