@@ -32,6 +32,7 @@ pub struct Metrics {
     transfers: Family<Ended, Counter>,
     bytes: Family<Role, Counter>,
     resent: Counter,
+    sent: Counter,
     lost: Counter,
     sessions: Gauge,
     rss: Gauge,
@@ -55,17 +56,19 @@ impl Default for Metrics {
         let (transfers, bytes) = (Family::<Ended, Counter>::default(), Family::<Role, Counter>::default());
         let (resent, lost, sessions, rss) =
             (Counter::default(), Counter::default(), Gauge::default(), Gauge::default());
+        let sent = Counter::default();
         let cpu = Counter::<f64, AtomicU64>::default();
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
         registry.register("longhaul_build", "The program", build);
         registry.register("longhaul_transfers", "Transfers that have ended", transfers.clone());
         registry.register("longhaul_bytes", "Bytes of files that reached their verdict", bytes.clone());
         registry.register("longhaul_resent_bytes", "Payload bytes that travelled more than once", resent.clone());
+        registry.register("longhaul_sent_bytes", "Payload bytes that sources here have sent", sent.clone());
         registry.register("longhaul_log_lines_lost", "Ended transfers that the log could not follow", lost.clone());
         registry.register("longhaul_sessions", "Transfers that run", sessions.clone());
         registry.register_with_unit("process_resident_memory", "Resident memory", Unit::Bytes, rss.clone());
         registry.register_with_unit("process_cpu", "User and system time", Unit::Seconds, cpu.clone());
-        Self { registry, transfers, bytes, resent, lost, sessions, rss, cpu }
+        Self { registry, transfers, bytes, resent, sent, lost, sessions, rss, cpu }
     }
 }
 
@@ -77,6 +80,9 @@ impl Metrics {
         self.transfers.get_or_create(&Ended { role, verdict: verdict_word(report.verdict) }).inc();
         self.bytes.get_or_create(&Role { role }).inc_by(report.bytes);
         self.resent.inc_by(report.resent_bytes);
+        if role == "source" {
+            self.sent.inc_by(report.sent_bytes);
+        }
     }
 
     /// Counts transfers whose end was missed.

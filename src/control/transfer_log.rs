@@ -37,6 +37,7 @@ struct Line<'a> {
     verdict: &'static str,
     error_class: Option<&'a str>,
     resent_bytes: u64,
+    sent_bytes: u64,
 }
 
 /// The line, without its newline; `None` while the transfer runs.
@@ -59,6 +60,7 @@ pub fn line(status: &TransferStatus, now: SystemTime) -> Option<String> {
         verdict: verdict_word(report.verdict),
         error_class: report.error_class.as_deref(),
         resent_bytes: report.resent_bytes,
+        sent_bytes: report.sent_bytes,
     })
     .ok()
 }

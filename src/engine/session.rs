@@ -12,6 +12,7 @@ use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
     SERVER_HELLO_LEN, ServerHello, refuse,
 };
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::os::fd::OwnedFd;
@@ -284,6 +285,8 @@ pub struct Links {
     near: bool,
     /// What options were clamped, each said once.
     pub notes: Vec<String>,
+    /// Takes the payload bytes of all streams when this is dropped.
+    pub tally: Option<Rc<Cell<u64>>>,
 }
 
 impl std::fmt::Debug for Links {
@@ -360,6 +363,7 @@ impl Links {
             options,
             near,
             notes: Vec::new(),
+            tally: None,
         }
     }
 
@@ -471,6 +475,9 @@ impl Links {
 
 impl Drop for Links {
     fn drop(&mut self) {
+        if let Some(tally) = &self.tally {
+            tally.set(tally.get() + self.totals().payload);
+        }
         self.close();
         for stream in self.live.keys() {
             self.ctx.unroute(*stream);
@@ -507,6 +514,8 @@ async fn accept_inner(
     peer: SocketAddr,
 ) -> Result<Option<(Grant, Opened)>, TransferError> {
     let broken = |error| io_error(error, peer);
+    // Control messages are small and answer each other: without this each may wait 40 ms for a delayed ACK.
+    let _ = socket.set_nodelay(true);
     let mut bytes = [0; CLIENT_HELLO_LEN];
     socket.read_exact(&mut bytes[..8]).await.map_err(broken)?;
     if let Some(what) = crate::wire::handshake::foreign(&bytes[..8]) {

@@ -22,6 +22,7 @@ use crate::wire::control::{
     Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats,
 };
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
+use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -55,11 +56,17 @@ pub fn describe(spec: &SourceSpec) -> String {
 
 /// An accepted session: somebody pulls from us.
 pub async fn serve(ctx: &Rc<Ctx>, spec: SourceSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
-    let mut sent = 0;
-    match Session::run(ctx, spec, socket_options(&TransferOptions::default()), opened, entry, &mut sent).await {
-        Ok(report) => report,
-        Err(error) => Report { sent_bytes: sent, ..super::destination::failed_report(&error) },
-    }
+    let sent = Rc::new(Cell::new(0));
+    let sockets = socket_options(&TransferOptions::default());
+    let result = Session::run(ctx, spec, sockets, opened, entry, &sent).await;
+    counted(result.unwrap_or_else(|error| super::destination::failed_report(&error)), &sent)
+}
+
+/// What this end has sent, whole transfer or not, is what this end has counted: the bound on bytes sent again is
+/// checked against it.
+fn counted(mut report: Report, sent: &Cell<u64>) -> Report {
+    report.sent_bytes = sent.get();
+    report
 }
 
 /// We push: dial, and dial again with a new ticket while that may help.
@@ -73,7 +80,7 @@ pub async fn push(
     let mut backoff = Backoff::new(ctx.config.retry_for);
     let mut cancel = entry.cancel.subscribe();
     let mut stopping = ctx.stopping.clone();
-    let mut sent = 0;
+    let sent = Rc::new(Cell::new(0));
     loop {
         let sockets = socket_options(&options);
         let attempt = async {
@@ -81,18 +88,18 @@ pub async fn push(
             let opened = session::open(ctx, &ticket, options.streams, spec.encrypt == Some(false), &sockets).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             backoff.worked();
-            Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &mut sent).await
+            Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await
         };
         let error = tokio::select! {
             done = attempt => match done {
-                Ok(report) => return report,
+                Ok(report) => return counted(report, &sent),
                 Err(error) => error,
             },
             _ = cancel.wait_for(|c| *c) => interrupted(),
             _ = stopping.wait_for(|c| *c) => interrupted(),
         };
         if !matches!(error.class, Class::Reconnect | Class::Retry) || !backoff.pause(&error, &mut cancel).await {
-            return Report { sent_bytes: sent, ..super::destination::failed_report(&error) };
+            return counted(super::destination::failed_report(&error), &sent);
         }
     }
 }
@@ -217,7 +224,7 @@ impl<'a> Session<'a> {
         mut sockets: SocketOptions,
         opened: Opened,
         entry: &'a Rc<Entry>,
-        sent: &mut u64,
+        sent: &Rc<Cell<u64>>,
     ) -> Result<Report, TransferError> {
         let Opened { id, control, streams, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
@@ -265,6 +272,7 @@ impl<'a> Session<'a> {
             near,
         };
         let mut links = Links::new(ctx.clone(), config, Some(packer), events);
+        links.tally = Some(sent.clone());
         links.dial_all(used);
         let (scan, mut scanned) = mpsc::channel(4);
         let stop_scan = Arc::new(AtomicBool::new(false));
@@ -285,8 +293,6 @@ impl<'a> Session<'a> {
             worker_ns: worker_totals(ctx),
         };
         let ended = session.drive(accept.credit, peer, &mut joining, &mut happened, &mut scanned).await;
-        // Counted here too, for a session whose destination does not live to ask.
-        *sent += session.links.totals().payload;
         match ended? {
             End::Verdict(report) => session.verdict(&report).await,
             End::Stopped(told) => {

@@ -31,6 +31,10 @@ const PACKS_PER_STREAM: usize = 3;
 /// Chunks asked of one stream at once, below 1 ms of round trip and above.
 const DEPTH_NEAR: usize = 4;
 const DEPTH_FAR: usize = 8;
+/// What the socket buffers of one stream hold, both ends together: near streams have fixed ones, further ones grow to
+/// what the kernel allows.
+const SOCKETS_NEAR: u64 = 2 << 20;
+const SOCKETS_FAR: u64 = 8 << 20;
 /// Chunks in one claim: neighbours, so that the source's disk reads on.
 const RUN_CHUNKS: u32 = 2;
 /// Tries of a chunk, a pack or a poisoned file before its file fails.
@@ -130,7 +134,8 @@ fn wish_of(choice: IoChoice) -> IoWish {
     }
 }
 
-/// Blocking: opens the part file of an earlier run, or a new one, and finds out which chunks of it can be kept.
+/// Blocking: opens the part file of an earlier run, or a new one, and finds out which chunks of it can be kept. `None`
+/// when the journal knows chunks of a part file that is not there: it has to forget them before there is a new one.
 fn open_part(
     root: &Root,
     probes: &disk::ProbeCache,
@@ -139,12 +144,21 @@ fn open_part(
     extents: Option<&[Span]>,
     known: Vec<(u32, Digest)>,
     wish: IoWish,
-) -> Result<OpenedPart, disk::DiskError> {
+) -> Result<Option<OpenedPart>, disk::DiskError> {
     let (dir, _) = root.parent_of(&planned.to)?;
     let facts = probes.destination(&dir)?;
     let plan = write_plan(&facts, planned.size, wish);
     let grid = Grid::new(planned.size).expect("sizes are checked when a manifest comes in");
-    let reopened = if known.is_empty() { None } else { PartFile::reopen(root, &planned.to, id, planned.size, &plan)? };
+    let lost = |error: &disk::DiskError| {
+        matches!(error, disk::DiskError::ForeignPart { .. } | disk::DiskError::NotRegular { .. })
+    };
+    let reopen = || PartFile::reopen(root, &planned.to, id, planned.size, &plan);
+    let reopened = match if known.is_empty() { None } else { Some(reopen()) } {
+        None => None,
+        Some(Ok(None)) => return Ok(None),
+        Some(Err(error)) if lost(&error) => return Ok(None),
+        Some(other) => other?,
+    };
     let fresh = reopened.is_none();
     let (mut kept, mut forget) = (Vec::new(), Vec::new());
     let part = match reopened {
@@ -154,7 +168,6 @@ fn open_part(
         }
         None => {
             PartFile::discard(root, &planned.to, id)?;
-            forget.extend(known.iter().map(|(index, _)| *index));
             PartFile::create(root, &planned.to, id, planned.size, extents, &plan)?
         }
     };
@@ -171,7 +184,7 @@ fn open_part(
             zeros.push((index, hasher.finish(span)));
         }
     }
-    Ok(OpenedPart { part, plan, kept, forget, zeros, fresh, volatile: facts.kind.is_volatile() })
+    Ok(Some(OpenedPart { part, plan, kept, forget, zeros, fresh, volatile: facts.kind.is_volatile() }))
 }
 
 /// Digests the last chunks that the journal knows once more: a storage that lied about its last flush shows here.
@@ -413,7 +426,8 @@ impl Run<'_> {
             );
         }
         if !binds.is_empty() {
-            self.peers.iter().for_each(|peer| drop(peer.out.send(Message::Bind(binds.clone()))));
+            let asked = self.peers.iter().filter(|peer| !peer.gone);
+            asked.for_each(|peer| drop(peer.out.send(Message::Bind(binds.clone()))));
         }
     }
 
@@ -428,7 +442,7 @@ impl Run<'_> {
     fn bound(&mut self, peer: usize, bound: Bound) {
         let Some(file) = self.files.get_mut(&bound.handle) else { return };
         if peer != 0 {
-            if bound.status == Status::Ok {
+            if bound.status == Status::Ok && !self.peers[peer].gone {
                 file.bound.push(peer);
                 let session = self.peers[peer].links.session;
                 self.table.allow(bound.handle, session);
@@ -471,10 +485,22 @@ impl Run<'_> {
         });
     }
 
-    fn part_opened(&mut self, handle: Handle, opened: Result<OpenedPart, TransferError>) -> Result<(), TransferError> {
+    fn part_opened(
+        &mut self,
+        handle: Handle,
+        opened: Result<Option<OpenedPart>, TransferError>,
+    ) -> Result<(), TransferError> {
         self.opening -= 1;
         let opened = match opened {
-            Ok(opened) => opened,
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                let Some(planned) = self.files.get(&handle).map(|file| file.planned.clone()) else { return Ok(()) };
+                self.carry.notes.insert(format!("{}: the part file of the last run is gone; from the start", planned.to));
+                let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
+                self.forget_file(handle);
+                self.restart(handle, planned);
+                return Ok(());
+            }
             Err(error) => {
                 self.give_up(handle, error.class, error.what.clone());
                 // A full or read-only destination fails every file after this one in the same way: stop here.
@@ -505,9 +531,6 @@ impl Run<'_> {
                 mtime: planned.mtime,
                 mode: planned.mode,
             });
-            if !forget.is_empty() {
-                self.pending.forget.push((planned.key, Forget::All));
-            }
         } else if !forget.is_empty() {
             self.pending.forget.push((planned.key, Forget::Chunks(forget)));
         }
@@ -567,14 +590,23 @@ impl Run<'_> {
         }
         let depth = if self.near { DEPTH_NEAR } else { DEPTH_FAR };
         let streams: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
+        // What is asked for and not durable is what a crash can cost at most: the bound of DESIGN, however slow the
+        // disk is while everything asked for arrives.
+        let buffers = if self.near { SOCKETS_NEAR } else { SOCKETS_FAR };
+        let most = self.window() + streams.len() as u64 * (CHUNK_SIZE + buffers);
+        let mut asked = self.uncommitted() + self.table.held() as u64 * CHUNK_SIZE;
         let mut again = true;
         while again {
             again = false;
             for (stream, peer) in &streams {
                 // One claim each in turn, so that the first stream does not take all there is.
                 let packs = self.packs.values().filter(|p| p.stream == *stream).count();
-                let pack = *peer == 0 && packs < PACKS_PER_STREAM && self.claim_pack(*stream);
-                again |= pack || (self.table.held_by(*stream) < depth && self.claim_chunks(*stream, *peer));
+                if *peer == 0 && packs < PACKS_PER_STREAM && self.claim_pack(*stream) {
+                    again = true;
+                } else if asked < most && self.table.held_by(*stream) < depth && self.claim_chunks(*stream, *peer) {
+                    asked += u64::from(RUN_CHUNKS) * CHUNK_SIZE;
+                    again = true;
+                }
             }
         }
         if !self.table.any_free() && self.small_queue.is_empty() && self.table.held() > 0 {
@@ -742,6 +774,7 @@ impl Run<'_> {
         if !self.table.freed(stream, (handle, chunk)) {
             return Ok(());
         }
+        let peer = self.stream_peer.get(&stream).copied().unwrap_or(0);
         let Some(file) = self.files.get_mut(&handle) else { return Ok(()) };
         match why {
             ChunkFault::Mismatch => {
@@ -755,6 +788,7 @@ impl Run<'_> {
                     self.clear_chunk(handle, chunk);
                 }
             }
+            ChunkFault::Source(_) if peer != 0 => self.drop_peer(peer, "it refuses what it had bound"),
             ChunkFault::Source(status) => {
                 let (class, why) = status_words(status).unwrap_or((Class::OtherSource, "cannot be read at the source"));
                 self.give_up(handle, class, why);
@@ -953,13 +987,9 @@ impl Run<'_> {
         self.forget_file(handle);
         let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
         for peer in 1..self.peers.len() {
-            self.peers[peer].links.close();
+            self.drop_peer(peer, "it has other bytes");
         }
-        self.peers.truncate(1);
-        self.stream_peer.retain(|_, peer| *peer == 0);
-        self.pending.placed.retain(|p| p.handle != handle);
-        self.pending.forget.push((planned.key, Forget::All));
-        self.big_queue.push_back(Planned { tries: planned.tries + 1, ..planned });
+        self.restart(handle, planned);
     }
 
     fn sealed(&mut self, sealed: Sealed) {
@@ -1090,13 +1120,21 @@ impl Run<'_> {
         self.carry.notes.insert(format!("a sync failed ({error}); the file was fetched again from its beginning"));
         let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
         self.forget_file(handle);
-        self.pending.placed.retain(|p| p.handle != handle);
-        self.pending.forget.push((planned.key, Forget::All));
         if planned.tries >= 1 {
+            self.pending.placed.retain(|p| p.handle != handle);
+            self.pending.forget.push((planned.key, Forget::All));
             self.fail(&planned.to, Class::Poisoned, format!("{error}; check the storage, then repeat the command"));
         } else {
-            self.big_queue.push_back(Planned { tries: planned.tries + 1, ..planned });
+            self.restart(handle, planned);
         }
+    }
+
+    /// The file starts again from nothing. The journal forgets it first: were the part file replaced before that, a
+    /// crash would leave chunks in the journal that the new part file never had.
+    fn restart(&mut self, handle: Handle, planned: Planned) {
+        self.pending.placed.retain(|p| p.handle != handle);
+        self.pending.forget.push((planned.key, Forget::All));
+        self.parked.push(Planned { tries: planned.tries + 1, ..planned });
     }
 
     fn forget_file(&mut self, handle: Handle) {

@@ -65,6 +65,8 @@ pub(super) struct Peer {
     pub out: mpsc::UnboundedSender<Message>,
     pub engine: String,
     pub stats: Option<SourceStats>,
+    /// Not asked any more. Its place in the list stays: streams and news name peers by it.
+    pub gone: bool,
     /// Unanswered Seals and Binds.
     pub process: u64,
 }
@@ -83,7 +85,7 @@ pub(super) type Written = (Handle, Result<SmallFile, crate::disk::DiskError>, Di
 /// What jobs report.
 pub(super) enum Done {
     Looked(Vec<Looked>),
-    Part(Handle, Box<Result<super::files::OpenedPart, TransferError>>),
+    Part(Handle, Box<Result<Option<super::files::OpenedPart>, TransferError>>),
     Proved(Handle, Result<Vec<Digest>, TransferError>),
     Hashed(Handle, Result<crate::checksum::Sums, TransferError>),
     Small(Vec<Written>),
@@ -125,6 +127,12 @@ pub(super) struct Run<'a> {
     pub peers: Vec<Peer>,
     pub table: ClaimTable,
     pub stream_peer: HashMap<StreamKey, usize>,
+    /// Streams of further sources that are given up; what they hold comes back when their worker has let go of them.
+    pub retired: HashMap<StreamKey, usize>,
+    /// Files that start again once the next commit has made the journal forget what it had of them.
+    pub parked: Vec<Planned>,
+    /// The same, for the commit under way.
+    pub parked_committing: Vec<Planned>,
     pub next_handle: u32,
     pub files: HashMap<Handle, OpenFile>,
     pub small: HashMap<Handle, Small>,
@@ -217,7 +225,7 @@ pub(super) async fn run(
     links.dial_all(begun.streams);
     let out = forward(0, begun.channel, tell.clone());
     forward_joins(0, begun.joining, tell.clone());
-    let peer = Peer { links, out, engine: begun.offer.engine.clone(), stats: None, process: begun.offer.process };
+    let peer = Peer { links, out, engine: begun.offer.engine.clone(), stats: None, gone: false, process: begun.offer.process };
     for other in begun.others {
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }
@@ -238,6 +246,9 @@ pub(super) async fn run(
         peers: vec![peer],
         table: ClaimTable::default(),
         stream_peer: HashMap::new(),
+        retired: HashMap::new(),
+        parked: Vec::new(),
+        parked_committing: Vec::new(),
         next_handle: 1,
         files: HashMap::new(),
         small: HashMap::new(),
@@ -401,6 +412,9 @@ impl Run<'_> {
     }
 
     fn joined(&mut self, peer: usize, joined: Joined) {
+        if self.peers[peer].gone {
+            return;
+        }
         match self.peers[peer].links.attach(joined) {
             Ok(stream) => {
                 self.table.add_stream(stream, self.peers[peer].links.session);
@@ -433,19 +447,32 @@ impl Run<'_> {
         links.dial_all(streams);
         let out = forward(index, channel, self.relay.clone());
         forward_joins(index, joining, self.relay.clone());
-        self.peers.push(Peer { links, out, engine: offer.engine, stats: None, process: offer.process });
+        self.peers.push(Peer { links, out, engine: offer.engine, stats: None, gone: false, process: offer.process });
         self.bind_at(index);
     }
 
-    fn drop_peer(&mut self, peer: usize, why: &str) {
+    /// A further source is asked for nothing any more; what its streams held goes back to the table.
+    pub(super) fn drop_peer(&mut self, peer: usize, why: &str) {
+        let lost = &mut self.peers[peer];
+        lost.links.close();
+        lost.stats.get_or_insert_default();
+        if std::mem::replace(&mut lost.gone, true) {
+            return;
+        }
         self.carry.notes.insert(format!("a further source was lost: {why}"));
-        self.peers[peer].links.close();
+        let streams: Vec<StreamKey> =
+            self.stream_peer.iter().filter(|(_, p)| **p == peer).map(|(stream, _)| *stream).collect();
+        for stream in streams {
+            // Before the next claim is given out, not only once its worker has let go of it: it is not asked again.
+            self.stream_peer.remove(&stream);
+            self.retired.insert(stream, peer);
+        }
     }
 
     /// Ends a stream's claims; where this end dials, it is dialled again.
     pub(super) fn stream_dead(&mut self, stream: StreamKey, why: &Fault) {
         self.table.remove_stream(stream);
-        if let Some(peer) = self.stream_peer.remove(&stream) {
+        if let Some(peer) = self.stream_peer.remove(&stream).or_else(|| self.retired.remove(&stream)) {
             self.peers[peer].links.dead(stream, why);
         }
         let lost: Vec<u32> = self.packs.iter().filter(|(_, pack)| pack.stream == stream).map(|(n, _)| *n).collect();
@@ -545,6 +572,7 @@ impl Run<'_> {
         let batch = std::mem::take(&mut self.pending);
         self.committing_bytes = std::mem::take(&mut self.pending_bytes).max(1);
         self.last_commit = Instant::now();
+        self.parked_committing = std::mem::take(&mut self.parked);
         let (pool, done) = (self.ctx.pool.clone(), self.committed.clone());
         let verify = self.spec.options.verify;
         let replace = self.replace();
@@ -582,6 +610,7 @@ impl Run<'_> {
         self.journal = Some(journal);
         self.committing_bytes = 0;
         let durable = outcome.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
+        self.big_queue.extend(self.parked_committing.drain(..));
         self.committed(durable)
     }
 

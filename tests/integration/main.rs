@@ -1,0 +1,17 @@
+//! The program as its users meet it: commands, agents, trees, and what may go wrong.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod agents;
+mod checks;
+#[cfg(feature = "testing")]
+mod fallbacks;
+mod matrix;
+mod operands;
+mod peers;
+mod rerun;
+mod secrecy;
+mod sources;
+mod storage;
+mod window;
