@@ -225,7 +225,8 @@ pub(super) async fn run(
     links.dial_all(begun.streams);
     let out = forward(0, begun.channel, tell.clone());
     forward_joins(0, begun.joining, tell.clone());
-    let peer = Peer { links, out, engine: begun.offer.engine.clone(), stats: None, gone: false, process: begun.offer.process };
+    let peer =
+        Peer { links, out, engine: begun.offer.engine.clone(), stats: None, gone: false, process: begun.offer.process };
     for other in begun.others {
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }
