@@ -1,6 +1,6 @@
 //! `longhaul clean TREE`: removes what dead transfers left.
 
-use super::fail::{DENIED, Fail, NOT_FOUND, PARTIAL, finish, printable};
+use super::fail::{DENIED, Fail, NOT_FOUND, PARTIAL, finish, printable, say};
 use super::report::count;
 use crate::disk::clean::{CleanItem, CleanReport, CleanVerdict, clean};
 use crate::disk::confined::Root;
@@ -75,7 +75,7 @@ fn execute(args: &Args) -> Result<u8, Fail> {
                 listed.push(json_of(item));
             }
         } else if !matches!(item.verdict, CleanVerdict::Young) {
-            println!("{}", line(item, args.dry_run));
+            say(&format!("{}\n", line(item, args.dry_run)));
         }
     });
     let code = if failed > 0 || report.problems > 0 { PARTIAL } else { 0 };
@@ -85,9 +85,9 @@ fn execute(args: &Args) -> Result<u8, Fail> {
             "dry_run": args.dry_run, "removed": removed, "kept": kept, "bytes": bytes, "failed": failed,
             "unsearched_directories": problems, "items": listed, "exit_code": code,
         });
-        println!("{document}");
+        say(&format!("{document}\n"));
     } else {
-        println!("{}", summary(&report, args.dry_run));
+        say(&format!("{}\n", summary(&report, args.dry_run)));
     }
     Ok(code)
 }

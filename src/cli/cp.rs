@@ -1,6 +1,6 @@
 //! `longhaul cp`: pull, push, local and third-party copies.
 
-use super::fail::{Fail, INTERRUPTED, finish};
+use super::fail::{Fail, INTERRUPTED, finish, say, show};
 use super::manifest_file::{ManifestHeader, rows_of, sha256_path, write_manifest, write_sha256};
 use super::operands::{From, Plan, Source, To, plan, relative};
 use super::progress::Progress;
@@ -261,11 +261,7 @@ fn execute(args: &Args) -> Result<u8, Fail> {
     {
         more.push(("manifest", manifest(args, &plan, path, &mut report)?));
     }
-    if args.json {
-        println!("{}", json(&report, &more))
-    } else {
-        print!("{}", text(&report))
-    }
+    say(&if args.json { format!("{}\n", json(&report, &more)) } else { text(&report) });
     if ended.interrupted {
         eprintln!("longhaul: interrupted; repeating the same command resumes the copy");
         return Ok(INTERRUPTED);
@@ -295,7 +291,7 @@ async fn copy(args: &Args, plan: &Plan) -> Result<Ended, Fail> {
 
 /// Walk 1: a copy with at least one end here; what was asked for becomes the two ends' specs.
 async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &mut Stop) -> Result<Ended, Fail> {
-    let (agent, note) = client_id();
+    let (agent, note) = client_id(state_home());
     let both_here = matches!((&plan.from, &plan.to), (From::Here(_), To::Here(_)));
     let engine = Engine::start(EngineConfig {
         workers: args.workers.map(usize::from),
@@ -497,13 +493,20 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
     }
 }
 
+/// Where this user's state is kept.
+fn state_home() -> Option<PathBuf> {
+    let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let home = || {
+        let home = std::env::var_os("HOME").filter(|dir| !dir.is_empty());
+        home.map(|dir| Path::new(&dir).join(".local/state"))
+    };
+    state.or_else(home).map(|dir| dir.join("longhaul"))
+}
+
 /// Who this client is: part of a transfer's id, so the same for a repeated command. Without a state directory it is
 /// made from the machine's own id, which a report mentions.
-fn client_id() -> (crate::ids::AgentId, Option<String>) {
-    let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
-    let home =
-        || std::env::var_os("HOME").filter(|dir| !dir.is_empty()).map(|dir| Path::new(&dir).join(".local/state"));
-    let made = state.or_else(home).map(|dir| StateDir::open(&dir.join("longhaul")).and_then(|dir| dir.agent_id()));
+fn client_id(state: Option<PathBuf>) -> (crate::ids::AgentId, Option<String>) {
+    let made = state.map(|dir| StateDir::open(&dir).and_then(|dir| dir.agent_id()));
     if let Some(Ok(id)) = made {
         return (id, None);
     }
@@ -522,12 +525,12 @@ fn manifest(args: &Args, plan: &Plan, path: &Path, report: &mut Report) -> Resul
     let header = ManifestHeader::new(report.transfer, created);
     let written = write_manifest(path, &header, rows.iter().cloned().map(Ok))?;
     report.notes.push("the manifest took a second read of the files at this end".to_owned());
-    let mut value = json!({ "path": path, "names": written.count, "files": written.files, "second_read": true });
+    let mut value = json!({ "path": show(path), "names": written.count, "files": written.files, "second_read": true });
     if args.sha256 {
         let sums = sha256_path(path);
         // Computed in the same read as the digests.
         let (files, _) = write_sha256(&sums, Path::new("/"), &rows)?;
-        value["sha256"] = json!({ "path": sums, "files": files });
+        value["sha256"] = json!({ "path": show(&sums), "files": files });
     }
     Ok(value)
 }

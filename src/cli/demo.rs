@@ -3,7 +3,7 @@
 
 use super::demo_agent::{DemoAgent, Home};
 use super::demo_tree::{Compared, Measure, check_space, compare, make, measure};
-use super::fail::{Fail, INTERRUPTED, VERIFICATION, finish, show};
+use super::fail::{Fail, INTERRUPTED, VERIFICATION, finish, say, show};
 use super::progress::Progress;
 use super::report::{count, exit_code, grouped, json, text};
 use super::third_party::ThirdParty;
@@ -82,7 +82,7 @@ fn execute(args: &Args) -> Result<u8, Fail> {
     // The agents ended with the story; threads that still read or write are to be gone before the directory is.
     runtime.shutdown_timeout(THREADS_END);
     let (document, code) = result?;
-    print!("{document}");
+    say(&document);
     if args.keep {
         eprintln!("kept: {}", show(&work.dir));
     }

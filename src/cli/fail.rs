@@ -2,7 +2,7 @@
 
 use crate::engine::error::TransferError;
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 /// Exit code of a wrong command line.
@@ -77,10 +77,16 @@ pub fn finish(json: bool, result: Result<u8, Fail>) -> u8 {
     result.unwrap_or_else(|fail| {
         eprintln!("longhaul: {fail}");
         if json {
-            println!("{}", fail.json());
+            say(&format!("{}\n", fail.json()));
         }
         fail.code
     })
+}
+
+/// Writes `text` to stdout. A reader that has seen enough (`| head`) is no error.
+pub fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }
 
 /// A local path for messages: no byte of it drives a terminal.

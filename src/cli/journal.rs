@@ -1,12 +1,12 @@
 //! `longhaul journal FILE`: what a journal says, for people and scripts.
 
-use super::fail::{Fail, PERMANENT, finish, printable};
+use super::fail::{Fail, PERMANENT, finish, printable, say};
 use crate::digest::Digest;
 use crate::journal::{Forget, Found, JournalError, Record, Recovered, Run, recover, scan};
 use crate::units::Bytes;
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::PathBuf;
 
 /// The largest journal that is read into memory: that of some 100 million files or 1 PiB of open chunks.
@@ -43,13 +43,7 @@ fn execute(args: &Args) -> Result<u8, Fail> {
     });
     let recovered = scanned.and_then(|_| recover(&bytes));
     let code = if recovered.is_ok() { 0 } else { PERMANENT };
-    let mut out = std::io::stdout().lock();
-    // A reader that has seen enough (`| head`) is no error.
-    let _ = if args.json {
-        writeln!(out, "{}", json_of(&records, &recovered))
-    } else {
-        write!(out, "{}", text_of(&records, &recovered))
-    };
+    say(&if args.json { format!("{}\n", json_of(&records, &recovered)) } else { text_of(&records, &recovered) });
     Ok(code)
 }
 

@@ -114,6 +114,7 @@ fn headline(report: &Report) -> String {
             0 => "PARTIAL: not everything arrived".to_owned(),
             failed => format!("PARTIAL: {} did not arrive, the rest did", count(failed, "file")),
         },
+        Verdict::Failed if report.error_class.as_deref() == Some(Class::Interrupted.word()) => "STOPPED".to_owned(),
         Verdict::Failed => "FAILED".to_owned(),
     };
     match &report.error {

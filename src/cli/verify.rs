@@ -1,6 +1,6 @@
 //! `longhaul verify TREE --manifest M`: reads a tree again and compares it with its manifest.
 
-use super::fail::{Fail, NOT_FOUND, VERIFICATION, finish, printable};
+use super::fail::{Fail, NOT_FOUND, VERIFICATION, finish, printable, say};
 use super::manifest_file::{Wanted, read_manifest};
 use super::report::count;
 use super::tree::{Item, Kind, hash_file, look, walk};
@@ -106,11 +106,7 @@ fn execute(args: &Args) -> Result<u8, Fail> {
     std::fs::metadata(&args.tree).map_err(|e| Fail::io("read", &args.tree, &e))?;
     let outcome = compare(&args.tree, &wanted, args)?;
     let code = outcome.exit_code();
-    if args.json {
-        println!("{}", json_of(&outcome, code))
-    } else {
-        print!("{}", text_of(&outcome))
-    }
+    say(&if args.json { format!("{}\n", json_of(&outcome, code)) } else { text_of(&outcome) });
     Ok(code)
 }
 

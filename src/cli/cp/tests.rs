@@ -150,7 +150,14 @@ fn one_read_gives_manifest_and_sha256_file() {
 
 #[test]
 fn the_client_is_the_same_one_next_time() {
-    assert_eq!(client_id().0, client_id().0);
+    let dir = tempfile::tempdir().unwrap();
+    let id = |state: &str| client_id(Some(dir.path().join(state)));
+    assert_eq!(id("a"), id("a"));
+    assert_ne!(id("a").0, id("b").0);
+    // Where nothing can be kept it is the machine's, and said.
+    std::fs::write(dir.path().join("file"), b"").unwrap();
+    let made = id("file/below");
+    assert!(made == client_id(None) && made.1.is_some_and(|note| note.contains("machine")));
 }
 
 /// A transfer that only a cancel ends.
