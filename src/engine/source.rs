@@ -1,6 +1,8 @@
 //! A source's session: offers its roots, streams the manifest, opens what is asked for, and looks once more before the
 //! destination publishes. It keeps nothing that a crash could lose.
 
+mod packer;
+
 use super::channel::Channel;
 use super::coordinator::{Ctx, Entry, unix_now};
 use super::error::{Class, TransferError};
@@ -22,6 +24,7 @@ use crate::wire::control::{
     Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats,
 };
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
+use packer::SourcePacker;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
@@ -619,85 +622,6 @@ fn spawn_scan(
     };
     if let Err(error) = std::thread::Builder::new().name("lh-scan".to_owned()).spawn(work) {
         tracing::error!(%error, "no thread for the scan");
-    }
-}
-
-/// Reads small files into frames, in the pool.
-struct SourcePacker {
-    root: Arc<Root>,
-    roots: Arc<Vec<RelPath>>,
-    pool: Pool,
-    arena: Arc<Arena>,
-}
-
-/// How long a pack waits for a slot before its stream is told that nothing could be read.
-const PACK_SLOT_WAIT: Duration = Duration::from_secs(60);
-
-impl SourcePacker {
-    fn slot(&self) -> Option<crate::sys::Slot> {
-        let give_up = Instant::now() + PACK_SLOT_WAIT;
-        loop {
-            if let Some(slot) = self.arena.take() {
-                return Some(slot);
-            }
-            if Instant::now() > give_up {
-                return None;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-    }
-
-    fn fill(&self, items: Vec<PackItem>, block: u32) -> Option<Vec<PackBody>> {
-        let start = SLOT_HEAD as usize;
-        let mut bodies = Vec::new();
-        let (mut slot, mut at, mut payload) = (self.slot()?, 0, 0);
-        for item in items {
-            let need = PACK_ENTRY_HEAD + item.size as usize;
-            if at + need > block as usize {
-                bodies.push(PackBody { slot, len: at as u32, payload });
-                (slot, at, payload) = (self.slot()?, 0, 0);
-            }
-            let room = &mut slot.as_mut_slice()[start + at..start + at + need];
-            let (head, content) = room.split_at_mut(PACK_ENTRY_HEAD);
-            let expect = Expect::Version { size: u64::from(item.size), mtime: item.mtime };
-            let read = match place(&self.roots, item.root, &item.path) {
-                Some(path) => disk::read_small(&self.root, &path, expect, content).map_err(|e| status_of(&e)),
-                None => Err(Status::Gone),
-            };
-            match read {
-                Ok(_) => {
-                    let span = Span { offset: 0, len: content.len() as u64 };
-                    let check = wire_check(chunk(content, 0), item.handle, span);
-                    put_pack_entry(head, item.handle, Status::Ok, item.size, check);
-                    at += need;
-                    payload += item.size;
-                }
-                Err(status) => {
-                    put_pack_entry(head, item.handle, status, 0, crate::digest::of(&[]));
-                    at += PACK_ENTRY_HEAD;
-                }
-            }
-        }
-        bodies.push(PackBody { slot, len: at as u32, payload });
-        Some(bodies)
-    }
-}
-
-impl Packer for SourcePacker {
-    fn pack(&self, stream: StreamKey, number: u32, items: Vec<PackItem>, block: u32, reply: Arc<Mailbox<Command>>) {
-        let this = Self {
-            root: self.root.clone(),
-            roots: self.roots.clone(),
-            pool: self.pool.clone(),
-            arena: self.arena.clone(),
-        };
-        self.pool.submit(move || {
-            let command = match this.fill(items, block) {
-                Some(bodies) => Command::Pack(stream, number, bodies),
-                None => Command::Detach(stream),
-            };
-            reply.send(command);
-        });
     }
 }
 

@@ -254,7 +254,7 @@ pub fn many(root: &Path, count: usize, size: usize) {
         if n % 1000 == 0 {
             fs::create_dir_all(&dir).unwrap();
         }
-        fs::write(dir.join(format!("file-{n:06}")), &noise(size, n as u64 + 1)).unwrap();
+        fs::write(dir.join(format!("file-{n:06}")), noise(size, n as u64 + 1)).unwrap();
     }
 }
 

@@ -1,0 +1,103 @@
+//! Blocking work on files that are there: a part file of an earlier run, and what stands under a final name.
+
+use super::*;
+
+/// Blocking: opens the part file of an earlier run, or a new one, and finds out which chunks of it can be kept. `None`
+/// when the journal knows chunks of a part file that is not there: it has to forget them before there is a new one.
+pub(super) fn open_part(
+    root: &Root,
+    probes: &disk::ProbeCache,
+    planned: &Planned,
+    id: &TransferId,
+    extents: Option<&[Span]>,
+    known: Vec<(u32, Digest)>,
+    old: Vec<u32>,
+    wish: IoWish,
+) -> Result<Option<OpenedPart>, disk::DiskError> {
+    let (dir, _) = root.parent_of(&planned.to)?;
+    let facts = probes.destination(&dir)?;
+    let plan = write_plan(&facts, planned.size, wish);
+    let grid = Grid::new(planned.size).expect("sizes are checked when a manifest comes in");
+    let lost = |error: &disk::DiskError| {
+        matches!(error, disk::DiskError::ForeignPart { .. } | disk::DiskError::NotRegular { .. })
+    };
+    // In a file with holes old data could come to lie in a new hole: there the old version is no use.
+    let old = if extents.is_some() { Vec::new() } else { old };
+    let reopened = if !old.is_empty() {
+        PartFile::adopt(root, &planned.to, id, planned.size, &plan)
+    } else if !known.is_empty() {
+        PartFile::reopen(root, &planned.to, id, planned.size, &plan)
+    } else {
+        Ok(None)
+    };
+    let reopened = match reopened {
+        Ok(None) if !known.is_empty() => return Ok(None),
+        Err(error) if lost(&error) && !known.is_empty() => return Ok(None),
+        Err(error) if lost(&error) => None,
+        other => other?,
+    };
+    let fresh = reopened.is_none();
+    let (mut kept, mut forget) = (Vec::new(), Vec::new());
+    let part = match reopened {
+        Some(part) => {
+            (kept, forget) = rehash(&part, grid, known);
+            part
+        }
+        None => {
+            PartFile::discard(root, &planned.to, id)?;
+            PartFile::create(root, &planned.to, id, planned.size, extents, &plan)?
+        }
+    };
+    let old = if fresh { HashMap::new() } else { digest_old(&part, grid, &old, &kept) };
+    let mut zeros = Vec::new();
+    for index in (0..grid.chunks()).filter(|_| extents.is_some()) {
+        let span = grid.span(index).expect("below chunks()");
+        let data = extents.is_some_and(|e| e.iter().any(|x| x.offset < span.end() && x.end() > span.offset));
+        if !data && !kept.iter().any(|(i, _)| *i == index) {
+            if !fresh {
+                part.punch(span)?;
+            }
+            let mut hasher = digest::ChunkHasher::default();
+            hasher.update_zeros(span.len);
+            zeros.push((index, hasher.finish(span)));
+        }
+    }
+    Ok(Some(OpenedPart { part, plan, kept, forget, zeros, old, fresh, volatile: facts.kind.is_volatile() }))
+}
+
+/// Digests the last chunks that the journal knows once more: a storage that lied about its last flush shows here.
+pub(super) fn rehash(part: &PartFile, grid: Grid, mut known: Vec<(u32, Digest)>) -> (Vec<(u32, Digest)>, Vec<u32>) {
+    use rayon::prelude::*;
+    known.sort_unstable_by_key(|(index, _)| *index);
+    let check = known.split_off(known.len().saturating_sub((REHASH_BYTES / CHUNK_SIZE) as usize));
+    let checked: Vec<(u32, Digest, bool)> = check
+        .into_par_iter()
+        .map(|(index, want)| {
+            let Some(span) = grid.span(index) else { return (index, want, false) };
+            let mut buffer = disk::AlignedBuf::new(span.len as usize);
+            let bytes = &mut buffer[..span.len as usize];
+            let same = part.read_back(span.offset, bytes).is_ok() && digest::chunk(bytes, span.offset) == want;
+            (index, want, same)
+        })
+        .collect();
+    let forget = checked.iter().filter(|(_, _, same)| !same).map(|(index, ..)| *index).collect();
+    known.extend(checked.into_iter().filter(|(_, _, same)| *same).map(|(index, digest, _)| (index, digest)));
+    (known, forget)
+}
+
+/// Blocking: the chunk digests of what stands under a final name.
+pub(super) fn digest_existing(root: &Root, path: &RelPath, size: u64) -> Result<Vec<Digest>, disk::DiskError> {
+    use std::os::unix::fs::FileExt;
+    let grid = Grid::new(size).expect("sizes are checked when a manifest comes in");
+    let file = disk::open_existing(root, path)?;
+    let mut buffer = vec![0; CHUNK_SIZE.min(size) as usize];
+    let mut digests = Vec::with_capacity(grid.chunks() as usize);
+    for index in 0..grid.chunks() {
+        let span = grid.span(index).expect("below chunks()");
+        let bytes = &mut buffer[..span.len as usize];
+        file.read_exact_at(bytes, span.offset)
+            .map_err(|_| disk::DiskError::Short { path: path.clone(), missing: span.len })?;
+        digests.push(digest::chunk(bytes, span.offset));
+    }
+    Ok(digests)
+}

@@ -1,0 +1,152 @@
+//! Small files: asked for in packs, written whole, handed to the commit together.
+
+use super::*;
+
+impl Run<'_> {
+    pub(super) fn claim_pack(&mut self, stream: StreamKey) -> bool {
+        // What is written and not yet committed is still in `small`.
+        if self.small.len() >= small_open_max() {
+            return false;
+        }
+        let (mut items, mut open) = (Vec::new(), Vec::new());
+        let (mut bytes, mut encoded) = (0, 2);
+        while items.len() < PACK_MAX_FILES && bytes < PACK_BYTES {
+            let Some(planned) = self.small_queue.front() else { break };
+            let room = encoded + 24 + planned.path.as_bytes().len();
+            if room > PACK_WANT_MAX_BYTES {
+                break;
+            }
+            encoded = room;
+            bytes += planned.size;
+            let planned = self.small_queue.pop_front().expect("front was there");
+            let handle = self.new_handle();
+            items.push(PackItem {
+                handle,
+                root: planned.root,
+                path: planned.path.clone(),
+                size: planned.size as u32,
+                mtime: planned.mtime,
+            });
+            open.push(handle);
+            self.small.insert(handle, Small { planned });
+        }
+        if items.is_empty() {
+            return false;
+        }
+        self.next_pack += 1;
+        let (number, items) = (self.next_pack, Arc::new(items));
+        self.peers[0].links.command(stream, Command::Claim(stream, Claim::Pack { number, items }));
+        self.packs.insert(number, Pack { stream, open });
+        true
+    }
+
+    /// Files of a pack whose stream is gone, or that did not come right, are asked for again.
+    pub(in crate::engine::destination) fn requeue(&mut self, pack: Pack) {
+        for handle in pack.open {
+            let Some(mut small) = self.small.remove(&handle) else { continue };
+            small.planned.tries += 1;
+            if small.planned.tries > TRIES {
+                self.fail(&small.planned.to, Class::Verification, "did not arrive intact after several tries");
+            } else {
+                self.small_queue.push_back(small.planned);
+            }
+        }
+    }
+
+    pub(super) fn pack_arrived(
+        &mut self,
+        number: u32,
+        body: PackBody,
+        entries: Vec<(PackEntry, Option<Digest>)>,
+        last: bool,
+    ) {
+        let Some(pack) = self.packs.get_mut(&number) else { return };
+        let mut write = Vec::new();
+        let mut failed = Vec::new();
+        for (entry, digest) in entries {
+            // What is answered once is not answered again.
+            let Some(at) = pack.open.iter().position(|h| *h == entry.handle) else { continue };
+            match (entry.status, digest) {
+                (Status::Ok, None) => self.carry.failed_chunks += 1, // stays open: asked for again
+                (Status::Ok, Some(digest)) => {
+                    pack.open.swap_remove(at);
+                    write.push((entry, digest));
+                }
+                (status, _) => {
+                    pack.open.swap_remove(at);
+                    failed.push((entry.handle, status));
+                }
+            }
+        }
+        for (handle, status) in failed {
+            if let Some(small) = self.small.remove(&handle) {
+                let (class, why) = status_words(status).unwrap_or((Class::OtherSource, "cannot be read at the source"));
+                self.fail(&small.planned.to, class, why);
+            }
+        }
+        if last && let Some(pack) = self.packs.remove(&number) {
+            self.requeue(pack);
+        }
+        if write.is_empty() {
+            return;
+        }
+        let jobs: Vec<_> = write
+            .into_iter()
+            .filter_map(|(entry, digest)| {
+                let small = self.small.get(&entry.handle)?;
+                let meta = meta_of(&small.planned, self);
+                Some((entry, digest, small.planned.to.clone(), small.planned.size, meta))
+            })
+            .collect();
+        self.pending_bytes += jobs.iter().map(|(.., size, _)| size).sum::<u64>();
+        self.creating += 1;
+        let (root, id, done) = (self.root.clone(), self.id, self.done.clone());
+        self.ctx.pool.submit(move || {
+            let bytes = &body.slot.as_slice()[SLOT_HEAD as usize..];
+            let written = jobs
+                .into_iter()
+                .map(|(entry, chunk, to, size, meta)| {
+                    let digest = file_digest(size, &[Some(chunk)]);
+                    let content = &bytes[entry.content.clone()];
+                    (entry.handle, create_small(&root, &to, &id, content, &meta, digest), chunk)
+                })
+                .collect();
+            drop(body);
+            let _ = done.send(Done::Small(written));
+        });
+    }
+
+    pub(super) fn small_written(
+        &mut self,
+        written: Vec<crate::engine::destination::run::Written>,
+    ) -> Result<(), TransferError> {
+        self.creating -= 1;
+        for (handle, result, chunk) in written {
+            let Some(planned) = self.small.get(&handle).map(|s| s.planned.clone()) else { continue };
+            match result {
+                Ok(file) => {
+                    self.durable_storage &= !self.volatile_home;
+                    self.counts.placed_bytes += planned.size;
+                    self.pending.small.push(CreatedSmall {
+                        handle,
+                        key: planned.key,
+                        file,
+                        chunk,
+                        digest: file_digest(planned.size, &[Some(chunk)]).expect("one chunk or none"),
+                        size: planned.size,
+                        mtime: planned.mtime,
+                    });
+                }
+                Err(error) => {
+                    self.small.remove(&handle);
+                    let error = disk_error(&error);
+                    self.fail(&planned.to, error.class, error.what.clone());
+                    if error.class == Class::Retry {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
