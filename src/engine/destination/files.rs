@@ -5,6 +5,7 @@ mod intake;
 mod opening;
 mod packs;
 mod trouble;
+mod words;
 
 use super::prepare::Looked;
 use super::run::{Done, Run, small_open_max};
@@ -30,6 +31,7 @@ use opening::{digest_existing, open_part};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use words::{status_words, write_error};
 
 /// Big files open at once: enough to keep the pipes full across Bind round trips, far from any descriptor limit.
 const OPEN_MAX: usize = 128;
@@ -680,32 +682,6 @@ fn file_digest(size: u64, digests: &[Option<Digest>]) -> Option<Digest> {
     let chunks = Grid::new(size)?.chunks() as usize;
     let known: Vec<&Digest> = digests.iter().take(chunks).flatten().collect();
     (known.len() == chunks).then(|| digest::file(size, known))
-}
-
-fn status_words(status: Status) -> Option<(Class, &'static str)> {
-    Some(match status {
-        Status::Ok => return None,
-        Status::Changed => (Class::Retry, "changed at the source while it was moved; repeat when nobody writes it"),
-        Status::Gone => (Class::OtherSource, "was deleted at the source while it was moved"),
-        Status::Denied => (Class::Denied, "may not be read at the source: check its owner and mode"),
-        Status::Unwanted => (Class::OtherSource, "was left out by the source"),
-        Status::Failed => (Class::OtherSource, "cannot be read at the source: its storage reports an error"),
-    })
-}
-
-fn write_error(kind: std::io::ErrorKind, errno: Option<i32>, path: &RelPath) -> TransferError {
-    let (class, what) = match kind {
-        std::io::ErrorKind::StorageFull => (
-            Class::Retry,
-            "the destination is full: make room, then repeat the command; what is durable is kept".to_owned(),
-        ),
-        std::io::ErrorKind::QuotaExceeded => (Class::Retry, "the disk quota is used up".to_owned()),
-        _ => (
-            Class::Permanent,
-            format!("the destination cannot write: {}", std::io::Error::from_raw_os_error(errno.unwrap_or(5))),
-        ),
-    };
-    TransferError::new(class, what).at(escape(path.as_bytes()))
 }
 
 /// Whether what stands there is a directory, for the finish.

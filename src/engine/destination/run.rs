@@ -1,5 +1,6 @@
 //! One session of a destination: the loop. What happens is in `files`, how it ends in `finish`.
 
+use super::files::{OpenFile, Pack, Planned, Small};
 use super::prepare::{Looked, look};
 use super::{Carry, Placement};
 use crate::digest::Digest;
@@ -23,8 +24,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-
-use super::files::{OpenFile, Pack, Planned, Small};
 
 /// Files known and not finished above which the source waits with further segments: bounds memory.
 const AHEAD_FILES: usize = 8192;

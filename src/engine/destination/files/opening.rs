@@ -4,6 +4,8 @@ use super::*;
 
 /// Blocking: opens the part file of an earlier run, or a new one, and finds out which chunks of it can be kept. `None`
 /// when the journal knows chunks of a part file that is not there: it has to forget them before there is a new one.
+// Each argument is one fact about the file, and the pool's job has them by these names.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn open_part(
     root: &Root,
     probes: &disk::ProbeCache,
