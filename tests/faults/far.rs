@@ -45,7 +45,8 @@ impl Link {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap();
         let link = Self { child, name };
         let end = Instant::now() + Duration::from_secs(10);
-        while !link.run_in("a", &["ping", "-c", "1", "-W", "2", "10.77.0.2"]).0 {
+        let ready = |side| link.run_in(side, &["ip", "-o", "-4", "addr", "show"]).1.contains("10.77.0.");
+        while !(ready("a") && ready("b")) {
             assert!(Instant::now() < end, "the link did not come up");
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -113,21 +114,22 @@ impl Scene {
 /// Needs root: network namespaces and a TUN device; skipped without.
 #[test]
 fn one_gigabit_over_a_tenth_of_a_second_is_filled() {
-    let bytes = if long() { 8 << 30 } else { 1 << 30 };
+    let bytes = if long() { 8 << 30 } else { 2 << 30 };
     let Some(scene) = Scene::new("lhf", "100ms", bytes) else { return };
     let report = scene.begin().succeeds(PATIENCE);
     assert_eq!(difference(&scene.agent.root().join("file"), &scene.target()), None);
-    // A 1500-byte packet carries 96.5 % of the link's rate; slow start costs some tenths of a second at the beginning.
+    // A 1500-byte packet carries 96.5 % of the link's rate; TLS, ticket, handshake and slow start cost
+    // a second at the beginning, which the short form feels.
     let rate = report["bits_per_second"].as_u64().unwrap() as f64 / 1e9;
     eprintln!("{} MiB at 1 Gbit/s x 100 ms: {rate:.3} Gbit/s; {}", bytes / MIB, report["limiter"]);
-    let least = if long() { 0.90 } else { 0.75 };
+    let least = if long() { 0.90 } else { 0.80 };
     assert!(rate >= least, "{rate:.3} Gbit/s: {report:#}");
 }
 
 /// Needs root: network namespaces and a TUN device; skipped without.
 #[test]
 fn kills_on_a_long_link_cost_no_more_than_their_bound() {
-    let (bytes, kills, life) = if long() { (8 << 30, 10, (4_000, 7_000)) } else { (768 * MIB, 4, (1_500, 2_500)) };
+    let (bytes, kills, life) = if long() { (8 << 30, 10, (4_000, 7_000)) } else { (1 << 30, 4, (3_000, 4_500)) };
     let Some(mut scene) = Scene::new("lhk", "200ms", bytes) else { return };
     let before = scene.link.received();
     let mut random = Random::told("far");
