@@ -556,7 +556,7 @@ fn facts(ctx: &Ctx) -> Vec<(String, String)> {
 
 /// Hands the workers' events to the sessions.
 async fn pump_events(ctx: Rc<Ctx>, (wake, inbox): (WakeSource, Arc<Mailbox<Event>>)) {
-    // `register` is unsafe for the sake of types that change their descriptor; a WakeSource keeps its own for life.
+    // `register` asks for a promise on behalf of types that change their descriptor; a WakeSource keeps its own for life.
     #[allow(deprecated)]
     let wake = match AsyncFd::new(wake) {
         Ok(wake) => wake,
