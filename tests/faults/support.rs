@@ -328,6 +328,50 @@ pub fn peak_rss(pid: u32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
+/// A network namespace with nothing but its own loopback, whose counters see these transfers alone.
+pub struct Net(String);
+
+impl Net {
+    /// `None`, said why, without root.
+    pub fn up(name: &str) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            skip("interface counters of a namespace need root");
+            return None;
+        }
+        let net = Self(format!("{name}{}", std::process::id()));
+        for words in [["netns", "add", &net.0].as_slice(), &["-n", &net.0, "link", "set", "lo", "up"]] {
+            assert!(Command::new("ip").args(words).status().unwrap().success(), "ip {words:?}");
+        }
+        Some(net)
+    }
+
+    /// What runs a command in it.
+    pub fn prefix(net: Option<&Self>) -> Vec<&str> {
+        net.map_or(Vec::new(), |net| vec!["ip", "netns", "exec", &net.0])
+    }
+
+    /// Bytes that its loopback has carried.
+    pub fn carried(&self) -> u64 {
+        received_in(&self.0, |interface| interface == "lo")
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+/// Bytes that the interfaces of a namespace have received, by the kernel's count.
+pub fn received_in(namespace: &str, counts: impl Fn(&str) -> bool) -> u64 {
+    let words = ["netns", "exec", namespace, "cat", "/proc/net/dev"];
+    let text = Command::new("ip").args(words).output().unwrap().stdout;
+    let text = String::from_utf8(text).unwrap();
+    let lines = text.lines().filter_map(|line| line.trim_start().split_once(':'));
+    let counted = lines.filter(|(name, _)| counts(name));
+    counted.map(|(_, rest)| rest.split_whitespace().next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
 /// What a kill may cost at most, with the buffers of near streams (1 MiB at each end): DESIGN, rules.
 pub fn resend_bound(streams: u64, bytes: u64) -> u64 {
     streams * (CHUNK + 2 * MIB) + longhaul::limits::commit_window(bytes)

@@ -114,6 +114,8 @@ pub(super) struct OpenFile {
     /// ones, nothing is sent.
     old: HashMap<u32, Digest>,
     tries: u32,
+    /// How often a chunk arrived damaged. A link that damages now and then costs chunks, not the file.
+    damaged: HashMap<u32, u32>,
     /// Start the write-back of each chunk as it is placed: a buffered file's sync stays short that way.
     write_behind: bool,
     /// Who brought which chunk, when there are several sources.
@@ -201,6 +203,7 @@ impl Run<'_> {
                     local: None,
                     old: HashMap::new(),
                     tries: planned.tries,
+                    damaged: HashMap::new(),
                     write_behind: false,
                     served: Vec::new(),
                     bound: Vec::new(),

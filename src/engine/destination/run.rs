@@ -502,7 +502,7 @@ impl Run<'_> {
         let lost: Vec<u32> = self.packs.iter().filter(|(_, pack)| pack.stream == stream).map(|(n, _)| *n).collect();
         for number in lost {
             if let Some(pack) = self.packs.remove(&number) {
-                self.requeue(pack);
+                self.requeue(pack, true);
             }
         }
     }
