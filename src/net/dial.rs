@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn a_window_set_after_the_handshake_does_not_wait_for_the_persist_timer() {
-        // A segment that never fits the window goes out with the persist timer, 200 ms at the least: 256 KiB through
-        // 4 KiB would take 12 s.
-        let took = through_a_late_window(4096, 256 << 10);
+        // A segment that never fits the window goes out with the persist timer, 200 ms at the least: a MiB through 4 KiB
+        // takes some 19 s then, and 0.3 s else.
+        let took = through_a_late_window(4096, 1 << 20);
         assert!(took < Duration::from_secs(6), "{took:?}");
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         assert_eq!(fit_segments(&socket, 4096), None);
