@@ -113,7 +113,7 @@ pub struct Args {
     /// Block buffers of this process [default: 96MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<u64>,
-    /// auto, buffered, dontcache or direct
+    /// auto, buffered, dontcache, direct or splice (unencrypted bytes go from the page cache to the socket)
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_word::<IoChoice>)]
     pub io: IoChoice,
 }

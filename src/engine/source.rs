@@ -19,7 +19,7 @@ use crate::ids::Handle;
 use crate::manifest::SegmentBuilder;
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
-use crate::sys::{Arena, FileMode, SLOT_HEAD};
+use crate::sys::{Arena, FileMode, SLOT_HEAD, SendPath};
 use crate::wire::control::{
     Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats,
 };
@@ -138,6 +138,7 @@ struct Session<'a> {
     links: Links,
     files: HashMap<Handle, Arc<SourceFile>>,
     wish: IoWish,
+    splice: bool,
     how: BTreeSet<String>,
     began: Instant,
     cpu_ns: u64,
@@ -235,7 +236,7 @@ impl<'a> Session<'a> {
         entry: &'a Rc<Entry>,
         sent: &Rc<Cell<u64>>,
     ) -> Result<Report, TransferError> {
-        let Opened { id, control, streams, rtt_us, source, mut joining, peer, .. } = opened;
+        let Opened { id, control, streams, encrypted, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
         let socket = tokio::net::TcpStream::from_std(socket)
             .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
@@ -282,6 +283,10 @@ impl<'a> Session<'a> {
         };
         let mut links = Links::new(ctx.clone(), config, Some(packer), events);
         links.tally = Some(sent.clone());
+        let splice = accept.io == SPLICE && !encrypted;
+        if accept.io == SPLICE && encrypted {
+            links.notes.push("--io splice needs --encrypt off at both ends: files are read and sealed".to_owned());
+        }
         links.dial_all(used);
         let (scan, mut scanned) = mpsc::channel(4);
         let stop_scan = Arc::new(AtomicBool::new(false));
@@ -296,6 +301,7 @@ impl<'a> Session<'a> {
             links,
             files: HashMap::new(),
             wish: wish(&accept.io),
+            splice,
             how: BTreeSet::new(),
             began: Instant::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
@@ -411,8 +417,9 @@ impl<'a> Session<'a> {
             let (status, object, extents) = match result {
                 Ok(file) => {
                     let plan = file.plan();
-                    self.how.insert(format!("{} ({})", mode_word(plan.mode), plan.reason));
-                    let io = Arc::new(source_io(&file));
+                    let io = Arc::new(source_io(&file, self.splice));
+                    let sent = if io.splice { ", sent from there" } else { "" };
+                    self.how.insert(format!("{}{sent} ({})", mode_word(plan.mode), plan.reason));
                     let extents = io.extents.clone();
                     let identity = file.identity();
                     self.links.broadcast(|| Command::Bound(self.links.session, handle, io.clone()));
@@ -454,6 +461,16 @@ impl<'a> Session<'a> {
     fn stats(&self) -> SourceStats {
         let totals = self.links.totals();
         let (busy, _) = worker_totals(self.ctx);
+        let mut how = self.how.clone();
+        let mut notes = self.links.notes.clone();
+        for path in self.links.send_paths() {
+            match path {
+                SendPath::Plain => {}
+                SendPath::ZeroCopy => drop(how.insert("SEND_ZC".to_owned())),
+                SendPath::Copies => notes.push("zero-copy send copies on this path: plain sends".to_owned()),
+                SendPath::Refused => notes.push("zero-copy send was refused: plain sends".to_owned()),
+            }
+        }
         SourceStats {
             sent_bytes: totals.payload,
             cpu_ns: crate::sys::process_cpu_time_ns() - self.cpu_ns,
@@ -461,8 +478,8 @@ impl<'a> Session<'a> {
             read_wait_ns: totals.disk_wait,
             idle_ns: totals.idle,
             busy_ns: busy - self.worker_ns.0,
-            io: self.how.iter().cloned().collect::<Vec<_>>().join(", "),
-            notes: self.links.notes.clone(),
+            io: how.into_iter().collect::<Vec<_>>().join(", "),
+            notes,
         }
     }
 
@@ -509,9 +526,12 @@ async fn accepted(channel: &mut Channel) -> Result<Accept, TransferError> {
     }
 }
 
+/// The word for [`super::spec::IoChoice::Splice`] in [`Accept`].
+pub(super) const SPLICE: &str = "splice";
+
 fn wish(word: &str) -> IoWish {
     match word {
-        "buffered" => IoWish::Buffered,
+        "buffered" | SPLICE => IoWish::Buffered,
         "dontcache" => IoWish::DontCache,
         "direct" => IoWish::Direct,
         _ => IoWish::Auto,
@@ -554,7 +574,7 @@ fn open_one(
     SourceFile::open(root, &path, expect, probes, wish).map_err(|error| status_of(&error))
 }
 
-fn source_io(file: &SourceFile) -> SourceIo {
+fn source_io(file: &SourceFile, splice: bool) -> SourceIo {
     let chosen = file.file_ref();
     let direct = (chosen.mode == FileMode::Direct).then(|| chosen.clone());
     let depth = match chosen.mode {
@@ -567,6 +587,8 @@ fn source_io(file: &SourceFile) -> SourceIo {
         size: file.identity().size,
         extents: file.extents().filter(|e| e.len() <= EXTENTS_MAX).map(<[Span]>::to_vec),
         depth,
+        // Only what a plain read brings into the page cache lies there to be sent.
+        splice: splice && file.plan().mode == FileMode::PageCache,
     }
 }
 

@@ -82,7 +82,7 @@ pub struct TransferOptions {
     pub checksums: Vec<ChecksumKind>,
     /// The SRC was given with `-r`: directories are allowed.
     pub recursive: bool,
-    /// Read and write through the page cache, with O_DIRECT, or as probed.
+    /// Read and write through the page cache, with O_DIRECT, by `sendfile`, or as probed.
     pub io: IoChoice,
 }
 
@@ -120,6 +120,8 @@ pub enum IoChoice {
     DontCache,
     /// O_DIRECT.
     Direct,
+    /// Buffered, and what is not encrypted goes from the page cache to the socket (`sendfile`); written as `Auto`.
+    Splice,
 }
 
 /// Which queue the workers use.

@@ -63,7 +63,7 @@ pub struct Accept {
     pub congestion: Option<String>,
     /// Socket buffers.
     pub window: Option<u64>,
-    /// How the source is to read: `auto`, `buffered`, `dontcache` or `direct`.
+    /// How the source is to read: `auto`, `buffered`, `dontcache`, `direct` or `splice`; a word it does not know is `auto`.
     pub io: String,
     /// Segments the source may send at first.
     pub credit: u32,

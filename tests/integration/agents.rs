@@ -123,6 +123,10 @@ fn show_config_names_origins_and_findings() {
         assert!(shown["engine"][key].is_string(), "{key}: {shown}");
     }
     assert_eq!(shown["engine"]["workers"], "1");
+    if shown["engine"]["engine"] == "io_uring" {
+        let probed = format!("{}{}", shown["engine"]["engine.features"], shown["engine"]["engine.refused"]);
+        assert!(probed.contains("SEND_ZC"), "whether the kernel sends without a copy: {shown}");
+    }
     assert!(!sandbox.at("s/token").exists(), "looking makes nothing");
 }
 

@@ -146,7 +146,8 @@ fn meta_of(planned: &Planned, run: &Run<'_>) -> Meta {
 
 fn wish_of(choice: IoChoice) -> IoWish {
     match choice {
-        IoChoice::Auto => IoWish::Auto,
+        // Splicing is the source's affair.
+        IoChoice::Auto | IoChoice::Splice => IoWish::Auto,
         IoChoice::Buffered => IoWish::Buffered,
         IoChoice::DontCache => IoWish::DontCache,
         IoChoice::Direct => IoWish::Direct,

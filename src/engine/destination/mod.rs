@@ -434,6 +434,7 @@ fn accept_message(
         super::spec::IoChoice::Buffered => "buffered",
         super::spec::IoChoice::DontCache => "dontcache",
         super::spec::IoChoice::Direct => "direct",
+        super::spec::IoChoice::Splice => super::source::SPLICE,
     };
     Message::Accept(Accept {
         transfer: id,
