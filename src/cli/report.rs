@@ -145,6 +145,8 @@ fn moved(report: &Report) -> String {
 
 fn resent(report: &Report) -> String {
     let what = if report.resent_bytes == 0 { "nothing".to_owned() } else { Bytes(report.resent_bytes).to_string() };
+    // What the interrupted run had under way counts there.
+    let what = if report.resumed_bytes > 0 { format!("{what} in this run") } else { what };
     let bad = match report.failed_chunks {
         0 => String::new(),
         chunks => format!(" ({} arrived damaged and {} fetched again)", count(chunks, "chunk"), was(chunks)),

@@ -7,16 +7,18 @@ use super::channel::Channel;
 use super::coordinator::{Ctx, Entry, unix_now};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
+use super::rows::Rows;
 use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
 use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, SourceIo, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
 use crate::digest::{chunk, wire_check};
+use crate::disk::scan::ScanError;
 use crate::disk::{self, Expect, IoWish, ProbeCache, Root, ScanTotals, Scanned, SourceError, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::manifest::SegmentBuilder;
+use crate::manifest::{EntryKind, SegmentBuilder};
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
 use crate::sys::{Arena, FileMode, SLOT_HEAD};
@@ -28,7 +30,7 @@ use packer::SourcePacker;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -103,6 +105,9 @@ pub async fn push(
             _ = cancel.wait_for(|c| *c) => interrupted(),
             _ = stopping.wait_for(|c| *c) => interrupted(),
         };
+        if opened_one.get() {
+            backoff.met();
+        }
         if sent.get() > before && error.class == Class::Reconnect {
             backoff.worked();
         }
@@ -138,6 +143,7 @@ struct Session<'a> {
     links: Links,
     files: HashMap<Handle, Arc<SourceFile>>,
     wish: IoWish,
+    rows: Option<Arc<Rows>>,
     how: BTreeSet<String>,
     began: Instant,
     cpu_ns: u64,
@@ -219,7 +225,27 @@ pub fn disk_error(error: &disk::DiskError) -> TransferError {
         _ if error.may_pass() => Class::Retry,
         _ => Class::Permanent,
     };
-    TransferError::new(class, error.to_string())
+    let text = error.to_string();
+    // A disk error begins with the path that it is about.
+    match text.split_once(": ") {
+        Some((path, what)) => TransferError::new(class, what).at(path),
+        None => TransferError::new(class, text),
+    }
+}
+
+/// An error about a path below `base`: below `/`, which is what a local end has, its path is shown as an absolute one.
+pub(super) fn rooted(mut error: TransferError, base: &Path) -> TransferError {
+    if base == Path::new("/")
+        && let Some(at) = &mut error.at
+    {
+        *at = absolute(at);
+    }
+    error
+}
+
+/// A path as shown, below `/`.
+pub(super) fn absolute(shown: &str) -> String {
+    format!("/{}", if shown == "." { "" } else { shown })
 }
 
 fn lost(fault: &Fault) -> TransferError {
@@ -240,8 +266,8 @@ impl<'a> Session<'a> {
         let socket = tokio::net::TcpStream::from_std(socket)
             .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
         let mut channel = Channel::open(socket, sealer, opener);
-        let recursive = spec.recursive;
-        let prepared = ctx.pool.run(move || prepare(&spec)).await;
+        let (recursive, base, rows) = (spec.recursive, spec.base.clone(), spec.rows.clone());
+        let prepared = ctx.pool.run(move || prepare(&spec).map_err(|error| rooted(error, &spec.base))).await;
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -255,6 +281,7 @@ impl<'a> Session<'a> {
             engine: ctx.engine.engine.to_owned(),
             notes: notes.into_iter().chain(ctx.fallbacks()).collect(),
             process: u64::from(std::process::id()),
+            digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
         let accept = accepted(&mut channel).await?;
@@ -286,7 +313,15 @@ impl<'a> Session<'a> {
         let (scan, mut scanned) = mpsc::channel(4);
         let stop_scan = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(stop_scan.clone());
-        spawn_scan(prepared.root.clone(), roots.clone(), recursive, scan, stop_scan);
+        let scan = ScanJob {
+            root: prepared.root.clone(),
+            base,
+            roots: roots.clone(),
+            recursive,
+            rows: rows.clone(),
+            tell: scan,
+        };
+        spawn_scan(scan, stop_scan);
         let mut session = Session {
             ctx,
             entry,
@@ -296,6 +331,7 @@ impl<'a> Session<'a> {
             links,
             files: HashMap::new(),
             wish: wish(&accept.io),
+            rows,
             how: BTreeSet::new(),
             began: Instant::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
@@ -386,6 +422,11 @@ impl<'a> Session<'a> {
                     streams: self.links.live.len() as u16,
                     phase: p.phase,
                 });
+                Ok(())
+            }
+            Message::Digests(files) => {
+                let rows = self.rows.iter();
+                rows.for_each(|rows| files.iter().for_each(|(key, digest)| rows.arrived(*key, *digest)));
                 Ok(())
             }
             Message::StatsRequest => {
@@ -578,23 +619,36 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
-fn spawn_scan(
+/// What a scan works on.
+struct ScanJob {
     root: Arc<Root>,
+    base: PathBuf,
     roots: Arc<Vec<RelPath>>,
     recursive: bool,
+    rows: Option<Arc<Rows>>,
     tell: mpsc::Sender<Scan>,
-    stop: Arc<AtomicBool>,
-) {
+}
+
+/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
+fn spawn_scan(job: ScanJob, stop: Arc<AtomicBool>) {
     let work = move || {
+        let ScanJob { root, base, roots, recursive, rows, tell } = job;
         let mut builder = SegmentBuilder::default();
         let mut segments = 0;
         let mut last = Instant::now();
         let mut emit = |scanned: Scanned| {
             let full = match scanned {
-                Scanned::Entry(entry) => builder.push(&entry),
+                Scanned::Entry(entry) => {
+                    if let Some(rows) = rows.as_ref().filter(|_| entry.kind != EntryKind::Special) {
+                        rows.named(&entry);
+                    }
+                    builder.push(&entry)
+                }
                 Scanned::Problem { root, path, error } => {
-                    let what = error.to_string();
+                    let what = match error {
+                        ScanError::Disk(error) => rooted(disk_error(&error), &base).to_string(),
+                        error => error.to_string(),
+                    };
                     if tell.blocking_send(Scan::Problem { root, path: path.as_bytes().to_vec(), what }).is_err() {
                         return ControlFlow::Break(());
                     }

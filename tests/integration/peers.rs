@@ -206,6 +206,7 @@ fn an_expired_ticket_opens_nothing() {
             roots: vec![RelPath::new(b"src").unwrap()],
             recursive: true,
             encrypt: None,
+            rows: None,
         };
         let grant = Grant { principal: "t".to_owned(), access: Access::Read(from), ttl_secs: 2 };
         runtime.block_on(engine.handle().issue(grant)).unwrap()
@@ -370,6 +371,7 @@ fn hostile(root_name: &'static [u8], segment: Vec<u8>) -> SocketAddr {
             engine: "io_uring".to_owned(),
             notes: vec!["\x1b[2Jnote".to_owned()],
             process: 1,
+            digests: false,
         }));
         match spoken.hear() {
             Some(Message::Accept(_)) => {}
