@@ -1,34 +1,38 @@
 //! A source's session: offers its roots, streams the manifest, opens what is asked for, and looks once more before the
 //! destination publishes. It keeps nothing that a crash could lose.
 
+mod opening;
 mod packer;
 
 use super::channel::Channel;
 use super::coordinator::{Ctx, Entry, unix_now};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
+use super::rows::Rows;
 use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
 use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
 use super::worker::mailbox::Mailbox;
-use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, SourceIo, StreamKey};
+use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
 use crate::digest::{chunk, wire_check};
-use crate::disk::{self, Expect, IoWish, ProbeCache, Root, ScanTotals, Scanned, SourceError, SourceFile};
+use crate::disk::scan::ScanError;
+use crate::disk::{self, Expect, IoWish, Root, ScanTotals, Scanned, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::manifest::SegmentBuilder;
+use crate::manifest::{EntryKind, SegmentBuilder};
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
-use crate::sys::{Arena, FileMode, SLOT_HEAD, SendPath};
-use crate::wire::control::{
-    Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats,
-};
+use crate::sys::{Arena, SLOT_HEAD, SendPath};
+use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
+pub(super) use opening::SPLICE;
+pub use opening::mode_word;
+use opening::{open_one, place, source_io, status_of, wish};
 use packer::SourcePacker;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,9 +45,6 @@ const SEGMENT_LATENCY: Duration = Duration::from_millis(20);
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Files a peer may have open here at once.
 const BOUND_MAX: usize = 4096;
-/// Reads in flight for a stream: the page cache needs one ahead, a device several (datapath research, section 1.5).
-const DEPTH_CACHED: usize = 1;
-const DEPTH_DEVICE: usize = 8;
 
 /// An idle stream is probed after so long.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -103,6 +104,9 @@ pub async fn push(
             _ = cancel.wait_for(|c| *c) => interrupted(),
             _ = stopping.wait_for(|c| *c) => interrupted(),
         };
+        if opened_one.get() {
+            backoff.met();
+        }
         if sent.get() > before && error.class == Class::Reconnect {
             backoff.worked();
         }
@@ -139,6 +143,7 @@ struct Session<'a> {
     files: HashMap<Handle, Arc<SourceFile>>,
     wish: IoWish,
     splice: bool,
+    rows: Option<Arc<Rows>>,
     how: BTreeSet<String>,
     began: Instant,
     cpu_ns: u64,
@@ -220,7 +225,27 @@ pub fn disk_error(error: &disk::DiskError) -> TransferError {
         _ if error.may_pass() => Class::Retry,
         _ => Class::Permanent,
     };
-    TransferError::new(class, error.to_string())
+    let text = error.to_string();
+    // A disk error begins with the path that it is about.
+    match text.split_once(": ") {
+        Some((path, what)) => TransferError::new(class, what).at(path),
+        None => TransferError::new(class, text),
+    }
+}
+
+/// An error about a path below `base`: below `/`, which is what a local end has, its path is shown as an absolute one.
+pub(super) fn rooted(mut error: TransferError, base: &Path) -> TransferError {
+    if base == Path::new("/")
+        && let Some(at) = &mut error.at
+    {
+        *at = absolute(at);
+    }
+    error
+}
+
+/// A path as shown, below `/`.
+pub(super) fn absolute(shown: &str) -> String {
+    format!("/{}", if shown == "." { "" } else { shown })
 }
 
 fn lost(fault: &Fault) -> TransferError {
@@ -241,8 +266,8 @@ impl<'a> Session<'a> {
         let socket = tokio::net::TcpStream::from_std(socket)
             .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
         let mut channel = Channel::open(socket, sealer, opener);
-        let recursive = spec.recursive;
-        let prepared = ctx.pool.run(move || prepare(&spec)).await;
+        let (recursive, base, rows) = (spec.recursive, spec.base.clone(), spec.rows.clone());
+        let prepared = ctx.pool.run(move || prepare(&spec).map_err(|error| rooted(error, &spec.base))).await;
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -256,6 +281,7 @@ impl<'a> Session<'a> {
             engine: ctx.engine.engine.to_owned(),
             notes: notes.into_iter().chain(ctx.fallbacks()).collect(),
             process: u64::from(std::process::id()),
+            digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
         let accept = accepted(&mut channel).await?;
@@ -291,7 +317,15 @@ impl<'a> Session<'a> {
         let (scan, mut scanned) = mpsc::channel(4);
         let stop_scan = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(stop_scan.clone());
-        spawn_scan(prepared.root.clone(), roots.clone(), recursive, scan, stop_scan);
+        let scan = ScanJob {
+            root: prepared.root.clone(),
+            base,
+            roots: roots.clone(),
+            recursive,
+            rows: rows.clone(),
+            tell: scan,
+        };
+        spawn_scan(scan, stop_scan);
         let mut session = Session {
             ctx,
             entry,
@@ -302,6 +336,7 @@ impl<'a> Session<'a> {
             files: HashMap::new(),
             wish: wish(&accept.io),
             splice,
+            rows,
             how: BTreeSet::new(),
             began: Instant::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
@@ -392,6 +427,11 @@ impl<'a> Session<'a> {
                     streams: self.links.live.len() as u16,
                     phase: p.phase,
                 });
+                Ok(())
+            }
+            Message::Digests(files) => {
+                let rows = self.rows.iter();
+                rows.for_each(|rows| files.iter().for_each(|(key, digest)| rows.arrived(*key, *digest)));
                 Ok(())
             }
             Message::StatsRequest => {
@@ -526,72 +566,6 @@ async fn accepted(channel: &mut Channel) -> Result<Accept, TransferError> {
     }
 }
 
-/// The word for [`super::spec::IoChoice::Splice`] in [`Accept`].
-pub(super) const SPLICE: &str = "splice";
-
-fn wish(word: &str) -> IoWish {
-    match word {
-        "buffered" | SPLICE => IoWish::Buffered,
-        "dontcache" => IoWish::DontCache,
-        "direct" => IoWish::Direct,
-        _ => IoWish::Auto,
-    }
-}
-
-/// The word for a mode in reports.
-pub fn mode_word(mode: FileMode) -> &'static str {
-    match mode {
-        FileMode::PageCache => "page cache",
-        FileMode::DontCache => "RWF_DONTCACHE",
-        FileMode::Direct => "O_DIRECT",
-        FileMode::Deferred => "buffered, several in flight",
-    }
-}
-
-fn status_of(error: &SourceError) -> Status {
-    match error {
-        SourceError::Changed { .. } | SourceError::NotRegular { .. } => Status::Changed,
-        SourceError::Gone { .. } => Status::Gone,
-        SourceError::Denied { .. } => Status::Denied,
-        SourceError::Disk(_) => Status::Failed,
-    }
-}
-
-fn place(roots: &[RelPath], root: u16, path: &RelPath) -> Option<RelPath> {
-    roots.get(usize::from(root))?.join(path.as_bytes()).ok()
-}
-
-fn open_one(
-    root: &Root,
-    roots: &[RelPath],
-    probes: &ProbeCache,
-    wish: IoWish,
-    bind: &Bind,
-) -> Result<SourceFile, Status> {
-    // Only what was offered: the path is taken beneath the root it names.
-    let path = place(roots, bind.root, &bind.path).ok_or(Status::Gone)?;
-    let expect = Expect::Version { size: bind.size, mtime: bind.mtime };
-    SourceFile::open(root, &path, expect, probes, wish).map_err(|error| status_of(&error))
-}
-
-fn source_io(file: &SourceFile, splice: bool) -> SourceIo {
-    let chosen = file.file_ref();
-    let direct = (chosen.mode == FileMode::Direct).then(|| chosen.clone());
-    let depth = match chosen.mode {
-        FileMode::PageCache | FileMode::DontCache => DEPTH_CACHED,
-        FileMode::Direct | FileMode::Deferred => DEPTH_DEVICE,
-    };
-    SourceIo {
-        file: if direct.is_some() { file.buffered() } else { chosen },
-        direct,
-        size: file.identity().size,
-        extents: file.extents().filter(|e| e.len() <= EXTENTS_MAX).map(<[Span]>::to_vec),
-        depth,
-        // Only what a plain read brings into the page cache lies there to be sent.
-        splice: splice && file.plan().mode == FileMode::PageCache,
-    }
-}
-
 struct StopOnDrop(Arc<AtomicBool>);
 
 impl Drop for StopOnDrop {
@@ -600,23 +574,36 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
-fn spawn_scan(
+/// What a scan works on.
+struct ScanJob {
     root: Arc<Root>,
+    base: PathBuf,
     roots: Arc<Vec<RelPath>>,
     recursive: bool,
+    rows: Option<Arc<Rows>>,
     tell: mpsc::Sender<Scan>,
-    stop: Arc<AtomicBool>,
-) {
+}
+
+/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
+fn spawn_scan(job: ScanJob, stop: Arc<AtomicBool>) {
     let work = move || {
+        let ScanJob { root, base, roots, recursive, rows, tell } = job;
         let mut builder = SegmentBuilder::default();
         let mut segments = 0;
         let mut last = Instant::now();
         let mut emit = |scanned: Scanned| {
             let full = match scanned {
-                Scanned::Entry(entry) => builder.push(&entry),
+                Scanned::Entry(entry) => {
+                    if let Some(rows) = rows.as_ref().filter(|_| entry.kind != EntryKind::Special) {
+                        rows.named(&entry);
+                    }
+                    builder.push(&entry)
+                }
                 Scanned::Problem { root, path, error } => {
-                    let what = error.to_string();
+                    let what = match error {
+                        ScanError::Disk(error) => rooted(disk_error(&error), &base).to_string(),
+                        error => error.to_string(),
+                    };
                     if tell.blocking_send(Scan::Problem { root, path: path.as_bytes().to_vec(), what }).is_err() {
                         return ControlFlow::Break(());
                     }

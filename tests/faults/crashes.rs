@@ -64,6 +64,7 @@ fn a_pulling_destination_is_killed_ten_times() {
     let mut random = Random::told("pull");
     for kill in 0..KILLS {
         let mut run = begin(net, dir.path(), &agent, &args);
+        agent.has_sessions(kill as usize + 1);
         assert!(run.runs_for(Duration::from_millis(random.between(life.0, life.1))), "kill {kill} came too late");
         run.kill();
     }
@@ -74,7 +75,7 @@ fn a_pulling_destination_is_killed_ten_times() {
     assert_eq!(leftovers(dir.path().join("copy").as_path()), Vec::<std::path::PathBuf>::new());
     // The last session's line is written a moment after the destination has its verdict.
     let mut sessions = 0;
-    for _ in 0..100 {
+    for _ in 0..600 {
         sessions = agent.transfers().len() as u64;
         if sessions > KILLS {
             break;
@@ -100,7 +101,9 @@ fn an_agent_that_is_pushed_to_is_killed_ten_times() {
     let mut random = Random::told("push");
     let mut run = begin(net, dir.path(), &agent, &args);
     for kill in 0..KILLS {
-        assert!(run.runs_for(Duration::from_millis(250 + random.between(life.0, life.1))), "kill {kill} came too late");
+        // Since its start the agent has had no other.
+        agent.has_sessions(1);
+        assert!(run.runs_for(Duration::from_millis(random.between(life.0, life.1))), "kill {kill} came too late");
         agent.kill();
         agent.restart();
     }
@@ -125,7 +128,9 @@ fn a_source_agent_is_killed_ten_times_and_one_cp_survives_it() {
     let mut random = Random::told("source");
     let mut run = begin(net, dir.path(), &agent, &args);
     for kill in 0..KILLS {
-        assert!(run.runs_for(Duration::from_millis(250 + random.between(life.0, life.1))), "kill {kill} came too late");
+        // Since its start the agent has had no other.
+        agent.has_sessions(1);
+        assert!(run.runs_for(Duration::from_millis(random.between(life.0, life.1))), "kill {kill} came too late");
         agent.kill();
         agent.restart();
     }

@@ -7,7 +7,7 @@ mod packs;
 mod trouble;
 mod words;
 
-use super::prepare::Looked;
+use super::prepare::{Looked, Weight};
 use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
 use crate::digest::{self, Digest};
@@ -71,6 +71,8 @@ pub(super) struct Planned {
     /// What stands there is to be compared, not replaced.
     pub prove: bool,
     pub tries: u32,
+    #[expect(dead_code, reason = "counts by being there")]
+    pub weight: Arc<Weight>,
 }
 
 /// A small file on its way.
@@ -581,12 +583,9 @@ impl Run<'_> {
         }
         for (handle, result) in durable.published {
             match result {
-                Ok(_) => {
-                    if let Some(file) = self.files.get(&handle) {
-                        self.carry.published.insert(file.planned.key);
-                        self.carry.bytes += file.planned.size;
-                        self.carry.files += 1;
-                        self.counts.files_done += 1;
+                Ok(digest) => {
+                    if let Some(planned) = self.files.get(&handle).map(|file| file.planned.clone()) {
+                        self.published(&planned, digest);
                     }
                     self.forget_file(handle);
                 }
@@ -597,12 +596,7 @@ impl Run<'_> {
         for (handle, result) in durable.small {
             let Some(small) = self.small.remove(&handle) else { continue };
             match result {
-                Ok(_) => {
-                    self.carry.published.insert(small.planned.key);
-                    self.carry.bytes += small.planned.size;
-                    self.carry.files += 1;
-                    self.counts.files_done += 1;
-                }
+                Ok(digest) => self.published(&small.planned, digest),
                 Err(fault) if small.planned.tries < 2 => {
                     tracing::warn!(path = %small.planned.to, %fault, "a small file is fetched again");
                     let tries = small.planned.tries + 1;
@@ -617,6 +611,14 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    fn published(&mut self, planned: &Planned, digest: Digest) {
+        self.carry.published.insert(planned.key);
+        self.carry.bytes += planned.size;
+        self.carry.files += 1;
+        self.counts.files_done += 1;
+        self.arrived(planned.key, digest);
     }
 
     /// The file starts again from nothing. The journal forgets it first: were the part file replaced before that, a
