@@ -463,6 +463,7 @@ impl DirHandle {
 
     /// Makes the names in this directory durable.
     pub fn sync(&self) -> Result<(), DiskError> {
-        fsync(self).map_err(|e| DiskError::new(Doing::SyncDir, &self.path, e))
+        let sync = || crate::sys::points::fails("directory.sync").and_then(|()| fsync(self));
+        sync().map_err(|e| DiskError::new(Doing::SyncDir, &self.path, e))
     }
 }

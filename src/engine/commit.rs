@@ -16,6 +16,7 @@ use crate::grid::{Grid, Span};
 use crate::ids::{Handle, PathKey};
 use crate::journal::{Checkpoint, DoneFile, FileRecord, Forget, Inconsistent, Publishing, Record, Run, Writer};
 use crate::manifest::Mtime;
+use crate::sys::points;
 use std::cell::RefCell;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
@@ -107,10 +108,12 @@ impl Journal {
             return Ok(());
         }
         let (len, at) = (bytes.len() as u64, self.len);
+        points::fails("journal.append").map_err(std::io::Error::from)?;
         match &self.file {
             JournalFile::Uring(file) => {
                 let (written, _) = file.write_all_at(bytes, at).await;
                 written?;
+                points::fails("journal.sync").map_err(std::io::Error::from)?;
                 file.sync_data().await?;
             }
             JournalFile::Pool(file, pool) => {
@@ -118,6 +121,7 @@ impl Journal {
                 pool.run(move || file.write_all_at(&bytes, at).and_then(|()| file.sync_data())).await?;
             }
         }
+        points::at("journal.synced");
         self.len += len;
         let mut checkpoint = self.checkpoint.borrow_mut();
         for record in self.pending.drain(..) {
@@ -271,6 +275,7 @@ fn reads_back(part: &PartFile, span: Span, want: Digest) -> Result<(bool, ReadBa
 /// One file's part of the first step: sync, and read back for VERIFIED.
 fn sync_and_check(placed: &PlacedChunks, verify: Verify) -> Result<(Vec<u32>, Option<ReadBack>), DiskError> {
     placed.part.sync_data()?;
+    points::at("commit.chunks-synced");
     let (mut bad, mut how) = (Vec::new(), None);
     if verify == Verify::Disk {
         let grid = Grid::new(placed.part.size()).expect("sizes are checked when a manifest comes in");
@@ -312,6 +317,7 @@ pub async fn commit_batch(
     small_replace: Replace,
 ) -> Result<Durable, JournalFailure> {
     let mut durable = Durable::default();
+    points::at("commit.begin");
 
     // The data first: every part file with new chunks, all at once, and the small files.
     let mut syncing = Vec::new();
@@ -329,6 +335,7 @@ pub async fn commit_batch(
     let small_sync = pool.run(move || {
         let (files, rest): (Vec<_>, Vec<_>) = small.into_iter().map(split_small).unzip();
         let synced = sync_batch(&files, false).map(|_| ());
+        points::at("commit.small-synced");
         let mut small: Vec<CreatedSmall> = files.into_iter().zip(rest).map(join_small).collect();
         let mut failed = Vec::new();
         if let Err(error) = synced {
@@ -373,6 +380,7 @@ pub async fn commit_batch(
     }
 
     // Then the claim about it, and about the renames to come; then the claim made durable.
+    points::at("commit.data-durable");
     batch.begun.into_iter().for_each(|file| journal.record(Record::File(file)));
     batch.forget.into_iter().for_each(|(key, what)| journal.record(Record::Forget { key, what }));
     for (placed, bad) in synced {
@@ -406,6 +414,7 @@ pub async fn commit_batch(
     journal.append_and_sync().await?;
 
     // The names, their directories synced; then the journal's word that it is done.
+    points::at("commit.announced");
     let mut done = batch.renamed;
     let named = publish_all(pool, publish, small, small_replace).await;
     for (handle, key, result) in named.files {
@@ -421,8 +430,10 @@ pub async fn commit_batch(
         durable.small.push((handle, result));
     }
     durable.notes.extend(named.notes);
+    points::at("commit.named");
     journal.record(Record::Done(done));
     journal.append_and_sync().await?;
+    points::at("commit.done");
     Ok(durable)
 }
 

@@ -17,6 +17,9 @@ pub mod arena;
 pub mod epoll;
 mod flight;
 pub mod fsys;
+pub mod points;
+#[cfg(feature = "testing")]
+pub mod power;
 pub mod ring;
 #[cfg(feature = "testing")]
 pub mod seccomp;

@@ -209,6 +209,7 @@ impl Run<'_> {
             );
         }
         if !binds.is_empty() {
+            crate::sys::points::at("destination.bind");
             let asked = self.peers.iter().filter(|peer| !peer.gone);
             asked.for_each(|peer| drop(peer.out.send(Message::Bind(binds.clone()))));
         }
@@ -579,6 +580,7 @@ impl Run<'_> {
             match result {
                 Ok(_) => {
                     if let Some(file) = self.files.get(&handle) {
+                        crate::sys::points::told("destination.told-file", &file.planned.to);
                         self.carry.published.insert(file.planned.key);
                         self.carry.bytes += file.planned.size;
                         self.carry.files += 1;
@@ -594,6 +596,7 @@ impl Run<'_> {
             let Some(small) = self.small.remove(&handle) else { continue };
             match result {
                 Ok(_) => {
+                    crate::sys::points::told("destination.told-small", &small.planned.to);
                     self.carry.published.insert(small.planned.key);
                     self.carry.bytes += small.planned.size;
                     self.carry.files += 1;

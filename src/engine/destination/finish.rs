@@ -9,6 +9,7 @@ use crate::engine::spec::{Ends, Latency, Report, Verdict, Verify};
 use crate::ids::TransferId;
 use crate::journal::{Ended, Record};
 use crate::manifest::{EntryKind, Segment};
+use crate::sys::points;
 use crate::wire::control::{Message, SourceStats};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,7 +30,9 @@ impl Run<'_> {
         lock: &mut Option<TreeLock>,
         news: &mut mpsc::Receiver<News>,
     ) -> Result<Report, TransferError> {
+        points::at("finish.files-done");
         let (failed, home) = self.symlinks_and_directories().await;
+        points::at("finish.tree-done");
         for (path, error) in failed {
             let error = disk_error(&error);
             self.fail(&path, error.class, error.what);
@@ -44,6 +47,7 @@ impl Run<'_> {
                 Verdict::Failed | Verdict::Planned => Ended::Failed,
             }));
             let written = journal.append_and_sync().await;
+            points::at("finish.end-recorded");
             written.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         }
         let whole = matches!(verdict, Verdict::Durable | Verdict::Verified);
@@ -64,6 +68,7 @@ impl Run<'_> {
             }
         }
         let report = self.report(verdict);
+        points::at("finish.verdict");
         let mut told = report.clone();
         told.failures.truncate(FAILURES_TOLD);
         told.notes.truncate(FAILURES_TOLD);

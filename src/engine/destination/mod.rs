@@ -477,6 +477,7 @@ async fn one_session(
             return Err(error);
         }
     };
+    crate::sys::points::at("destination.ready");
     carry.notes.extend(ready.notes.drain(..));
     entry.status.borrow_mut().transfer = Some(ready.id);
     let mut epoch = Epoch(1);
@@ -488,6 +489,7 @@ async fn one_session(
         // Durable before use: the source drops streams of a lower epoch.
         open.append_and_sync().await.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         journal = Some(open);
+        crate::sys::points::at("destination.epoch");
     }
     channel.send(accept_message(ctx, spec, ready.id, epoch, streams, crate::limits::SEGMENT_CREDIT));
     let begun = run::Begun {

@@ -19,6 +19,7 @@ pub struct Looked {
 
 /// Looks at every entry of a segment; makes missing directories unless it is a dry run.
 pub fn look(segment: Segment, root: &Root, placement: &Placement, dry_run: bool) -> Vec<Looked> {
+    crate::sys::points::at("destination.segment");
     let mut fresh: HashSet<RelPath> = HashSet::new();
     let mut looked = Vec::with_capacity(segment.entries.len());
     for entry in segment.entries {

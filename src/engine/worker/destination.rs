@@ -9,9 +9,9 @@ use super::{
     ChunkFault, Claim, Event, Extra, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, StreamKey, TargetIo, Turn, add,
 };
 use crate::digest::{ChunkHasher, Digest, chunk, wire_check};
-use crate::grid::{Grid, Span};
+use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::Handle;
-use crate::sys::{Completion, FileMode, Op, Slot};
+use crate::sys::{Completion, FileMode, Op, Slot, points};
 use crate::wire::WireError;
 use crate::wire::data::{self, PackItem, Run, Status};
 use crate::wire::header::FrameType;
@@ -160,6 +160,7 @@ impl DestinationStream {
                 let number = token as u32;
                 if let Some(chunk) = self.chunks[number as usize].as_mut() {
                     chunk.writes -= 1;
+                    points::at("destination.written");
                     if let Err(error) = result {
                         chunk.failed = Some(ChunkFault::Write(error.kind(), error.raw_os_error()));
                     }
@@ -254,6 +255,9 @@ impl DestinationStream {
         match &chunk.target {
             Some(target) if wanted && header.kind == FrameType::Data => {
                 chunk.writes += 1;
+                let mut slot = slot;
+                points::flip("destination.checked", &mut slot.as_mut_slice()[BODY..BODY + len as usize]);
+                let offset = points::place("destination.place", offset, CHUNK_SIZE);
                 let token = self.link.file_token(number);
                 turn.ops.push(write(target, offset, slot, len as u32, token));
             }
@@ -287,6 +291,7 @@ impl DestinationStream {
         if chunk.dropped {
             return;
         }
+        points::at("destination.placed");
         turn.events.push(match (chunk.failed, chunk.received) {
             (Some(why), _) => {
                 add(&self.link.stats.wasted, chunk.arrived);
@@ -359,6 +364,7 @@ impl DestinationStream {
                     }
                     _ => None,
                 };
+                points::at("destination.pack-checked");
                 add(&self.link.stats.payload, content.len() as u64);
                 entries.push((entry, digest));
             }

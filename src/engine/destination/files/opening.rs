@@ -50,6 +50,7 @@ pub(super) fn open_part(
             PartFile::create(root, &planned.to, id, planned.size, extents, &plan)?
         }
     };
+    crate::sys::points::at("destination.part-open");
     let old = if fresh { HashMap::new() } else { digest_old(&part, grid, &old, &kept) };
     let mut zeros = Vec::new();
     for index in (0..grid.chunks()).filter(|_| extents.is_some()) {
