@@ -57,6 +57,8 @@ pub struct Journal {
     /// What is durable.
     pub checkpoint: Rc<RefCell<Checkpoint>>,
     pending: Vec<Record>,
+    /// An append or its sync has failed.
+    broken: bool,
 }
 
 impl std::fmt::Debug for Journal {
@@ -92,7 +94,7 @@ impl Journal {
             CommitIo::Uring => JournalFile::Uring(tokio_uring::fs::File::from_std(file)),
             CommitIo::Pool(_) => JournalFile::Pool(Arc::new(file), pool.clone()),
         };
-        Self { file, len, writer, checkpoint: Rc::new(RefCell::new(checkpoint)), pending: Vec::new() }
+        Self { file, len, writer, checkpoint: Rc::new(RefCell::new(checkpoint)), pending: Vec::new(), broken: false }
     }
 
     /// Adds a record to the next append.
@@ -101,8 +103,18 @@ impl Journal {
         self.pending.push(record);
     }
 
-    /// Appends what was recorded and makes it durable; then, and only then, the checkpoint takes it in.
+    /// Appends what was recorded and makes it durable; then, and only then, the checkpoint takes it in. After one failure
+    /// nothing more is appended: behind a gap no record could be read, and after a failed sync no second one proves anything.
     pub async fn append_and_sync(&mut self) -> Result<(), JournalFailure> {
+        if self.broken {
+            return Err(std::io::Error::other("it could not be written before").into());
+        }
+        let done = self.append().await;
+        self.broken = done.is_err();
+        done
+    }
+
+    async fn append(&mut self) -> Result<(), JournalFailure> {
         let bytes = self.writer.take();
         if bytes.is_empty() {
             return Ok(());
