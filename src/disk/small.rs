@@ -5,6 +5,7 @@ use super::confined::{DirHandle, Root, Stat, retrying};
 use super::error::{DiskError, Doing};
 use super::names::part_name;
 use super::part::place;
+use super::probe::FsKind;
 use super::publish::{Meta, RenamedBy, Replace, rename_one, set_metadata};
 use crate::digest::Digest;
 use crate::ids::TransferId;
@@ -148,7 +149,8 @@ pub enum SyncedBy {
 pub fn sync_batch(files: &[SmallFile], own_fs: bool) -> Result<SyncedBy, DiskError> {
     let Some(first) = files.first() else { return Ok(SyncedBy::Each) };
     let one_fs = files.iter().all(|file| file.stat.dev == first.stat.dev);
-    if one_fs && files.len() >= SYNCFS_FROM && (own_fs || little_else_dirty(files)) {
+    let many = one_fs && files.len() >= SYNCFS_FROM && (own_fs || little_else_dirty(files));
+    if many && FsKind::of(first.fd.as_fd()).is_ok_and(FsKind::syncs_whole) {
         // The error sequence counts from the opening of this very descriptor: what failed since then is told.
         retrying(|| points::fails("small.syncfs").and_then(|()| syncfs(&first.fd)))
             .map_err(first.dir.fail(Doing::Sync, &first.final_name))?;
