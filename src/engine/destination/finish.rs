@@ -179,6 +179,8 @@ impl Run<'_> {
         }
         match (self.counts.failed, self.counts.files_done + self.counts.skipped_files, self.spec.options.verify) {
             (0, _, Verify::Wire) => Verdict::Durable,
+            // What an earlier run published, nobody has read back.
+            (0, _, Verify::Disk) if self.carry.unread_files > 0 => Verdict::Durable,
             (0, _, Verify::Disk) => Verdict::Verified,
             (_, 0, _) => Verdict::Failed,
             _ => Verdict::Partial,
@@ -207,6 +209,12 @@ impl Run<'_> {
         }
         if !self.durable_storage {
             notes.push("the destination is in memory: nothing there survives a power cut".to_owned());
+        }
+        if self.carry.unread_files > 0 {
+            notes.push(format!(
+                "{} files were published by an earlier run with --verify wire and were not read back: DURABLE only",
+                self.carry.unread_files
+            ));
         }
         notes.dedup();
         Report {
