@@ -258,6 +258,7 @@ impl PartFile {
         let extents = extents.unwrap_or(if size == 0 { &[] } else { &whole });
         let needed = extents.iter().fold(0u64, |sum, span| sum.saturating_add(span.len));
         if !plan.preallocate {
+            self.notes.extend(plan.unallocated.map(PartNote::NotAllocated));
             // tmpfs without a limit has no blocks to count.
             let space = fstatvfs(&self.fd).ok().filter(|v| needed >= LARGE && v.blocks() > 0);
             return match space {
@@ -296,6 +297,11 @@ impl PartFile {
     /// Its inode and device, for the journal.
     pub fn stat(&self) -> &Stat {
         &self.stat
+    }
+
+    /// The file system that it is on, for messages.
+    pub fn file_system(&self) -> Option<FsKind> {
+        FsKind::of(self.fd.as_fd()).ok()
     }
 
     /// What was not as asked.

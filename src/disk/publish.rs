@@ -179,7 +179,7 @@ pub fn finish_directory(root: &Root, path: &RelPath, meta: &Meta) -> Result<(), 
         fchmod(&dir, meta.mode_or(0o777))?;
         meta.mtime.map_or(Ok(()), |mtime| futimens(&dir, &TimeSpec::UTIME_OMIT, &spec(mtime)))
     };
-    set().map_err(|e| DiskError::new(Doing::SetMetadata, path, e))?;
+    set().map_err(|e| DiskError::new(Doing::SetMetadata, path, e).with_file_system(dir.as_fd()))?;
     points::at("publish.directory-set");
     dir.sync()
 }

@@ -14,10 +14,15 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Bytes of one block as the engine reads and sends it by default.
 pub const BLOCK: u64 = 256 << 10;
 
-/// A line that a script can collect.
+/// A line that a script can collect: on standard output, and at the end of the file that LONGHAUL_COUNTS names.
 pub fn count(test: &str, values: &[(&str, u64)]) {
     let values: Vec<String> = values.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    println!("COUNT test={test} {}", values.join(" "));
+    let line = format!("COUNT test={test} {}\n", values.join(" "));
+    print!("{line}");
+    if let Some(path) = std::env::var_os("LONGHAUL_COUNTS") {
+        let mut file = std::fs::File::options().append(true).create(true).open(path).unwrap();
+        std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
+    }
 }
 
 /// What a tree is made of.

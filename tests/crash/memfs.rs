@@ -53,10 +53,18 @@ impl Memory {
         self.mount.join(name)
     }
 
-    /// Unmounts and mounts again: the kernel's cache is gone, and the device has another number.
+    /// Unmounts and mounts again: the kernel's cache is gone.
     pub fn remount(&mut self) {
         self.session.take().unwrap().umount_and_join().unwrap();
         self.attach();
+    }
+
+    /// Unmounts, and mounts again when another file system has taken the device's number.
+    pub fn remount_elsewhere(&mut self) {
+        self.session.take().unwrap().umount_and_join().unwrap();
+        let other = Self::mount();
+        self.attach();
+        drop(other);
     }
 
     /// Power cut: what was not synced is gone.

@@ -231,7 +231,7 @@ fn a_kill_at_every_point_is_survived() {
     let usual = hits(&first.log).seen;
     take(&first.log, &mut total);
     clean(0);
-    let rounds = if long() { 10 } else { 1 };
+    let rounds = if long() { 10 } else { 2 };
     let mut random = Random::told("points");
     // Half of the runs in one process, half over two; which ones changes from run to run.
     let turn = random.between(0, 4) as usize;
@@ -257,6 +257,16 @@ fn a_kill_at_every_point_is_survived() {
             take(&case.log, &mut total);
             clean(runs);
         }
+    }
+    // Fewer small files than a syncfs is worth are synced one by one.
+    let three = root.join("three");
+    tree(&three, Shape { big: 0, odd: 0, small: 2 }, 17);
+    for n in 1..=3 {
+        runs += 1;
+        let case = Case { from: &three, ..new_case(runs) };
+        kills += u64::from(case.run(Ends::Local, &format!("small.fsync:{n}:kill")));
+        take(&case.log, &mut total);
+        clean(runs);
     }
     let few: Vec<_> = names.iter().filter(|name| total.get(*name).copied().unwrap_or(0) < 5).collect();
     count(

@@ -60,7 +60,8 @@ impl Run<'_> {
                 self.give_up(handle, class, why);
             }
             ChunkFault::Write(kind, errno) => {
-                let error = write_error(kind, errno, &file.planned.to);
+                let on = file.part.as_ref().and_then(|part| part.file_system());
+                let error = write_error(kind, errno, &file.planned.to, on);
                 self.give_up(handle, error.class, error.what.clone());
                 return Err(error);
             }
