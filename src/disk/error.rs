@@ -287,6 +287,16 @@ impl DiskError {
         }
     }
 
+    /// Whether the name is taken.
+    pub fn is_exists(&self) -> bool {
+        matches!(self, Self::Exists { .. })
+    }
+
+    /// Whether the name was given, and only making it durable has failed: to give it again would meet itself.
+    pub fn came_after_the_rename(&self) -> bool {
+        matches!(self, Self::Os { doing: Doing::SyncDir, .. })
+    }
+
     /// Whether the same call may work later without anybody changing the request: room, quota, descriptors, a lock.
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::NoSpace { .. } | Self::Quota { .. } | Self::TooManyFiles { .. } | Self::Busy { .. })

@@ -217,6 +217,10 @@ pub fn rename_batch(files: &[SmallFile], replace: Replace) -> Vec<Result<Renamed
             *result = Err(e);
         }
     }
+    // What has not got its final name is made anew or given up; the name it has now would stay for ever.
+    for (file, _) in files.iter().zip(&results).filter(|(_, result)| result.is_err()) {
+        let _ = file.dir.unlink_same(&file.name, file.fd.as_fd());
+    }
     results
 }
 

@@ -10,7 +10,8 @@ use super::pool::Pool;
 use super::spec::Verify;
 use crate::digest::{self, Digest};
 use crate::disk::{
-    AlignedBuf, DiskError, Meta, PartFile, ReadBack, RenamedBy, Replace, SmallFile, TreeLock, rename_batch, sync_batch,
+    AlignedBuf, DiskError, FsKind, Meta, PartFile, ReadBack, RenamedBy, Replace, SmallFile, TreeLock, rename_batch,
+    sync_batch,
 };
 use crate::grid::{Grid, Span};
 use crate::ids::{Handle, PathKey};
@@ -18,6 +19,7 @@ use crate::journal::{Checkpoint, DoneFile, FileRecord, Forget, Inconsistent, Pub
 use crate::manifest::Mtime;
 use crate::sys::points;
 use std::cell::RefCell;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -59,6 +61,8 @@ pub struct Journal {
     pending: Vec<Record>,
     /// An append or its sync has failed.
     broken: bool,
+    /// For messages.
+    on: Option<FsKind>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -90,11 +94,20 @@ impl Journal {
         writer: Writer,
         checkpoint: Checkpoint,
     ) -> Self {
+        let on = FsKind::of(file.as_fd()).ok();
         let file = match io {
             CommitIo::Uring => JournalFile::Uring(tokio_uring::fs::File::from_std(file)),
             CommitIo::Pool(_) => JournalFile::Pool(Arc::new(file), pool.clone()),
         };
-        Self { file, len, writer, checkpoint: Rc::new(RefCell::new(checkpoint)), pending: Vec::new(), broken: false }
+        Self {
+            file,
+            len,
+            writer,
+            checkpoint: Rc::new(RefCell::new(checkpoint)),
+            pending: Vec::new(),
+            broken: false,
+            on,
+        }
     }
 
     /// Adds a record to the next append.
@@ -111,7 +124,12 @@ impl Journal {
         }
         let done = self.append().await;
         self.broken = done.is_err();
-        done
+        done.map_err(|failure| match (failure, self.on) {
+            (JournalFailure::Io(error), Some(kind)) => {
+                std::io::Error::new(error.kind(), format!("{error}, on {kind}")).into()
+            }
+            (failure, _) => failure,
+        })
     }
 
     async fn append(&mut self) -> Result<(), JournalFailure> {

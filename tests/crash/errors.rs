@@ -29,10 +29,15 @@ impl Scene {
         cp(self.dir.path(), &words, &Fault::plan(plan).log(&self.log))
     }
 
-    /// With an error: it heals, or ends in order; then it finishes. Whether it healed.
-    fn run(&self, plan: &str, extra: &[&str]) -> bool {
+    /// With an error: it heals, or ends in order; then it finishes. Whether it healed; `None` if the point was not passed
+    /// so often this time.
+    fn run(&self, plan: &str, extra: &[&str]) -> Option<bool> {
         let ended = self.cp(plan, extra);
-        assert!(!hits(&self.log).fired.is_empty(), "{plan} did not fire: {}", ended.all());
+        if hits(&self.log).fired.is_empty() {
+            ended.expect(0, if extra.contains(&"disk") { "VERIFIED" } else { "DURABLE" });
+            std::fs::remove_dir_all(&self.to).unwrap();
+            return None;
+        }
         let healed = ended.code() == 0;
         if self.to.exists() {
             whole(&self.from, &self.to, plan);
@@ -46,7 +51,7 @@ impl Scene {
         }
         assert_eq!(leftovers(&self.to), Vec::<PathBuf>::new(), "{plan}");
         std::fs::remove_dir_all(&self.to).unwrap();
-        healed
+        Some(healed)
     }
 }
 
@@ -112,7 +117,9 @@ fn a_call_that_fails_once_heals_or_ends_in_order() {
             // The last hits of a point that several threads pass may come in another number.
             let plan = format!("{point}:{}:fail={errno}", nth.min(passes.div_ceil(2)));
             let extra: &[&str] = if round % 3 == 1 { &["--verify", "disk"] } else { &[] };
-            let did = scene.run(&plan, extra);
+            // Commits come by the clock as well: where there were fewer of them, the first hit does.
+            let did = scene.run(&plan, extra).or_else(|| scene.run(&format!("{point}:1:fail={errno}"), extra));
+            let did = did.unwrap_or_else(|| panic!("{point} is not passed"));
             faults += 1;
             healed += u64::from(did);
             if round == 0

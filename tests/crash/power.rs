@@ -252,9 +252,10 @@ fn cuts(kind: Kind) {
             ("wrong", 0),
         ],
     );
+    // A dozen cuts may all come before the first file.
     assert!(
-        told > 0 && whole > 0 && between > 0,
-        "{told} files were told, {whole} stood after a cut, {between} cuts came in between"
+        !long() || (told > 0 && whole > 0 && between > 0),
+        "{told} told, {whole} stood after a cut, {between} between"
     );
     assert!(bytes_of(&bench.at("from0")) > 0);
 }

@@ -589,6 +589,7 @@ impl Run<'_> {
                     self.forget_file(handle);
                 }
                 Err(CommitFault::NotYet) => {}
+                Err(CommitFault::Disk(error)) if self.is_poisoned(handle) => self.poisoned(handle, &error),
                 Err(fault) => self.give_up(handle, Class::Permanent, fault.to_string()),
             }
         }
@@ -605,8 +606,8 @@ impl Run<'_> {
                 Err(fault) if small.planned.tries < 2 => {
                     tracing::warn!(path = %small.planned.to, %fault, "a small file is fetched again");
                     let tries = small.planned.tries + 1;
-                    let exists = matches!(fault, CommitFault::Disk(disk::DiskError::Exists { .. }));
-                    if exists {
+                    let named = matches!(&fault, CommitFault::Disk(error) if error.is_exists() || error.came_after_the_rename());
+                    if named {
                         self.fail(&small.planned.to, Class::Permanent, fault.to_string());
                     } else {
                         self.small_queue.push_back(Planned { tries, ..small.planned });

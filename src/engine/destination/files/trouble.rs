@@ -90,6 +90,10 @@ impl Run<'_> {
         self.big_queue.push_back(planned);
     }
 
+    pub(super) fn is_poisoned(&self, handle: Handle) -> bool {
+        self.files.get(&handle).and_then(|file| file.part.as_ref()).is_some_and(|part| part.is_poisoned())
+    }
+
     /// After a failed sync nothing that was written since the last good one can be trusted, and no second sync can mend
     /// it: the file starts again, through a new descriptor and a new part file.
     pub(super) fn poisoned(&mut self, handle: Handle, error: &disk::DiskError) {
