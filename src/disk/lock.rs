@@ -28,8 +28,11 @@ const LOCK: &[u8] = b"lock";
 const LOCK_TEXT_MAX: usize = 16 << 10;
 /// A dying predecessor, or somebody who only looks, lets go within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for a process that is gone: the kernel closes what a ring of its holds some time after its end, and on a busy
+/// machine that can be seconds.
+pub(super) const DYING: Duration = Duration::from_secs(10);
 /// Between two tries.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// Passes over a state directory while it is emptied: names that appear meanwhile are taken by the next one.
 const EMPTY_PASSES: usize = 16;
 
@@ -114,11 +117,12 @@ impl TreeLock {
         }
         let home_dir = root.open_dir(home)?;
         let held = |holder| LockError::Held { path: covers.clone(), holder: Box::new(holder) };
-        let deadline = Instant::now() + PATIENCE;
+        let (deadline, last) = (Instant::now() + PATIENCE, Instant::now() + DYING);
         loop {
             let late = Instant::now() >= deadline;
-            match Self::try_take(root, &home_dir, covers, id, epoch, deadline)? {
+            match Self::try_take(root, &home_dir, covers, id, epoch, Instant::now() + PATIENCE)? {
                 Tried::Got(lock) => return Ok(*lock),
+                Tried::Held(holder) if holder.is_gone() && Instant::now() < last => std::thread::sleep(PAUSE),
                 // Complete and well-formed: no matter of milliseconds.
                 Tried::Held(holder) if late || (holder.pid != 0 && holder.id != id.to_string()) => {
                     return Err(held(holder));
@@ -470,6 +474,13 @@ impl Holder {
         }
         holder.covers = base.join(&covers?).ok()?;
         (holder.pid != 0).then_some(holder)
+    }
+
+    /// Whether the process that wrote it has certainly ended: what still holds its lock is the kernel, for a moment.
+    pub(super) fn is_gone(&self) -> bool {
+        self.pid != 0
+            && self.host == host()
+            && started(self.pid).is_none_or(|now| self.started != 0 && now != self.started)
     }
 
     /// Whether the process that wrote it may still run. Of another host nobody can tell: yes.

@@ -7,6 +7,7 @@ use super::worker::{Attach, Command, Event, Extra, Fault, Packer, SessionKey, St
 use crate::ids::{SessionId, StreamIndex};
 use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
 use crate::net::{self, DialError, DialOptions, SocketOptions};
+use crate::sys::SendPath;
 use crate::wire::crypt::{FrameKey, Opener, Sealer};
 use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
@@ -287,6 +288,8 @@ pub struct Links {
     near: bool,
     /// What options were clamped, each said once.
     pub notes: Vec<String>,
+    /// How streams that are gone sent their blocks.
+    gone_paths: Vec<SendPath>,
     /// Takes the payload bytes of all streams when this is dropped.
     pub tally: Option<Rc<Cell<u64>>>,
 }
@@ -365,6 +368,7 @@ impl Links {
             options,
             near,
             notes: Vec::new(),
+            gone_paths: Vec::new(),
             tally: None,
         }
     }
@@ -440,6 +444,8 @@ impl Links {
         self.ctx.unroute(stream);
         let Some(live) = self.live.remove(&stream) else { return false };
         self.gone.add(&live.stats);
+        self.gone_paths.push(live.stats.send_path.get());
+        self.gone_paths.dedup();
         if !matches!(why, Fault::Detached) {
             self.lost += 1;
             tracing::info!(session = %self.id, stream = live.index.0, %why, "data stream lost");
@@ -460,6 +466,15 @@ impl Links {
         let mut totals = self.gone;
         self.live.values().for_each(|live| totals.add(&live.stats));
         totals
+    }
+
+    /// How blocks were sent, each way named once.
+    pub fn send_paths(&self) -> Vec<SendPath> {
+        let live = self.live.values().map(|live| live.stats.send_path.get());
+        let mut paths: Vec<SendPath> = live.chain(self.gone_paths.iter().copied()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths
     }
 
     /// Closes all streams.

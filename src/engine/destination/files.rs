@@ -7,7 +7,7 @@ mod packs;
 mod trouble;
 mod words;
 
-use super::prepare::Looked;
+use super::prepare::{Looked, Weight};
 use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
 use crate::digest::{self, Digest};
@@ -71,6 +71,8 @@ pub(super) struct Planned {
     /// What stands there is to be compared, not replaced.
     pub prove: bool,
     pub tries: u32,
+    #[expect(dead_code, reason = "counts by being there")]
+    pub weight: Arc<Weight>,
 }
 
 /// A small file on its way.
@@ -114,6 +116,8 @@ pub(super) struct OpenFile {
     /// ones, nothing is sent.
     old: HashMap<u32, Digest>,
     tries: u32,
+    /// How often a chunk arrived damaged. A link that damages now and then costs chunks, not the file.
+    damaged: HashMap<u32, u32>,
     /// Start the write-back of each chunk as it is placed: a buffered file's sync stays short that way.
     write_behind: bool,
     /// Who brought which chunk, when there are several sources.
@@ -144,7 +148,8 @@ fn meta_of(planned: &Planned, run: &Run<'_>) -> Meta {
 
 fn wish_of(choice: IoChoice) -> IoWish {
     match choice {
-        IoChoice::Auto => IoWish::Auto,
+        // Splicing is the source's affair.
+        IoChoice::Auto | IoChoice::Splice => IoWish::Auto,
         IoChoice::Buffered => IoWish::Buffered,
         IoChoice::DontCache => IoWish::DontCache,
         IoChoice::Direct => IoWish::Direct,
@@ -201,6 +206,7 @@ impl Run<'_> {
                     local: None,
                     old: HashMap::new(),
                     tries: planned.tries,
+                    damaged: HashMap::new(),
                     write_behind: false,
                     served: Vec::new(),
                     bound: Vec::new(),
@@ -578,13 +584,9 @@ impl Run<'_> {
         }
         for (handle, result) in durable.published {
             match result {
-                Ok(_) => {
-                    if let Some(file) = self.files.get(&handle) {
-                        crate::sys::points::told("destination.told-file", &file.planned.to);
-                        self.carry.published.insert(file.planned.key);
-                        self.carry.bytes += file.planned.size;
-                        self.carry.files += 1;
-                        self.counts.files_done += 1;
+                Ok(digest) => {
+                    if let Some(planned) = self.files.get(&handle).map(|file| file.planned.clone()) {
+                        self.published(&planned, digest);
                     }
                     self.forget_file(handle);
                 }
@@ -596,13 +598,7 @@ impl Run<'_> {
         for (handle, result) in durable.small {
             let Some(small) = self.small.remove(&handle) else { continue };
             match result {
-                Ok(_) => {
-                    crate::sys::points::told("destination.told-small", &small.planned.to);
-                    self.carry.published.insert(small.planned.key);
-                    self.carry.bytes += small.planned.size;
-                    self.carry.files += 1;
-                    self.counts.files_done += 1;
-                }
+                Ok(digest) => self.published(&small.planned, digest),
                 Err(fault) if small.planned.tries < 2 => {
                     tracing::warn!(path = %small.planned.to, %fault, "a small file is fetched again");
                     let tries = small.planned.tries + 1;
@@ -617,6 +613,15 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    fn published(&mut self, planned: &Planned, digest: Digest) {
+        crate::sys::points::told("destination.told", &planned.to);
+        self.carry.published.insert(planned.key);
+        self.carry.bytes += planned.size;
+        self.carry.files += 1;
+        self.counts.files_done += 1;
+        self.arrived(planned.key, digest);
     }
 
     /// The file starts again from nothing. The journal forgets it first: were the part file replaced before that, a

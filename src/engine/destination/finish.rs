@@ -72,6 +72,7 @@ impl Run<'_> {
         let mut told = report.clone();
         told.failures.truncate(FAILURES_TOLD);
         told.notes.truncate(FAILURES_TOLD);
+        self.tell_digests();
         let body = serde_json::to_vec(&told).expect("a report always becomes JSON");
         let _ = self.peers[0].out.send(Message::Verdict(body));
         self.peers.iter().skip(1).for_each(|peer| drop(peer.out.send(Message::Bye)));

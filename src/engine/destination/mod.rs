@@ -15,10 +15,10 @@ use super::coordinator::{Ctx, Entry, unix_now};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
-use super::source::{disk_error, escape_text, host_identity, interrupted, socket_options, tell_error};
+use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, socket_options, tell_error};
 use super::spec::{DestinationSpec, Report, Ticket, Verdict, Verify};
 use crate::digest;
-use crate::disk::{self, Existing, LockError, Root, TreeLock};
+use crate::disk::{self, Existing, LockError, Made, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
 use crate::journal::{Header, Record, Writer, recover};
 use crate::relpath::RelPath;
@@ -151,6 +151,9 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
             Ok(report) => return report,
             Err(error) => error,
         };
+        if opened_one.get() {
+            backoff.met();
+        }
         if carry.received > before && error.class == Class::Reconnect {
             backoff.worked();
         }
@@ -317,16 +320,20 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
         let (volatile, unread, notes) = (false, false, Vec::new());
         return Ok(Ready { root, placement, id, lock: None, journal: None, volatile, unread, notes });
     }
+    let mut made = None;
     if let Some(dir) = &placement.make
         && !dir.is_root()
     {
-        root.make_dir(dir).map_err(fail)?;
+        made = (root.make_dir(dir).map_err(fail)? == Made::New).then_some(dir);
     }
-    let lock =
-        TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1)).map_err(|error| match error {
-            LockError::Disk(error) => disk_error(&error),
-            held @ LockError::Held { .. } => TransferError::new(Class::Retry, held.to_string()),
-        })?;
+    let lock = TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1)).map_err(|error| match error {
+        LockError::Disk(error) => disk_error(&error),
+        held @ LockError::Held { .. } => TransferError::new(Class::Retry, held.to_string()),
+    });
+    let lock = lock.inspect_err(|_| {
+        // Another transfer's tree stays as that one makes it. What is not empty any more is not ours alone.
+        made.map(|dir| root.remove_dir(dir));
+    })?;
     let (file, bytes) = open_journal_file(&lock).map_err(fail)?;
     let mut notes: Vec<String> = lock.note().into_iter().collect();
     let recovered = recover(&bytes).map_err(|error| {
@@ -340,12 +347,8 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let (checkpoint, len, writer) = match Writer::resume(&recovered) {
         Some(writer) => (recovered.checkpoint, recovered.len, writer),
         None => {
-            let source: Vec<String> = offer
-                .roots
-                .iter()
-                .take(4)
-                .map(|r| crate::relpath::escape(&hex::decode(&r.path).unwrap_or_default()))
-                .collect();
+            let source: Vec<String> =
+                offer.roots.iter().take(4).map(|r| shown_source(&hex::decode(&r.path).unwrap_or_default())).collect();
             let header = Header {
                 transfer: id,
                 agent: offer.agent,
@@ -370,6 +373,11 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     lock.sync_dir().map_err(fail)?;
     let (lock, journal) = (Some(lock), Some((file, len, writer, checkpoint)));
     Ok(Ready { root, placement, id, lock, journal, volatile, unread, notes })
+}
+
+/// A source's path for people. Below the root `/` it is told with two slashes, which is part of the transfer's id.
+fn shown_source(path: &[u8]) -> String {
+    crate::relpath::escape(if path.starts_with(b"//") { &path[1..] } else { path })
 }
 
 /// A copy onto itself: the same object on the same host, through whatever names.
@@ -449,6 +457,7 @@ fn accept_message(
         super::spec::IoChoice::Buffered => "buffered",
         super::spec::IoChoice::DontCache => "dontcache",
         super::spec::IoChoice::Direct => "direct",
+        super::spec::IoChoice::Splice => super::source::SPLICE,
     };
     Message::Accept(Accept {
         transfer: id,
@@ -488,6 +497,7 @@ async fn one_session(
     let mut ready = match ready {
         Ok(ready) => ready,
         Err(error) => {
+            let error = rooted(error, &spec.base);
             tell_error(channel, &error).await;
             return Err(error);
         }

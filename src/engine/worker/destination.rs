@@ -4,10 +4,8 @@
 //! [`DestinationStream::release`] may still come: its frames are dropped and counted; else its refusal comes. Exactly one stream may write a
 //! chunk, and a release is answered only when no write of it is in flight.
 
-use super::link::{BODY, Frame, Link};
-use super::{
-    ChunkFault, Claim, Event, Extra, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, StreamKey, TargetIo, Turn, add,
-};
+use super::link::{BODY, Came, Frame, Link};
+use super::{ChunkFault, Claim, Event, Extra, Fault, PackBody, StreamKey, TargetIo, Turn, add};
 use crate::digest::{ChunkHasher, Digest, chunk, wire_check};
 use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::Handle;
@@ -148,16 +146,9 @@ impl DestinationStream {
     /// Walk 9: takes a completion. A block that came is opened and placed in the part file; a chunk's last block brings its
     /// digest, and only what matches it is told.
     pub fn step(&mut self, completion: Completion, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        let Completion { token, slot, result } = completion;
-        match (token >> 32) as u8 {
-            KIND_RECV => {
-                if let Some(frame) = self.link.received(slot, result, turn.now)? {
-                    self.frame(frame, turn)?;
-                }
-            }
-            KIND_SEND => self.link.sent(slot, result, turn)?,
-            KIND_FILE => {
-                let number = token as u32;
+        match self.link.completed(completion, turn)? {
+            Came::Frame(frame) => self.frame(frame, turn)?,
+            Came::File(number, slot, result) => {
                 if let Some(chunk) = self.chunks[number as usize].as_mut() {
                     chunk.writes -= 1;
                     points::at("destination.written");
@@ -168,7 +159,7 @@ impl DestinationStream {
                 turn.slots.give(slot);
                 self.settle(number, turn);
             }
-            _ => turn.slots.give(slot),
+            Came::Nothing => {}
         }
         self.pump(turn)
     }

@@ -45,10 +45,15 @@ impl Run<'_> {
         match why {
             ChunkFault::Mismatch => {
                 self.carry.failed_chunks += 1;
-                file.tries += 1;
+                let times = file.damaged.entry(chunk).or_default();
+                *times += 1;
                 let path = file.planned.to.clone();
-                if file.tries > TRIES + file.grid.chunks() / 64 {
-                    self.give_up(handle, Class::Verification, "chunks keep arriving damaged; check memory and network");
+                if *times > TRIES {
+                    self.give_up(
+                        handle,
+                        Class::Verification,
+                        "a chunk keeps arriving damaged; check memory and network",
+                    );
                 } else {
                     self.carry.notes.insert(format!("a damaged chunk of {path} was refused and fetched again"));
                     self.clear_chunk(handle, chunk);
