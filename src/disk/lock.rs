@@ -165,7 +165,10 @@ impl TreeLock {
         lock.write_holder(covers, epoch)?;
         // Ours stands before others are looked for: of two that start at once, one above the other, one sees the other.
         match conflict(root, home.path(), covers, &lock.name) {
-            Ok(None) => Ok(Tried::Got(Box::new(lock))),
+            Ok(None) => {
+                crate::sys::points::at("lock.taken");
+                Ok(Tried::Got(Box::new(lock)))
+            }
             Ok(Some(holder)) => {
                 lock.undo();
                 Ok(Tried::Held(holder))
@@ -247,7 +250,9 @@ impl TreeLock {
 
     /// After DONE: removes the state directory, and `.longhaul` when it is empty.
     pub fn finish(self) -> Result<(), DiskError> {
+        crate::sys::points::at("lock.finish");
         empty(&self.dir)?;
+        crate::sys::points::at("lock.emptied");
         self.dir.unlink_same(LOCK, self.fd.as_fd())?;
         self.states.remove_dir(self.name.as_bytes())?;
         remove_states(&self.home)?;

@@ -239,6 +239,7 @@ impl Tickets {
         let (id, key) = (TicketId(id), Secret(key));
         let expires = unix_now() + grant.ttl_secs;
         self.0.insert(id, Issued { key: key.clone(), grant, expires });
+        crate::sys::points::at("ticket.issued");
         Ok(Ticket { id, key, data, agent, expires })
     }
 

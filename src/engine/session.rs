@@ -215,6 +215,7 @@ pub async fn open(
             // The ticket is spent or the peer is not ours: another address of it would say the same.
             Err(error) => return Err(error),
         };
+        crate::sys::points::at("session.opened");
         let (sealer, opener) = keys(&agreed, true);
         let (tell, joining) = mpsc::unbounded_channel();
         let hello = agreed.hello;
@@ -247,6 +248,7 @@ async fn dial_stream(
     let dialer = Dialer::new(Purpose::Join(plan.session), index, attempt, 0, plan.allow_plain, &plan.join)
         .map_err(|error| handshake_error(error, plan.addr))?;
     let agreed = shake(&mut socket, &dialer, plan.addr).await?;
+    crate::sys::points::at("session.stream-dialled");
     let (sealer, opener) = keys(&agreed, true);
     let socket = socket.into_std().map_err(|error| io_error(error, plan.addr))?;
     Ok(Joined { index, socket, opener, sealer, notes })
@@ -551,9 +553,11 @@ async fn accept_inner(
         }
     };
     socket.write_all(listener.hello()).await.map_err(broken)?;
+    crate::sys::points::at("session.answered");
     let mut finish = [0; FINISH_LEN];
     socket.read_exact(&mut finish).await.map_err(broken)?;
     let agreed = listener.finish(&finish).map_err(|error| handshake_error(error, peer))?;
+    crate::sys::points::at("session.accepted");
     let (sealer, opener) = keys(&agreed, false);
     let local = socket.local_addr().map_err(broken)?;
     let socket = socket.into_std().map_err(broken)?;

@@ -379,6 +379,7 @@ impl<'a> Session<'a> {
                 Some(scan) = scanned.recv(), if credit > 0 => match scan {
                     Scan::Segment(bytes) => {
                         credit -= 1;
+                        crate::sys::points::at("source.segment");
                         session.channel.send(Message::Segment(bytes));
                     }
                     Scan::Problem { root, path, what } => {
@@ -386,6 +387,7 @@ impl<'a> Session<'a> {
                     }
                     Scan::End { segments, totals } => {
                         tracing::debug!(?totals, "scan ended");
+                        crate::sys::points::at("source.manifest-end");
                         session.channel.send(Message::ManifestEnd(segments));
                     }
                 },
@@ -470,6 +472,7 @@ impl<'a> Session<'a> {
             };
             answers.push(Bound { handle, status, object, extents });
         }
+        crate::sys::points::at("source.bound");
         self.channel.send(Message::Bound(answers));
         Ok(())
     }
@@ -488,6 +491,7 @@ impl<'a> Session<'a> {
             files.into_iter().map(look).collect::<Vec<_>>()
         });
         let sealed = sealed.await;
+        crate::sys::points::at("source.sealed");
         self.channel.send(Message::Sealed(sealed));
         self.close(&handles);
         Ok(())
@@ -526,6 +530,7 @@ impl<'a> Session<'a> {
     async fn verdict(self, report: &[u8]) -> Result<Report, TransferError> {
         let report: Report = serde_json::from_slice(report)
             .map_err(|_| TransferError::new(Class::Permanent, "the destination's report cannot be read"))?;
+        crate::sys::points::at("source.told");
         self.channel.send(Message::Bye);
         self.channel.finish(Duration::from_secs(2)).await;
         tracing::debug!(verdict = ?report.verdict, after = ?self.began.elapsed(), at = unix_now(), "session ended");

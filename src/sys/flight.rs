@@ -10,7 +10,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::uio::{pread, pwrite};
 
 use super::syscall::{preadv2_dontcache, pwritev2_dontcache};
-use super::{Completion, FileMode, Op, Slot, SocketRef};
+use super::{Completion, FileMode, Op, Slot, SocketRef, points};
 
 /// O_DIRECT works in multiples of this; a read that stops elsewhere has met the end of the file.
 const DIRECT_ALIGN: u32 = 4096;
@@ -151,6 +151,11 @@ impl Flight {
 
     /// Takes the result of one attempt (bytes, or an errno), and says how to go on.
     pub(super) fn advance(&mut self, result: Result<usize, Errno>) -> Step {
+        let result = match self.kind {
+            Kind::Read(_) => points::fails("io.read").and(result),
+            Kind::Write(_) => points::fails("io.write").and(result),
+            _ => result,
+        };
         let moved = match result {
             Ok(moved) => moved as u32,
             Err(Errno::EINTR) => return Step::Again,
@@ -175,6 +180,11 @@ impl Flight {
         loop {
             let (first, last) = (self.first(), self.last());
             let at = self.file_offset();
+            let last = match self.kind {
+                Kind::Read(_) => first + points::short("io.read-length", last - first),
+                Kind::Write(_) => first + points::short("io.write-length", last - first),
+                _ => last,
+            };
             let result = match self.kind {
                 Kind::Recv { .. } => {
                     recv(self.fd.as_raw_fd(), &mut self.slot.as_mut_slice()[first..last], MsgFlags::MSG_DONTWAIT)

@@ -19,6 +19,9 @@ pub mod arena;
 pub mod epoll;
 mod flight;
 pub mod fsys;
+pub mod points;
+#[cfg(feature = "testing")]
+pub mod power;
 pub mod ring;
 #[cfg(feature = "testing")]
 pub mod seccomp;
@@ -34,7 +37,7 @@ pub use arena::{Arena, ArenaConfig, ArenaKind, SLOT_HEAD, SLOT_TAIL, Slot};
 pub use epoll::Epoll;
 pub use ring::{Uring, probe_ring};
 pub use select::{Queue, QueueChoice, open_queue};
-pub use syscall::{one_heap, peak_rss_bytes, process_cpu_time_ns, set_dumpable};
+pub use syscall::{ignore_file_size_signal, one_heap, peak_rss_bytes, process_cpu_time_ns, set_dumpable};
 pub use tcp_info::TcpInfo;
 pub use wake::{WakeSource, Waker};
 

@@ -27,6 +27,12 @@ pub fn one_heap() {
     }
 }
 
+/// A write beyond `ulimit -f` gives EFBIG, instead of the signal that ends the process.
+pub fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed, the signal is only ignored; nothing else in the program changes it.
+    let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
+}
+
 /// `openat2`: opens `path` below `dir` with `O_*` flags (O_CLOEXEC is added), a mode for new files and `RESOLVE_*` flags.
 ///
 /// # Errors

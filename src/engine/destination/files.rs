@@ -215,6 +215,7 @@ impl Run<'_> {
             );
         }
         if !binds.is_empty() {
+            crate::sys::points::at("destination.bind");
             let asked = self.peers.iter().filter(|peer| !peer.gone);
             asked.for_each(|peer| drop(peer.out.send(Message::Bind(binds.clone()))));
         }
@@ -277,9 +278,9 @@ impl Run<'_> {
             return self.parked.push(planned);
         }
         let (probes, id, extents) = (self.ctx.probes.clone(), self.id, file.extents.clone());
-        let wish = wish_of(self.spec.options.io);
+        let (wish, unread) = (wish_of(self.spec.options.io), self.carry.unread);
         self.ctx.pool.submit(move || {
-            let opened = open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, wish);
+            let opened = open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, wish, unread);
             let _ = done.send(Done::Part(handle, Box::new(opened.map_err(|e| disk_error(&e)))));
         });
     }
@@ -590,6 +591,7 @@ impl Run<'_> {
                     self.forget_file(handle);
                 }
                 Err(CommitFault::NotYet) => {}
+                Err(CommitFault::Disk(error)) if self.is_poisoned(handle) => self.poisoned(handle, &error),
                 Err(fault) => self.give_up(handle, Class::Permanent, fault.to_string()),
             }
         }
@@ -600,8 +602,8 @@ impl Run<'_> {
                 Err(fault) if small.planned.tries < 2 => {
                     tracing::warn!(path = %small.planned.to, %fault, "a small file is fetched again");
                     let tries = small.planned.tries + 1;
-                    let exists = matches!(fault, CommitFault::Disk(disk::DiskError::Exists { .. }));
-                    if exists {
+                    let named = matches!(&fault, CommitFault::Disk(error) if error.is_exists() || error.came_after_the_rename());
+                    if named {
                         self.fail(&small.planned.to, Class::Permanent, fault.to_string());
                     } else {
                         self.small_queue.push_back(Planned { tries, ..small.planned });
@@ -614,6 +616,7 @@ impl Run<'_> {
     }
 
     fn published(&mut self, planned: &Planned, digest: Digest) {
+        crate::sys::points::told("destination.told", &planned.to);
         self.carry.published.insert(planned.key);
         self.carry.bytes += planned.size;
         self.carry.files += 1;

@@ -9,6 +9,7 @@ use crate::engine::spec::{Ends, Latency, Report, Verdict, Verify};
 use crate::ids::TransferId;
 use crate::journal::{Ended, Record};
 use crate::manifest::{EntryKind, Segment};
+use crate::sys::points;
 use crate::wire::control::{Message, SourceStats};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,7 +30,9 @@ impl Run<'_> {
         lock: &mut Option<TreeLock>,
         news: &mut mpsc::Receiver<News>,
     ) -> Result<Report, TransferError> {
+        points::at("finish.files-done");
         let (failed, home) = self.symlinks_and_directories().await;
+        points::at("finish.tree-done");
         for (path, error) in failed {
             let error = disk_error(&error);
             self.fail(&path, error.class, error.what);
@@ -44,6 +47,7 @@ impl Run<'_> {
                 Verdict::Failed | Verdict::Planned => Ended::Failed,
             }));
             let written = journal.append_and_sync().await;
+            points::at("finish.end-recorded");
             written.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         }
         let whole = matches!(verdict, Verdict::Durable | Verdict::Verified);
@@ -64,6 +68,7 @@ impl Run<'_> {
             }
         }
         let report = self.report(verdict);
+        points::at("finish.verdict");
         let mut told = report.clone();
         told.failures.truncate(FAILURES_TOLD);
         told.notes.truncate(FAILURES_TOLD);
@@ -175,6 +180,8 @@ impl Run<'_> {
         }
         match (self.counts.failed, self.counts.files_done + self.counts.skipped_files, self.spec.options.verify) {
             (0, _, Verify::Wire) => Verdict::Durable,
+            // What an earlier run published, nobody has read back.
+            (0, _, Verify::Disk) if self.carry.unread_files > 0 => Verdict::Durable,
             (0, _, Verify::Disk) => Verdict::Verified,
             (_, 0, _) => Verdict::Failed,
             _ => Verdict::Partial,
@@ -203,6 +210,12 @@ impl Run<'_> {
         }
         if !self.durable_storage {
             notes.push("the destination is in memory: nothing there survives a power cut".to_owned());
+        }
+        if self.carry.unread_files > 0 {
+            notes.push(format!(
+                "{} files were published by an earlier run with --verify wire and were not read back: DURABLE only",
+                self.carry.unread_files
+            ));
         }
         notes.dedup();
         Report {

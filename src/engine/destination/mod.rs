@@ -16,7 +16,7 @@ use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, socket_options, tell_error};
-use super::spec::{DestinationSpec, Report, Ticket, Verdict};
+use super::spec::{DestinationSpec, Report, Ticket, Verdict, Verify};
 use crate::digest;
 use crate::disk::{self, Existing, LockError, Made, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
@@ -55,6 +55,10 @@ pub(super) struct Carry {
     pub bytes: u64,
     pub files: u64,
     pub published: HashSet<PathKey>,
+    /// The journal tells of bytes that an earlier run with `--verify wire` received, and this one is to read back.
+    pub unread: bool,
+    /// Files under their final names that nobody has read back, though this run was to.
+    pub unread_files: u64,
     pub latency: Histogram<u64>,
     pub notes: BTreeSet<String>,
     /// Waits of dead sessions' streams, ns: for the network, for the disk.
@@ -87,6 +91,8 @@ impl Carry {
             bytes: 0,
             files: 0,
             published: HashSet::new(),
+            unread: false,
+            unread_files: 0,
             // Three digits from 1 µs to an hour.
             latency: Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("bounds are constants"),
             notes: BTreeSet::new(),
@@ -292,8 +298,12 @@ struct Ready {
     lock: Option<TreeLock>,
     journal: Option<(std::fs::File, u64, Writer, crate::journal::Checkpoint)>,
     volatile: bool,
+    unread: bool,
     notes: Vec<String>,
 }
+
+/// A file of the state directory: chunks of this journal were received with `--verify wire`, and not read back.
+const UNREAD: &str = "unread";
 
 /// Blocking: opens the destination, takes the lock, reads the journal.
 fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferError> {
@@ -307,7 +317,8 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let fail = |error: disk::DiskError| disk_error(&error);
     same_place(offer, &root, &placement, &spec.base)?;
     if spec.options.dry_run {
-        return Ok(Ready { root, placement, id, lock: None, journal: None, volatile: false, notes: Vec::new() });
+        let (volatile, unread, notes) = (false, false, Vec::new());
+        return Ok(Ready { root, placement, id, lock: None, journal: None, volatile, unread, notes });
     }
     let mut made = None;
     if let Some(dir) = &placement.make
@@ -356,8 +367,12 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
         .open_dir(&placement.home)
         .is_ok_and(|dir| disk::FsKind::of(dir.as_fd()).is_ok_and(|kind| kind.is_volatile()));
     file.set_len(len).map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
+    // Durable with the names of the directory, before the first record that it is about.
+    let wire = spec.options.verify == Verify::Wire;
+    let unread = lock.open_file(UNREAD, wire).map_err(fail)?.is_some() && !wire;
     lock.sync_dir().map_err(fail)?;
-    Ok(Ready { root, placement, id, lock: Some(lock), journal: Some((file, len, writer, checkpoint)), volatile, notes })
+    let (lock, journal) = (Some(lock), Some((file, len, writer, checkpoint)));
+    Ok(Ready { root, placement, id, lock, journal, volatile, unread, notes })
 }
 
 /// A source's path for people. Below the root `/` it is told with two slashes, which is part of the transfer's id.
@@ -487,7 +502,9 @@ async fn one_session(
             return Err(error);
         }
     };
+    crate::sys::points::at("destination.ready");
     carry.notes.extend(ready.notes.drain(..));
+    carry.unread = ready.unread;
     entry.status.borrow_mut().transfer = Some(ready.id);
     let mut epoch = Epoch(1);
     let mut journal = None;
@@ -498,6 +515,7 @@ async fn one_session(
         // Durable before use: the source drops streams of a lower epoch.
         open.append_and_sync().await.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         journal = Some(open);
+        crate::sys::points::at("destination.epoch");
     }
     channel.send(accept_message(ctx, spec, ready.id, epoch, streams, crate::limits::SEGMENT_CREDIT));
     let begun = run::Begun {

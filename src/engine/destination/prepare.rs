@@ -42,6 +42,7 @@ impl Drop for Weight {
 
 /// Looks at entries of a segment; makes missing directories unless it is a dry run.
 pub fn look(entries: Vec<Entry>, root: &Root, placement: &Placement, dry_run: bool) -> Vec<Looked> {
+    crate::sys::points::at("destination.segment");
     let mut fresh: HashSet<RelPath> = HashSet::new();
     let mut looked = Vec::with_capacity(entries.len());
     for entry in entries {

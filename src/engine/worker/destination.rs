@@ -7,9 +7,9 @@
 use super::link::{BODY, Came, Frame, Link};
 use super::{ChunkFault, Claim, Event, Extra, Fault, PackBody, StreamKey, TargetIo, Turn, add};
 use crate::digest::{ChunkHasher, Digest, chunk, wire_check};
-use crate::grid::{Grid, Span};
+use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::Handle;
-use crate::sys::{Completion, FileMode, Op, Slot};
+use crate::sys::{Completion, FileMode, Op, Slot, points};
 use crate::wire::WireError;
 use crate::wire::data::{self, PackItem, Run, Status};
 use crate::wire::header::FrameType;
@@ -151,6 +151,7 @@ impl DestinationStream {
             Came::File(number, slot, result) => {
                 if let Some(chunk) = self.chunks[number as usize].as_mut() {
                     chunk.writes -= 1;
+                    points::at("destination.written");
                     if let Err(error) = result {
                         chunk.failed = Some(ChunkFault::Write(error.kind(), error.raw_os_error()));
                     }
@@ -245,6 +246,9 @@ impl DestinationStream {
         match &chunk.target {
             Some(target) if wanted && header.kind == FrameType::Data => {
                 chunk.writes += 1;
+                let mut slot = slot;
+                points::flip("destination.checked", &mut slot.as_mut_slice()[BODY..BODY + len as usize]);
+                let offset = points::place("destination.place", offset, CHUNK_SIZE);
                 let token = self.link.file_token(number);
                 turn.ops.push(write(target, offset, slot, len as u32, token));
             }
@@ -278,6 +282,7 @@ impl DestinationStream {
         if chunk.dropped {
             return;
         }
+        points::at("destination.placed");
         turn.events.push(match (chunk.failed, chunk.received) {
             (Some(why), _) => {
                 add(&self.link.stats.wasted, chunk.arrived);
@@ -350,6 +355,7 @@ impl DestinationStream {
                     }
                     _ => None,
                 };
+                points::at("destination.pack-checked");
                 add(&self.link.stats.payload, content.len() as u64);
                 entries.push((entry, digest));
             }

@@ -1,7 +1,7 @@
 //! What both roles of a stream share: frames in, frames out, over one socket.
 
 use super::{Fault, KIND_FILE, KIND_RECV, KIND_SEND, StreamStats, Turn, add, token};
-use crate::sys::{Completion, FileRef, Op, SLOT_HEAD, Slot, SocketRef};
+use crate::sys::{Completion, FileRef, Op, SLOT_HEAD, Slot, SocketRef, points};
 use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::header::{FrameType, HEADER_LEN, Header, TRAILER_LEN};
 use std::collections::VecDeque;
@@ -183,6 +183,7 @@ impl Link {
         self.over.1 = over;
         (self.have, self.header) = (0, None);
         let (body, rest) = slot.as_mut_slice()[BODY..].split_at_mut(header.body_len as usize);
+        points::at("link.received");
         let intact = match self.opener.open(&header, body, &rest[..TRAILER_LEN]) {
             Ok(()) => true,
             Err(crate::wire::WireError::Tag) => false,
@@ -237,6 +238,7 @@ impl Link {
     pub fn send_frame(&mut self, mut slot: Slot, header: Header, turn: &mut Turn<'_>) {
         let end = BODY + header.body_len as usize + TRAILER_LEN;
         self.sealer.seal(header, &mut slot.as_mut_slice()[FRAME_START..end]);
+        points::flip("link.sealed", &mut slot.as_mut_slice()[BODY..end - TRAILER_LEN]);
         self.send(slot, end, turn);
     }
 

@@ -4,9 +4,9 @@ use super::link::{BODY, Came, Frame, Link};
 use super::mailbox::Mailbox;
 use super::{BoundFiles, Command, Fault, PackBody, Packer, SourceIo, StreamKey, Turn, add};
 use crate::digest::{ChunkHasher, DIGEST_LEN, wire_check};
-use crate::grid::{Grid, Span};
+use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::Handle;
-use crate::sys::{Completion, FileMode, Op, Slot};
+use crate::sys::{Completion, FileMode, Op, Slot, points};
 use crate::wire::WireError;
 use crate::wire::data::{self, Run, Status};
 use crate::wire::header::{CHUNK_END, FrameType, Header};
@@ -169,7 +169,11 @@ impl SourceStream {
             Came::File(number, slot, result) => {
                 let piece = self.pieces.iter_mut().find(|p| p.number == number);
                 match (piece, result) {
-                    (Some(piece), Ok(count)) if count == piece.len => piece.state = State::Ready(slot),
+                    (Some(piece), Ok(count)) if count == piece.len => {
+                        let mut slot = slot;
+                        points::flip("source.read", &mut slot.as_mut_slice()[BODY..BODY + count as usize]);
+                        piece.state = State::Ready(slot);
+                    }
                     (Some(piece), result) => {
                         // Short: the file was truncated under us.
                         let status = if result.is_ok() { Status::Changed } else { Status::Failed };
@@ -268,7 +272,7 @@ impl SourceStream {
                 };
                 turn.ops.push(Op::Read {
                     file: pick(&cursor.file, cursor.at, len),
-                    offset: cursor.at,
+                    offset: points::place("source.read-place", cursor.at, CHUNK_SIZE),
                     slot,
                     range: BODY as u32..BODY as u32 + len,
                     token: self.link.file_token(number),
@@ -420,8 +424,9 @@ impl SourceStream {
                 header.body_len = 8;
                 slot
             }
-            (State::Ready(slot), _) => {
+            (State::Ready(mut slot), _) => {
                 self.hasher.update(&slot.as_slice()[BODY..BODY + len as usize]);
+                points::flip("source.digested", &mut slot.as_mut_slice()[BODY..BODY + len as usize]);
                 if digest_only && !last {
                     return turn.slots.give(slot);
                 }
@@ -434,7 +439,8 @@ impl SourceStream {
             (State::Reading | State::Refused(_), _) => unreachable!("send waits for reads, and a refusal has its slot"),
         };
         if last {
-            let digest = self.hasher.finish(span);
+            let offset = points::place("source.digest-place", span.offset, CHUNK_SIZE);
+            let digest = self.hasher.finish(Span { offset, ..span });
             if digest_only {
                 slot.as_mut_slice()[BODY..BODY + DIGEST_LEN].copy_from_slice(&digest.0);
                 header = Header { kind: FrameType::Digest, body_len: DIGEST_LEN as u32, offset: span.offset, ..header };

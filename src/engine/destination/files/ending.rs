@@ -65,6 +65,7 @@ impl Run<'_> {
         file.stage = Stage::Sealing;
         self.sealing += 1;
         self.expected_seen = Some((digest, checksums));
+        crate::sys::points::at("destination.seal");
         let _ = self.peers[0].out.send(Message::Seal(vec![handle]));
     }
 

@@ -236,6 +236,7 @@ impl Run<'_> {
     pub(super) fn resumed(&mut self, key: PathKey, size: u64) {
         self.counts.files_done += 1;
         if !self.carry.published.contains(&key) {
+            self.carry.unread_files += u64::from(self.carry.unread);
             self.counts.resumed_bytes += size;
             self.counts.skipped_files += 1;
         }

@@ -103,12 +103,14 @@ impl Run<'_> {
         self.creating += 1;
         let (root, id, done) = (self.root.clone(), self.id, self.done.clone());
         self.ctx.pool.submit(move || {
-            let bytes = &body.slot.as_slice()[SLOT_HEAD as usize..];
+            let mut body = body;
+            let bytes = &mut body.slot.as_mut_slice()[SLOT_HEAD as usize..];
             let written = jobs
                 .into_iter()
                 .map(|(entry, chunk, to, size, meta)| {
                     let digest = file_digest(size, &[Some(chunk)]);
-                    let content = &bytes[entry.content.clone()];
+                    let content = &mut bytes[entry.content.clone()];
+                    crate::sys::points::flip("destination.pack-content", content);
                     (entry.handle, create_small(&root, &to, &id, content, &meta, digest), chunk)
                 })
                 .collect();

@@ -65,7 +65,8 @@ impl Run<'_> {
                 self.give_up(handle, class, why);
             }
             ChunkFault::Write(kind, errno) => {
-                let error = write_error(kind, errno, &file.planned.to);
+                let on = file.part.as_ref().and_then(|part| part.file_system());
+                let error = write_error(kind, errno, &file.planned.to, on);
                 self.give_up(handle, error.class, error.what.clone());
                 return Err(error);
             }
@@ -92,6 +93,10 @@ impl Run<'_> {
         let planned = Planned { tries: file.tries, ..file.planned.clone() };
         self.forget_file(handle);
         self.big_queue.push_back(planned);
+    }
+
+    pub(super) fn is_poisoned(&self, handle: Handle) -> bool {
+        self.files.get(&handle).and_then(|file| file.part.as_ref()).is_some_and(|part| part.is_poisoned())
     }
 
     /// After a failed sync nothing that was written since the last good one can be trusted, and no second sync can mend
