@@ -7,16 +7,17 @@
 //! Where `flock` is refused (some network file systems), the file's existence is the lock, and its holder counts as dead
 //! only when it is a process of this host that is gone.
 
+use super::calls;
 use super::confined::{DirHandle, Kind, Made, Root, Stat, retrying};
 use super::error::{DiskError, Doing};
 use super::names::{STATE_DIR, is_reserved};
 use super::scan::for_each_name;
+use crate::clock;
 use crate::ids::{Epoch, TransferId};
 use crate::relpath::{RelPath, escape};
 use crate::sys::fsys::{self, Caching};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::ftruncate;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -114,9 +115,9 @@ impl TreeLock {
         }
         let home_dir = root.open_dir(home)?;
         let held = |holder| LockError::Held { path: covers.clone(), holder: Box::new(holder) };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = clock::now() + PATIENCE;
         loop {
-            let late = Instant::now() >= deadline;
+            let late = clock::now() >= deadline;
             match Self::try_take(root, &home_dir, covers, id, epoch, deadline)? {
                 Tried::Got(lock) => return Ok(*lock),
                 // Complete and well-formed: no matter of milliseconds.
@@ -124,7 +125,7 @@ impl TreeLock {
                     return Err(held(holder));
                 }
                 Tried::Again if late => return Err(DiskError::Busy { path: covers.clone() }.into()),
-                Tried::Held(_) | Tried::Again => std::thread::sleep(PAUSE),
+                Tried::Held(_) | Tried::Again => clock::pause(PAUSE),
             }
         }
     }
@@ -187,8 +188,8 @@ impl TreeLock {
             hex::encode(below),
         );
         let fail = |errno| self.dir.fail(Doing::Lock, LOCK)(errno);
-        retrying(|| ftruncate(&self.fd, 0)).map_err(fail)?;
-        let n = retrying(|| fsys::write_at(self.fd.as_fd(), text.as_bytes(), 0, Caching::Normal)).map_err(fail)?;
+        retrying(|| calls::truncate(self.fd.as_fd(), 0)).map_err(fail)?;
+        let n = retrying(|| calls::write_at(self.fd.as_fd(), text.as_bytes(), 0, Caching::Normal)).map_err(fail)?;
         if n == text.len() { Ok(()) } else { Err(fail(Errno::ENOSPC)) }
     }
 
@@ -311,7 +312,7 @@ fn turn(states: &DirHandle, deadline: Instant) -> Result<Option<OwnedFd>, DiskEr
     loop {
         match retrying(|| fsys::try_flock(fd.as_fd())) {
             Ok(()) => return Ok(Some(fd)),
-            Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(Errno::EWOULDBLOCK) if clock::now() < deadline => clock::pause(PAUSE),
             Err(Errno::EWOULDBLOCK) => return Err(DiskError::Busy { path: states.path().clone() }),
             Err(_) => return Ok(None),
         }

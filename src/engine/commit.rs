@@ -9,6 +9,7 @@
 use super::pool::Pool;
 use super::spec::Verify;
 use crate::digest::{self, Digest};
+use crate::disk::calls;
 use crate::disk::{
     AlignedBuf, DiskError, Meta, PartFile, ReadBack, RenamedBy, Replace, SmallFile, TreeLock, rename_batch, sync_batch,
 };
@@ -17,7 +18,7 @@ use crate::ids::{Handle, PathKey};
 use crate::journal::{Checkpoint, DoneFile, FileRecord, Forget, Inconsistent, Publishing, Record, Run, Writer};
 use crate::manifest::Mtime;
 use std::cell::RefCell;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -115,7 +116,11 @@ impl Journal {
             }
             JournalFile::Pool(file, pool) => {
                 let file = file.clone();
-                pool.run(move || file.write_all_at(&bytes, at).and_then(|()| file.sync_data())).await?;
+                let write = move || {
+                    calls::write_all_at(&file, &bytes, at)?;
+                    calls::sync_data(file.as_fd()).map_err(std::io::Error::from)
+                };
+                pool.run(write).await?;
             }
         }
         self.len += len;

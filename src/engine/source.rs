@@ -4,7 +4,7 @@
 mod packer;
 
 use super::channel::Channel;
-use super::coordinator::{Ctx, Entry, unix_now};
+use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
@@ -12,6 +12,7 @@ use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, SourceIo, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
+use crate::clock;
 use crate::digest::{chunk, wire_check};
 use crate::disk::{self, Expect, IoWish, ProbeCache, Root, ScanTotals, Scanned, SourceError, SourceFile};
 use crate::grid::Span;
@@ -96,6 +97,7 @@ pub async fn push(
             Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await
         };
         let error = tokio::select! {
+            biased;
             done = attempt => match done {
                 Ok(report) => return counted(report, &sent),
                 Err(error) => error,
@@ -237,8 +239,8 @@ impl<'a> Session<'a> {
     ) -> Result<Report, TransferError> {
         let Opened { id, control, streams, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
-        let socket = tokio::net::TcpStream::from_std(socket)
-            .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+        let socket =
+            socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
         let mut channel = Channel::open(socket, sealer, opener);
         let recursive = spec.recursive;
         let prepared = ctx.pool.run(move || prepare(&spec)).await;
@@ -286,7 +288,7 @@ impl<'a> Session<'a> {
         let (scan, mut scanned) = mpsc::channel(4);
         let stop_scan = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(stop_scan.clone());
-        spawn_scan(prepared.root.clone(), roots.clone(), recursive, scan, stop_scan);
+        spawn_scan(&ctx.pool, prepared.root.clone(), roots.clone(), recursive, scan, stop_scan);
         let mut session = Session {
             ctx,
             entry,
@@ -297,7 +299,7 @@ impl<'a> Session<'a> {
             files: HashMap::new(),
             wish: wish(&accept.io),
             how: BTreeSet::new(),
-            began: Instant::now(),
+            began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: worker_totals(ctx),
         };
@@ -325,6 +327,7 @@ impl<'a> Session<'a> {
         let mut cancel = entry.cancel.subscribe();
         loop {
             tokio::select! {
+                biased;
                 message = session.channel.recv() => match message {
                     Ok(Message::Credit(more)) => credit = credit.saturating_add(more),
                     Ok(Message::Verdict(report)) => return Ok(End::Verdict(report)),
@@ -471,7 +474,7 @@ impl<'a> Session<'a> {
             .map_err(|_| TransferError::new(Class::Permanent, "the destination's report cannot be read"))?;
         self.channel.send(Message::Bye);
         self.channel.finish(Duration::from_secs(2)).await;
-        tracing::debug!(verdict = ?report.verdict, after = ?self.began.elapsed(), at = unix_now(), "session ended");
+        tracing::debug!(verdict = ?report.verdict, after = ?clock::since(self.began), at = clock::unix_now(), "session ended");
         Ok(report)
     }
 }
@@ -578,51 +581,82 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
+/// The scan runs in a thread of its own, as the pool's threads are for calls that end soon.
 fn spawn_scan(
+    pool: &Pool,
     root: Arc<Root>,
     roots: Arc<Vec<RelPath>>,
     recursive: bool,
     tell: mpsc::Sender<Scan>,
     stop: Arc<AtomicBool>,
 ) {
-    let work = move || {
-        let mut builder = SegmentBuilder::default();
-        let mut segments = 0;
-        let mut last = Instant::now();
-        let mut emit = |scanned: Scanned| {
-            let full = match scanned {
-                Scanned::Entry(entry) => builder.push(&entry),
-                Scanned::Problem { root, path, error } => {
-                    let what = error.to_string();
-                    if tell.blocking_send(Scan::Problem { root, path: path.as_bytes().to_vec(), what }).is_err() {
-                        return ControlFlow::Break(());
-                    }
-                    None
-                }
-            };
-            let due = if full.is_none() && last.elapsed() > SEGMENT_LATENCY { builder.finish() } else { None };
-            for segment in full.into_iter().chain(due) {
-                segments += 1;
-                last = Instant::now();
-                if tell.blocking_send(Scan::Segment(segment)).is_err() {
-                    return ControlFlow::Break(());
+    if pool.is_simulated() {
+        // One thread for all: the scan comes to its end first, then what it found is handed on.
+        let pool = pool.clone();
+        tokio::task::spawn_local(async move {
+            let found = pool.run(move || {
+                let mut found = Vec::new();
+                scan_all(&root, &roots, recursive, &stop, &mut |scan| {
+                    found.push(scan);
+                    true
+                });
+                found
+            });
+            for scan in found.await {
+                if tell.send(scan).await.is_err() {
+                    return;
                 }
             }
-            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let totals = disk::scan(&root, &roots, recursive, &[], &mut emit);
-        if let Some(segment) = builder.finish() {
-            segments += 1;
-            if tell.blocking_send(Scan::Segment(segment)).is_err() {
-                return;
-            }
-        }
-        let _ = tell.blocking_send(Scan::End { segments, totals });
-    };
+        });
+        return;
+    }
+    let work =
+        move || scan_all(&root, &roots, recursive, &stop, &mut |scan| tell.blocking_send(scan).is_ok());
     if let Err(error) = std::thread::Builder::new().name("lh-scan".to_owned()).spawn(work) {
         tracing::error!(%error, "no thread for the scan");
     }
+}
+
+/// Walk 4: scans the roots, in segments that are usable as they arrive. `tell` says whether anybody still listens.
+fn scan_all(
+    root: &Root,
+    roots: &[RelPath],
+    recursive: bool,
+    stop: &AtomicBool,
+    tell: &mut dyn FnMut(Scan) -> bool,
+) {
+    let mut builder = SegmentBuilder::default();
+    let mut segments = 0;
+    let mut last = clock::now();
+    let mut emit = |scanned: Scanned| {
+        let full = match scanned {
+            Scanned::Entry(entry) => builder.push(&entry),
+            Scanned::Problem { root, path, error } => {
+                let what = error.to_string();
+                if !tell(Scan::Problem { root, path: path.as_bytes().to_vec(), what }) {
+                    return ControlFlow::Break(());
+                }
+                None
+            }
+        };
+        let due = if full.is_none() && clock::since(last) > SEGMENT_LATENCY { builder.finish() } else { None };
+        for segment in full.into_iter().chain(due) {
+            segments += 1;
+            last = clock::now();
+            if !tell(Scan::Segment(segment)) {
+                return ControlFlow::Break(());
+            }
+        }
+        if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let totals = disk::scan(root, roots, recursive, &[], &mut emit);
+    if let Some(segment) = builder.finish() {
+        segments += 1;
+        if !tell(Scan::Segment(segment)) {
+            return;
+        }
+    }
+    tell(Scan::End { segments, totals });
 }
 
 /// A report with nothing but a verdict and its error.

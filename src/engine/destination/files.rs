@@ -10,6 +10,7 @@ mod words;
 use super::prepare::Looked;
 use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
+use crate::clock;
 use crate::digest::{self, Digest};
 use crate::disk::{self, Existing, IoWish, Meta, PartFile, Root, WritePlan, create_small, write_plan};
 use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile};
@@ -30,7 +31,7 @@ use crate::wire::data::{PackEntry, PackItem, Run as ChunkRun, Status};
 use opening::{digest_existing, open_part};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use words::{status_words, write_error};
 
 /// Big files open at once: enough to keep the pipes full across Bind round trips, far from any descriptor limit.
@@ -166,6 +167,13 @@ fn digest_old(part: &PartFile, grid: Grid, old: &[u32], kept: &[(u32, Digest)]) 
 }
 
 impl Run<'_> {
+    /// A file's name in the journal.
+    #[cfg(feature = "testing")]
+    pub(super) fn key_of(&self, handle: Handle) -> Option<PathKey> {
+        let planned = self.files.get(&handle).map(|f| &f.planned);
+        planned.or_else(|| self.small.get(&handle).map(|s| &s.planned)).map(|p| p.key)
+    }
+
     fn new_handle(&mut self) -> Handle {
         self.next_handle += 1;
         Handle(self.next_handle)
@@ -367,9 +375,9 @@ impl Run<'_> {
     pub(super) fn refill(&mut self) {
         let full = self.uncommitted() >= self.window();
         match (full, self.held_back_since) {
-            (true, None) => self.held_back_since = Some(std::time::Instant::now()),
+            (true, None) => self.held_back_since = Some(clock::now()),
             (false, Some(since)) => {
-                self.carry.waits.commit += since.elapsed().as_nanos() as u64;
+                self.carry.waits.commit += clock::since(since).as_nanos() as u64;
                 self.held_back_since = None;
             }
             _ => {}
@@ -406,8 +414,8 @@ impl Run<'_> {
             // What was asked last is on its way by now, and would travel twice: only what stays out for longer than
             // chunks take here is asked of another stream.
             let usual = Duration::from_nanos(self.carry.latency.value_at_quantile(0.9));
-            let since = *self.tail_since.get_or_insert_with(Instant::now);
-            if since.elapsed() > usual.max(STEAL_AFTER) {
+            let since = *self.tail_since.get_or_insert_with(clock::now);
+            if clock::since(since) > usual.max(STEAL_AFTER) {
                 self.steal(&streams);
             }
         }

@@ -4,6 +4,7 @@
 //! A session that is lost is no state to be saved: what is durable is in the journal, and a new session begins from
 //! there. So there is one way back from every accident, and it is used all the time.
 
+mod bring;
 mod files;
 mod finish;
 mod prepare;
@@ -11,12 +12,13 @@ mod run;
 
 use super::backoff::Backoff;
 use super::commit::{Journal, open_journal_file};
-use super::coordinator::{Ctx, Entry, unix_now};
+use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, socket_options, tell_error};
 use super::spec::{DestinationSpec, Report, Ticket, Verdict};
+use crate::clock;
 use crate::digest;
 use crate::disk::{self, Existing, LockError, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
@@ -75,7 +77,7 @@ pub(super) struct Waits {
 impl Carry {
     fn new(ctx: &Ctx) -> Self {
         Self {
-            began: Instant::now(),
+            began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: super::source::worker_totals(ctx),
             received: 0,
@@ -103,7 +105,7 @@ impl Carry {
         (report.bytes, report.files) = (self.bytes, self.files);
         (report.received_bytes, report.sent_bytes, report.resent_bytes) = (self.received, self.sent, self.wasted);
         (report.failed_chunks, report.reconnects) = (self.failed_chunks, self.reconnects);
-        report.duration_ns = self.began.elapsed().as_nanos() as u64;
+        report.duration_ns = clock::since(self.began).as_nanos() as u64;
         report.streams = streams;
         report.notes = self.notes.iter().cloned().collect();
         report
@@ -153,6 +155,7 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
         }
         let again = try_again(&error, opened_one.get(), before > 0);
         let pause = tokio::select! {
+            biased;
             again = backoff.pause(&error, &mut cancel), if again => again,
             _ = stopping.wait_for(|s| *s), if again => false,
             else => false,
@@ -339,7 +342,7 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
                 transfer: id,
                 agent: offer.agent,
                 epoch: Epoch(0),
-                created: unix_now(),
+                created: clock::unix_now(),
                 source: source.join(" "),
                 destination: path.clone(),
             };
@@ -352,7 +355,8 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let volatile = root
         .open_dir(&placement.home)
         .is_ok_and(|dir| disk::FsKind::of(dir.as_fd()).is_ok_and(|kind| kind.is_volatile()));
-    file.set_len(len).map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
+    disk::calls::truncate(file.as_fd(), len as i64)
+        .map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
     lock.sync_dir().map_err(fail)?;
     Ok(Ready { root, placement, id, lock: Some(lock), journal: Some((file, len, writer, checkpoint)), volatile, notes })
 }
@@ -462,8 +466,7 @@ async fn one_session(
     let Joined { socket, sealer, opener, notes, .. } = control;
     carry.notes.extend(notes);
     carry.notes.extend(ctx.fallbacks());
-    let socket = tokio::net::TcpStream::from_std(socket)
-        .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+    let socket = socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
     let mut channel = super::channel::Channel::open(socket, sealer, opener);
     let offer = offered(&mut channel).await?;
     let ready = {
