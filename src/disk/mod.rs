@@ -36,7 +36,7 @@ pub use aligned::{AlignedBuf, DIRECT_ALIGN};
 pub use confined::{DirHandle, Kind, Made, Resolver, Root, Stat};
 pub use error::DiskError;
 pub use lock::{LockError, TreeLock};
-pub use part::{PartFile, ReadBack};
+pub use part::{PartFile, ReadBack, sync_names};
 pub use plan::{IoWish, WritePlan, write_plan};
 pub use probe::{FsKind, ProbeCache};
 pub use publish::{Existing, Meta, RenamedBy, Replace, existing, finish_directory, make_symlink};

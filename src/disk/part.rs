@@ -79,6 +79,8 @@ pub struct PartFile {
     mode: FileMode,
     volatile: bool,
     poisoned: AtomicBool,
+    /// The directory was synced since this was opened.
+    named: AtomicBool,
     notes: Vec<PartNote>,
     #[cfg(test)]
     pub(super) fail_sync: AtomicBool,
@@ -222,6 +224,7 @@ impl PartFile {
             mode,
             volatile,
             poisoned: AtomicBool::new(false),
+            named: AtomicBool::new(false),
             notes,
             #[cfg(test)]
             fail_sync: AtomicBool::new(false),
@@ -386,6 +389,11 @@ impl PartFile {
         self.sync_with(calls::sync_data)
     }
 
+    /// Whether its part name is known to be durable.
+    pub fn is_named(&self) -> bool {
+        self.named.load(Ordering::Acquire)
+    }
+
     pub(super) fn sync_with(&self, sync: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>) -> Result<(), DiskError> {
         self.not_poisoned()?;
         let synced = retrying(|| sync(self.fd.as_fd()));
@@ -479,6 +487,29 @@ impl PartFile {
     pub fn remove(self) -> Result<(), DiskError> {
         self.dir.unlink_same(&self.name, self.fd.as_fd())
     }
+}
+
+/// Makes the part names of these files durable, each directory synced once: a sync of a file alone promises nothing about
+/// its name. One result per file, in order.
+pub fn sync_names(parts: &[Arc<PartFile>]) -> Vec<Result<(), DiskError>> {
+    let mut synced: Vec<(&RelPath, Result<(), DiskError>)> = Vec::new();
+    let mut outcomes = Vec::with_capacity(parts.len());
+    for part in parts {
+        let path = part.dir.path();
+        let known = synced.iter().find(|(dir, _)| *dir == path).map(|(_, outcome)| outcome.clone());
+        let outcome = match known {
+            _ if part.is_named() => Ok(()),
+            Some(outcome) => outcome,
+            None => {
+                let outcome = part.dir.sync();
+                synced.push((path, outcome.clone()));
+                outcome
+            }
+        };
+        part.named.store(outcome.is_ok(), Ordering::Release);
+        outcomes.push(outcome);
+    }
+    outcomes
 }
 
 /// The open parent and the final name; a reserved or empty one is refused.

@@ -11,13 +11,16 @@ use super::spec::Verify;
 use crate::digest::{self, Digest};
 use crate::disk::calls;
 use crate::disk::{
-    AlignedBuf, DiskError, Meta, PartFile, ReadBack, RenamedBy, Replace, SmallFile, TreeLock, rename_batch, sync_batch,
+    AlignedBuf, DiskError, Meta, PartFile, ReadBack, RenamedBy, Replace, Root, SmallFile, TreeLock, rename_batch,
+    sync_batch, sync_names,
 };
 use crate::grid::{Grid, Span};
 use crate::ids::{Handle, PathKey};
 use crate::journal::{Checkpoint, DoneFile, FileRecord, Forget, Inconsistent, Publishing, Record, Run, Writer};
 use crate::manifest::Mtime;
+use crate::relpath::RelPath;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -190,6 +193,17 @@ pub struct CreatedSmall {
     pub mtime: Mtime,
 }
 
+/// A file that an earlier run renamed, and died before it could say so.
+#[derive(Debug)]
+pub struct Renamed {
+    /// The record to come.
+    pub done: DoneFile,
+    /// Where it is.
+    pub root: Arc<Root>,
+    /// Its final name.
+    pub path: RelPath,
+}
+
 /// What one commit makes durable.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -204,7 +218,7 @@ pub struct Batch {
     /// Files to publish; their last chunks may be in `placed`.
     pub publish: Vec<PublishFile>,
     /// Renames that an earlier run made and did not get to record.
-    pub renamed: Vec<DoneFile>,
+    pub renamed: Vec<Renamed>,
 }
 
 impl Batch {
@@ -377,6 +391,22 @@ pub async fn commit_batch(
         }
     }
 
+    // And the names of part files that are new, or that a killed run left: no record about a file without one.
+    if synced.iter().any(|(placed, _)| !placed.part.is_named()) {
+        let parts: Vec<Arc<PartFile>> = synced.iter().map(|(placed, _)| placed.part.clone()).collect();
+        let outcomes = pool.run(move || sync_names(&parts)).await;
+        let all = std::mem::take(&mut synced);
+        for ((placed, bad), outcome) in all.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => synced.push((placed, bad)),
+                Err(error) => {
+                    let chunks = placed.chunks.iter().map(|(index, _)| *index).collect();
+                    durable.poisoned.push((placed.handle, chunks, error));
+                }
+            }
+        }
+    }
+
     // Then the claim about it, and about the renames to come; then the claim made durable.
     batch.begun.into_iter().for_each(|file| journal.record(Record::File(file)));
     batch.forget.into_iter().for_each(|(key, what)| journal.record(Record::Forget { key, what }));
@@ -411,7 +441,8 @@ pub async fn commit_batch(
     journal.append_and_sync().await?;
 
     // The names, their directories synced; then the journal's word that it is done.
-    let mut done = batch.renamed;
+    let (mut done, failed) = pool.run(move || sync_renamed(batch.renamed)).await;
+    durable.notes.extend(failed.iter().map(|error| format!("a name could not be made durable: {error}")));
     let named = publish_all(pool, publish, small, small_replace).await;
     for (handle, key, result) in named.files {
         if let Ok(digest) = &result {
@@ -429,6 +460,20 @@ pub async fn commit_batch(
     journal.record(Record::Done(done));
     journal.append_and_sync().await?;
     Ok(durable)
+}
+
+/// An earlier run may have died between its rename and the sync of the directory.
+fn sync_renamed(renamed: Vec<Renamed>) -> (Vec<DoneFile>, Vec<DiskError>) {
+    let mut synced: BTreeMap<RelPath, Result<(), DiskError>> = BTreeMap::new();
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for Renamed { done: record, root, path } in renamed {
+        let (dir, _) = path.split_last().unwrap_or_default();
+        match synced.entry(dir).or_insert_with_key(|dir| root.sync_dir(dir)) {
+            Ok(()) => done.push(record),
+            Err(error) => failed.push(error.clone()),
+        }
+    }
+    (done, failed)
 }
 
 /// Small files that one pool job renames: a batch is worth several threads.

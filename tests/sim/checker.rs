@@ -83,10 +83,6 @@ impl Checker {
         }
     }
 
-    fn file(&self, key: &[u8; 16]) -> Option<&'static TreeFile> {
-        self.tree.files.iter().find(|file| file.key == *key)
-    }
-
     fn at(&self, path: &Path) -> Option<&'static TreeFile> {
         self.tree.files.iter().find(|file| place_of(file) == path)
     }

@@ -24,6 +24,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Instant;
 
+/// Where what was removed is, as far as paths go.
+const REMOVED: &str = "(removed)";
+
 /// Unsynced bytes of a file: what stood there before. `None`: zeros.
 pub struct Undo {
     pub len: u64,
@@ -351,6 +354,20 @@ impl Disk {
         nix::fcntl::renameat(dir, name, &self.side_handle, inode.to_string().as_bytes())
     }
 
+    /// A name goes; what it led to is kept, for a cut may bring the name back.
+    fn remove(&self, mut state: std::cell::RefMut<'_, State>, dir: BorrowedFd<'_>, name: &[u8], inode: u64) -> Decision {
+        if let Err(errno) = self.set_aside(dir, name, inode) {
+            return Decision::Fail(errno);
+        }
+        if let Some(inode) = state.inodes.get_mut(&inode) {
+            self.world.event(format_args!("removed {}", self.shown(inode)));
+            inode.path = REMOVED.into();
+        }
+        drop(state);
+        self.changed_name(dir, NameChange::Remove(name.to_vec()));
+        Decision::Done
+    }
+
     fn changed_name(&self, dir: BorrowedFd<'_>, change: NameChange) {
         if let Some(inode) = self.state.borrow_mut().inodes.get_mut(&inode_of(dir)) {
             inode.changes.push(change);
@@ -458,18 +475,18 @@ impl Observer for Disk {
                 if let Some(old) = lookup(dir, to)
                     && replace
                     && lookup(dir, from).is_some_and(|new| new != old)
-                    && let Err(errno) = self.set_aside(dir, to, old)
                 {
-                    return Decision::Fail(errno);
+                    if let Err(errno) = self.set_aside(dir, to, old) {
+                        return Decision::Fail(errno);
+                    }
+                    if let Some(inode) = state.inodes.get_mut(&old) {
+                        inode.path = REMOVED.into();
+                    }
                 }
             }
             Change::Unlink { dir, name } => {
                 let Some(inode) = lookup(dir, name) else { return Decision::Go };
-                return self.set_aside(dir, name, inode).map_or_else(Decision::Fail, |()| {
-                    drop(state);
-                    self.changed_name(dir, NameChange::Remove(name.to_vec()));
-                    Decision::Done
-                });
+                return self.remove(state, dir, name, inode);
             }
             Change::RemoveDir { dir, name } => {
                 let Some(inode) = lookup(dir, name) else { return Decision::Go };
@@ -478,11 +495,7 @@ impl Observer for Disk {
                 if std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_some()) {
                     return Decision::Fail(Errno::ENOTEMPTY);
                 }
-                return self.set_aside(dir, name, inode).map_or_else(Decision::Fail, |()| {
-                    drop(state);
-                    self.changed_name(dir, NameChange::Remove(name.to_vec()));
-                    Decision::Done
-                });
+                return self.remove(state, dir, name, inode);
             }
             _ => {}
         }

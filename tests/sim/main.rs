@@ -40,19 +40,23 @@ fn seeds() -> Range<u64> {
     0..if std::env::var_os("LONGHAUL_LONG").is_some() { LONG_SEEDS } else { CI_SEEDS }
 }
 
+thread_local! {
+    /// What panicked in this thread: tasks keep their panics to themselves.
+    static PANICKED: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
+}
+
+/// The first panic of this thread since it was asked last.
+fn panicked() -> Option<String> {
+    PANICKED.take()
+}
+
 /// Runs a seed, and turns a panic of the engine into a broken rule.
 fn outcome_of(seed: u64, faults: bool) -> Result<Outcome, String> {
+    panicked();
     let ran = std::panic::catch_unwind(|| run(seed, faults));
-    match ran {
-        Ok(outcome) => Ok(outcome),
-        Err(panic) => {
-            longhaul::clock::install(None);
-            longhaul::sys::observe::install(None);
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            Err(format!("it panicked: {}", text.unwrap_or_default()))
-        }
-    }
+    longhaul::clock::install(None);
+    longhaul::sys::observe::install(None);
+    ran.map_err(|_| format!("it panicked: {}", panicked().unwrap_or_default()))
 }
 
 fn complaint(seed: u64, what: &str, last: &[String]) -> String {
@@ -118,6 +122,13 @@ impl Drop for CleanUp {
 #[test]
 fn every_seed_holds_every_rule() {
     let _clean_up = CleanUp;
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        PANICKED.with(|slot| {
+            slot.borrow_mut().get_or_insert_with(|| info.to_string());
+        });
+        usual(info);
+    }));
     let seeds = seeds();
     let many = seeds.end - seeds.start;
     let began = std::time::Instant::now();

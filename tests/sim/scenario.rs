@@ -145,6 +145,7 @@ struct Run {
 enum Turn {
     Died(usize),
     Reported(Box<Report>),
+    Broken,
     Time,
 }
 
@@ -243,6 +244,10 @@ impl Run {
                 if self.world.dead[number].get() {
                     return Poll::Ready(Turn::Died(number));
                 }
+            }
+            if let Some(what) = crate::panicked() {
+                self.world.broken(format_args!("it panicked: {what}"));
+                return Poll::Ready(Turn::Broken);
             }
             if let Some(report) = self.report.borrow_mut().take() {
                 return Poll::Ready(Turn::Reported(Box::new(report)));
@@ -364,6 +369,9 @@ impl Run {
                 self.scenario.plan.clear();
                 self.calm();
             }
+            if self.world.first_broken().is_some() {
+                return; // The first rule that breaks is what is to be looked at.
+            }
             if now >= end {
                 return self.world.broken(format_args!("it has not ended {PATIENCE:?} after the last fault"));
             }
@@ -377,6 +385,7 @@ impl Run {
                     self.die(host, power);
                 }
                 Turn::Reported(report) => return self.verdict(&report),
+                Turn::Broken => return,
                 Turn::Time => {}
             }
         }

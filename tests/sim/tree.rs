@@ -28,8 +28,6 @@ pub struct TreeDir {
 
 pub struct Tree {
     pub base: PathBuf,
-    /// A single file, not a directory.
-    pub single: bool,
     pub files: Vec<TreeFile>,
     pub dirs: Vec<TreeDir>,
     pub links: Vec<(PathBuf, PathBuf)>,
@@ -136,5 +134,5 @@ fn make(shape: u64) -> Tree {
         handle.set_modified(UNIX_EPOCH + Duration::new(dir.mtime.0 as u64, dir.mtime.1 as u32)).unwrap();
     }
     let bytes = files.iter().map(|file| file.content.len() as u64).sum();
-    Tree { base, single, files, dirs, links, bytes }
+    Tree { base, files, dirs, links, bytes }
 }

@@ -14,6 +14,7 @@ const LAST_EVENTS: usize = 60;
 pub struct World {
     pub seed: u64,
     began: Instant,
+    looked: Cell<(Instant, u64)>,
     /// What each subsystem decides by.
     pub net: RefCell<Rng>,
     pub disk: RefCell<Rng>,
@@ -42,6 +43,7 @@ impl World {
         Rc::new(Self {
             seed,
             began: tokio::time::Instant::now().into_std(),
+            looked: Cell::new((tokio::time::Instant::now().into_std(), 0)),
             net: RefCell::new(Rng::new(seed, "net")),
             disk: RefCell::new(Rng::new(seed, "disk")),
             time: RefCell::new(Rng::new(seed, "time")),
@@ -66,6 +68,19 @@ impl World {
     /// Virtual time since the seed began.
     pub fn elapsed(&self) -> Duration {
         self.now() - self.began
+    }
+
+    /// Everything reads the clock all the time: what reads it for ever without time going on never ends.
+    fn looked_at_clock(&self) {
+        let now = self.now();
+        let (then, times) = self.looked.get();
+        let times = if then == now { times + 1 } else { 0 };
+        self.looked.set((now, times));
+        if times > 1_000_000 {
+            // Nothing would ever return from this.
+            eprintln!("{}", crate::complaint(self.seed, "it turns without time going on", &self.last_events()));
+            std::process::exit(101);
+        }
     }
 
     /// Something happened: it becomes part of the trace, which one seed always repeats.
@@ -125,6 +140,7 @@ pub struct Clock(pub Rc<World>);
 
 impl VirtualClock for Clock {
     fn now(&self) -> Instant {
+        self.0.looked_at_clock();
         // A thread that paused has its pause behind it: its deadlines come nearer although nothing else moves.
         self.0.now() + PAUSED.get()
     }

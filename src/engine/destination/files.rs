@@ -4,6 +4,7 @@ mod ending;
 mod intake;
 mod opening;
 mod packs;
+mod relief;
 mod trouble;
 mod words;
 
@@ -13,7 +14,7 @@ use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
 use crate::clock;
 use crate::digest::{self, Digest};
 use crate::disk::{self, Existing, IoWish, Meta, PartFile, Root, WritePlan, create_small, write_plan};
-use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile};
+use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile, Renamed};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};
 use crate::engine::source::{disk_error, escape_text, mode_word};
@@ -386,7 +387,9 @@ impl Run<'_> {
             return;
         }
         let depth = if self.near { DEPTH_NEAR } else { DEPTH_FAR };
-        let streams: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
+        let all: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
+        let well: Vec<_> = all.iter().copied().filter(|(stream, peer)| !self.hangs(*stream, *peer)).collect();
+        let streams = if well.is_empty() { all } else { well };
         // What is asked for and not durable is what a crash can cost at most: the bound of DESIGN, however slow the
         // disk is while everything asked for arrives.
         let buffers = if self.near { SOCKETS_NEAR } else { SOCKETS_FAR };
@@ -436,35 +439,6 @@ impl Run<'_> {
             first += count;
         }
         true
-    }
-
-    fn steal(&mut self, streams: &[(StreamKey, usize)]) {
-        // While a commit runs, streams that bring nothing wait for our own disk.
-        if self.committing_bytes > 0 {
-            return;
-        }
-        let now = crate::engine::worker::now_ns();
-        let quiet = |peers: &[super::run::Peer], stream: StreamKey, peer: usize| {
-            peers[peer].links.live.get(&stream).is_none_or(|live| {
-                now.saturating_sub(live.stats.last_progress.load(std::sync::atomic::Ordering::Relaxed)) > 2_000_000_000
-            })
-        };
-        // On a short path what a stream holds is on its way already: asking twice would move it twice. There only a stream
-        // that hangs is relieved.
-        if self.near && !streams.iter().any(|(s, p)| self.table.held_by(*s) > 0 && quiet(&self.peers, *s, *p)) {
-            return;
-        }
-        for (stream, _) in streams {
-            if self.table.held_by(*stream) > 0 {
-                continue;
-            }
-            let slow = |other: StreamKey| self.stream_peer.get(&other).is_some_and(|p| quiet(&self.peers, other, *p));
-            if let Some((victim, (handle, chunk))) = self.table.steal(*stream, slow)
-                && let Some(peer) = self.stream_peer.get(&victim)
-            {
-                self.peers[*peer].links.command(victim, Command::Release(victim, handle, chunk));
-            }
-        }
     }
 
     /// Takes an event of a worker.

@@ -313,6 +313,9 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
         && !dir.is_root()
     {
         root.make_dir(dir).map_err(fail)?;
+        // Its name first: a journal in a directory that a power cut takes away is none.
+        let (parent, _) = dir.split_last().unwrap_or_default();
+        root.sync_dir(&parent).map_err(fail)?;
     }
     let lock =
         TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1)).map_err(|error| match error {

@@ -130,6 +130,8 @@ pub(super) struct Run<'a> {
     pub peers: Vec<Peer>,
     pub table: ClaimTable,
     pub stream_peer: BTreeMap<StreamKey, usize>,
+    /// Streams that were told to release a chunk, and when: see `files/relief.rs`.
+    pub relieved: BTreeMap<StreamKey, u64>,
     /// Streams of further sources that are given up; what they hold comes back when their worker has let go of them.
     pub retired: BTreeMap<StreamKey, usize>,
     /// Files that start again once the next commit has made the journal forget what it had of them.
@@ -231,6 +233,7 @@ pub(super) async fn run(
         peers: vec![peer],
         table: ClaimTable::default(),
         stream_peer: BTreeMap::new(),
+        relieved: BTreeMap::new(),
         retired: BTreeMap::new(),
         parked: Vec::new(),
         parked_committing: Vec::new(),
