@@ -229,6 +229,12 @@ impl TreeLock {
         }
     }
 
+    /// Gives a file of the state directory another's name. Durable after [`TreeLock::sync_dir`].
+    pub fn rename_file(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let renamed = self.dir.rename_replacing(from.as_bytes(), to.as_bytes());
+        renamed.map_err(self.dir.fail(Doing::Rename, to.as_bytes()))
+    }
+
     /// Makes the names in the state directory, and its own, durable: before the first record that relies on them.
     pub fn sync_dir(&self) -> Result<(), DiskError> {
         self.dir.sync()?;

@@ -60,6 +60,9 @@ pub struct Journal {
     /// What is durable.
     pub checkpoint: Rc<RefCell<Checkpoint>>,
     pending: Vec<Record>,
+    /// A write or sync of it has failed: what the kernel says about it from then on proves nothing, so nothing more is
+    /// recorded. The next session writes what it can read of it to a new file.
+    failed: bool,
 }
 
 impl std::fmt::Debug for Journal {
@@ -95,7 +98,7 @@ impl Journal {
             CommitIo::Uring => JournalFile::Uring(tokio_uring::fs::File::from_std(file)),
             CommitIo::Pool(_) => JournalFile::Pool(Arc::new(file), pool.clone()),
         };
-        Self { file, len, writer, checkpoint: Rc::new(RefCell::new(checkpoint)), pending: Vec::new() }
+        Self { file, len, writer, checkpoint: Rc::new(RefCell::new(checkpoint)), pending: Vec::new(), failed: false }
     }
 
     /// Adds a record to the next append.
@@ -109,6 +112,9 @@ impl Journal {
         let bytes = self.writer.take();
         if bytes.is_empty() {
             return Ok(());
+        }
+        if std::mem::replace(&mut self.failed, true) {
+            return Err(std::io::Error::other("an earlier write of it failed").into());
         }
         let (len, at) = (bytes.len() as u64, self.len);
         match &self.file {
@@ -126,6 +132,7 @@ impl Journal {
                 pool.run(write).await?;
             }
         }
+        self.failed = false;
         self.len += len;
         let mut checkpoint = self.checkpoint.borrow_mut();
         for record in self.pending.drain(..) {
@@ -561,6 +568,24 @@ fn join_small((file, rest): (SmallFile, SmallRest)) -> CreatedSmall {
 
 /// The journal's file name in the state directory.
 pub const JOURNAL: &str = "journal";
+
+/// The same under this name until it is whole.
+const JOURNAL_NEW: &str = "journal.new";
+
+/// Writes what was recovered to a new journal that takes the old one's place. What was read may be in the page cache alone,
+/// after a sync that failed or a kill before one: only a file that we have synced ourselves is built upon.
+pub fn renew_journal_file(lock: &TreeLock, bytes: &[u8]) -> Result<std::fs::File, DiskError> {
+    let file = lock.open_file(JOURNAL_NEW, true)?.expect("created if it was not there");
+    let write = || {
+        calls::truncate(file.as_fd(), 0)?;
+        calls::write_all_at(&file, bytes, 0)?;
+        calls::sync_data(file.as_fd())
+            .map_err(std::io::Error::from)
+    };
+    write().map_err(|error: std::io::Error| lock.io_error(JOURNAL_NEW, &error))?;
+    lock.rename_file(JOURNAL_NEW, JOURNAL)?;
+    Ok(file)
+}
 
 /// Opens or creates the journal of a locked transfer; what is torn at its end is cut off.
 pub fn open_journal_file(lock: &TreeLock) -> Result<(std::fs::File, Vec<u8>), DiskError> {

@@ -65,6 +65,8 @@ pub struct Inode {
     pub durable_size: u64,
     pub durable_metadata: Metadata,
     pub metadata_dirty: bool,
+    /// Its write-back failed during somebody else's sync: its own next sync says so.
+    pub error_pending: bool,
     pub names: BTreeMap<Vec<u8>, u64>,
     pub changes: Vec<NameChange>,
 }
@@ -149,6 +151,7 @@ impl Inode {
             durable_size: 0,
             durable_metadata,
             metadata_dirty: false,
+            error_pending: false,
             names: BTreeMap::new(),
             changes: Vec::new(),
         }
@@ -305,7 +308,7 @@ impl Disk {
 
     /// What refuses a change, if anything does.
     fn refusal(&self, state: &mut State, change: &Change<'_>) -> Option<(&'static str, Errno)> {
-        let journal = |file: BorrowedFd<'_>| {
+        let journal = |state: &State, file: BorrowedFd<'_>| {
             state.inodes.get(&inode_of(file)).is_some_and(|inode| inode.path.ends_with("journal"))
         };
         match change {
@@ -314,16 +317,22 @@ impl Disk {
             {
                 Some(("disk full", Errno::ENOSPC))
             }
-            Change::Write { file, .. } if !journal(*file) && self.trouble_with(|t| *t == Trouble::WriteFails) => {
+            Change::Write { file, .. } if !journal(state, *file) && self.trouble_with(|t| *t == Trouble::WriteFails) => {
                 Some(("write error", Errno::EIO))
             }
             Change::Rename { .. } if self.trouble_with(|t| *t == Trouble::RenameFails) => {
                 Some(("rename error", Errno::EIO))
             }
-            Change::SyncData { file } if journal(*file) => {
+            Change::SyncData { file } if journal(state, *file) => {
                 self.trouble_with(|t| *t == Trouble::JournalSyncFails).then_some(("journal sync error", Errno::EIO))
             }
             Change::Sync { file } | Change::SyncData { file } | Change::SyncFs { file } => {
+                if let (Change::Sync { .. } | Change::SyncData { .. }, Some(inode)) =
+                    (change, state.inodes.get_mut(&inode_of(*file)))
+                    && std::mem::take(&mut inode.error_pending)
+                {
+                    return Some(("sync error told late", Errno::EIO));
+                }
                 let directory = state.inodes.get(&inode_of(*file)).is_some_and(|inode| inode.directory);
                 if directory {
                     let fails = self.trouble_with(|t| *t == Trouble::DirectorySyncFails);
@@ -334,6 +343,7 @@ impl Disk {
                 }
                 let whole = matches!(change, Change::SyncFs { .. });
                 for inode in state.inodes.values_mut().filter(|i| whole || i.number == inode_of(*file)) {
+                    inode.error_pending = inode.number != inode_of(*file) && inode.undo.values().any(|u| !u.lost);
                     inode.undo.values_mut().for_each(|undo| undo.lost = true);
                 }
                 Some(("sync error", Errno::EIO))

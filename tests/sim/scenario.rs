@@ -110,12 +110,15 @@ fn choose(seed: u64, faults: bool) -> Scenario {
     if faults {
         for kind in &FAULTS[..21] {
             let often = match *kind {
-                "black hole" | "half open" | "partition" | "disk stall" | "disk full" => 32,
+                // Data streams must be up for these, and the transfer under way.
+                "connection reset" | "connection closed" | "slow stream" | "damage" => 50,
+                "black hole" | "half open" | "partition" | "disk stall" => 36,
                 "connection refused" => 0,
-                _ => 38,
+                "destination power cut" => 60,
+                _ => 45,
             };
             if rng.percent(often) {
-                let at = Duration::from_millis(rng.range(0..(about.as_millis() as u64 * 3).max(1)));
+                let at = Duration::from_millis(rng.range(0..(about.as_millis() as u64 * 2).max(1)));
                 plan.push((at, *kind));
             }
         }

@@ -11,7 +11,7 @@ mod prepare;
 mod run;
 
 use super::backoff::Backoff;
-use super::commit::{Journal, open_journal_file};
+use super::commit::{Journal, open_journal_file, renew_journal_file};
 use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
@@ -22,7 +22,7 @@ use crate::clock;
 use crate::digest;
 use crate::disk::{self, Existing, LockError, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
-use crate::journal::{Header, Record, Writer, recover};
+use crate::journal::{Header, Record, Writer, compact, recover};
 use crate::relpath::RelPath;
 use crate::wire::control::{Accept, Message, Offer};
 use hdrhistogram::Histogram;
@@ -332,6 +332,14 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     if recovered.dropped > 0 {
         notes.push(format!("{} bytes of a torn journal record were dropped", recovered.dropped));
     }
+    let resumed = Writer::resume(&recovered).is_some();
+    let (file, recovered) = if resumed {
+        let bytes = compact(&recovered.checkpoint);
+        let renewed = recover(&bytes).map_err(|error| TransferError::new(Class::Permanent, error.to_string()))?;
+        (renew_journal_file(&lock, &bytes).map_err(fail)?, renewed)
+    } else {
+        (file, recovered)
+    };
     let (checkpoint, len, writer) = match Writer::resume(&recovered) {
         Some(writer) => (recovered.checkpoint, recovered.len, writer),
         None => {
