@@ -3,9 +3,10 @@
 
 mod opening;
 mod packer;
+mod scanning;
 
 use super::channel::Channel;
-use super::coordinator::{Ctx, Entry, unix_now};
+use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::rows::Rows;
@@ -14,12 +15,11 @@ use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
+use crate::clock;
 use crate::digest::{chunk, wire_check};
-use crate::disk::scan::ScanError;
-use crate::disk::{self, Expect, IoWish, Root, ScanTotals, Scanned, SourceFile};
+use crate::disk::{self, Expect, IoWish, Root, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::manifest::{EntryKind, SegmentBuilder};
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
@@ -29,18 +29,16 @@ pub(super) use opening::SPLICE;
 pub use opening::mode_word;
 use opening::{open_one, place, source_io, status_of, wish};
 use packer::SourcePacker;
+use scanning::{Scan, ScanJob, StopOnDrop, spawn_scan};
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// A segment goes out after so long even if it is not full: data moves while the scan still runs.
-const SEGMENT_LATENCY: Duration = Duration::from_millis(20);
 /// How long a destination may take for lock and journal before it accepts. Re-digesting after a crash happens later.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Files a peer may have open here at once.
@@ -97,6 +95,7 @@ pub async fn push(
             Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await
         };
         let error = tokio::select! {
+            biased;
             done = attempt => match done {
                 Ok(report) => return counted(report, &sent),
                 Err(error) => error,
@@ -148,13 +147,6 @@ struct Session<'a> {
     began: Instant,
     cpu_ns: u64,
     worker_ns: (u64, u64),
-}
-
-/// What the scan's thread sends.
-enum Scan {
-    Segment(Vec<u8>),
-    Problem { root: u16, path: Vec<u8>, what: String },
-    End { segments: u32, totals: ScanTotals },
 }
 
 /// How a session ends that is not lost.
@@ -263,8 +255,7 @@ impl<'a> Session<'a> {
     ) -> Result<Report, TransferError> {
         let Opened { id, control, streams, encrypted, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
-        let socket = tokio::net::TcpStream::from_std(socket)
-            .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+        let socket = socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
         let mut channel = Channel::open(socket, sealer, opener);
         let (recursive, base, rows) = (spec.recursive, spec.base.clone(), spec.rows.clone());
         let prepared = ctx.pool.run(move || prepare(&spec).map_err(|error| rooted(error, &spec.base))).await;
@@ -325,7 +316,7 @@ impl<'a> Session<'a> {
             rows: rows.clone(),
             tell: scan,
         };
-        spawn_scan(scan, stop_scan);
+        spawn_scan(&ctx.pool, scan, stop_scan);
         let mut session = Session {
             ctx,
             entry,
@@ -338,7 +329,7 @@ impl<'a> Session<'a> {
             splice,
             rows,
             how: BTreeSet::new(),
-            began: Instant::now(),
+            began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: worker_totals(ctx),
         };
@@ -366,6 +357,7 @@ impl<'a> Session<'a> {
         let mut cancel = entry.cancel.subscribe();
         loop {
             tokio::select! {
+                biased;
                 message = session.channel.recv() => match message {
                     Ok(Message::Credit(more)) => credit = credit.saturating_add(more),
                     Ok(Message::Verdict(report)) => return Ok(End::Verdict(report)),
@@ -533,7 +525,7 @@ impl<'a> Session<'a> {
         crate::sys::points::at("source.told");
         self.channel.send(Message::Bye);
         self.channel.finish(Duration::from_secs(2)).await;
-        tracing::debug!(verdict = ?report.verdict, after = ?self.began.elapsed(), at = unix_now(), "session ended");
+        tracing::debug!(verdict = ?report.verdict, after = ?clock::since(self.began), at = clock::unix_now(), "session ended");
         Ok(report)
     }
 }
@@ -568,74 +560,6 @@ async fn accepted(channel: &mut Channel) -> Result<Accept, TransferError> {
         Ok(Ok(_)) => Err(TransferError::new(Class::Permanent, "the destination did not answer the offer")),
         Ok(Err(fault)) => Err(lost(&fault)),
         Err(_) => Err(TransferError::new(Class::Retry, "the destination did not answer the offer in time")),
-    }
-}
-
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// What a scan works on.
-struct ScanJob {
-    root: Arc<Root>,
-    base: PathBuf,
-    roots: Arc<Vec<RelPath>>,
-    recursive: bool,
-    rows: Option<Arc<Rows>>,
-    tell: mpsc::Sender<Scan>,
-}
-
-/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
-fn spawn_scan(job: ScanJob, stop: Arc<AtomicBool>) {
-    let work = move || {
-        let ScanJob { root, base, roots, recursive, rows, tell } = job;
-        let mut builder = SegmentBuilder::default();
-        let mut segments = 0;
-        let mut last = Instant::now();
-        let mut emit = |scanned: Scanned| {
-            let full = match scanned {
-                Scanned::Entry(entry) => {
-                    if let Some(rows) = rows.as_ref().filter(|_| entry.kind != EntryKind::Special) {
-                        rows.named(&entry);
-                    }
-                    builder.push(&entry)
-                }
-                Scanned::Problem { root, path, error } => {
-                    let what = match error {
-                        ScanError::Disk(error) => rooted(disk_error(&error), &base).to_string(),
-                        error => error.to_string(),
-                    };
-                    if tell.blocking_send(Scan::Problem { root, path: path.as_bytes().to_vec(), what }).is_err() {
-                        return ControlFlow::Break(());
-                    }
-                    None
-                }
-            };
-            let due = if full.is_none() && last.elapsed() > SEGMENT_LATENCY { builder.finish() } else { None };
-            for segment in full.into_iter().chain(due) {
-                segments += 1;
-                last = Instant::now();
-                if tell.blocking_send(Scan::Segment(segment)).is_err() {
-                    return ControlFlow::Break(());
-                }
-            }
-            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let totals = disk::scan(&root, &roots, recursive, &[], &mut emit);
-        if let Some(segment) = builder.finish() {
-            segments += 1;
-            if tell.blocking_send(Scan::Segment(segment)).is_err() {
-                return;
-            }
-        }
-        let _ = tell.blocking_send(Scan::End { segments, totals });
-    };
-    if let Err(error) = std::thread::Builder::new().name("lh-scan".to_owned()).spawn(work) {
-        tracing::error!(%error, "no thread for the scan");
     }
 }
 

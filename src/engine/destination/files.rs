@@ -4,15 +4,17 @@ mod ending;
 mod intake;
 mod opening;
 mod packs;
+mod relief;
 mod trouble;
 mod words;
 
 use super::prepare::{Looked, Weight};
 use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
+use crate::clock;
 use crate::digest::{self, Digest};
 use crate::disk::{self, Existing, IoWish, Meta, PartFile, Root, WritePlan, create_small, write_plan};
-use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile};
+use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile, Renamed};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};
 use crate::engine::source::{disk_error, escape_text, mode_word};
@@ -30,7 +32,7 @@ use crate::wire::data::{PackEntry, PackItem, Run as ChunkRun, Status};
 use opening::{digest_existing, open_part};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use words::{status_words, write_error};
 
 /// Big files open at once: enough to keep the pipes full across Bind round trips, far from any descriptor limit.
@@ -171,6 +173,13 @@ fn digest_old(part: &PartFile, grid: Grid, old: &[u32], kept: &[(u32, Digest)]) 
 }
 
 impl Run<'_> {
+    /// A file's name in the journal.
+    #[cfg(feature = "testing")]
+    pub(super) fn key_of(&self, handle: Handle) -> Option<PathKey> {
+        let planned = self.files.get(&handle).map(|f| &f.planned);
+        planned.or_else(|| self.small.get(&handle).map(|s| &s.planned)).map(|p| p.key)
+    }
+
     fn new_handle(&mut self) -> Handle {
         self.next_handle += 1;
         Handle(self.next_handle)
@@ -374,9 +383,9 @@ impl Run<'_> {
     pub(super) fn refill(&mut self) {
         let full = self.uncommitted() >= self.window();
         match (full, self.held_back_since) {
-            (true, None) => self.held_back_since = Some(std::time::Instant::now()),
+            (true, None) => self.held_back_since = Some(clock::now()),
             (false, Some(since)) => {
-                self.carry.waits.commit += since.elapsed().as_nanos() as u64;
+                self.carry.waits.commit += clock::since(since).as_nanos() as u64;
                 self.held_back_since = None;
             }
             _ => {}
@@ -385,7 +394,9 @@ impl Run<'_> {
             return;
         }
         let depth = if self.near { DEPTH_NEAR } else { DEPTH_FAR };
-        let streams: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
+        let all: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
+        let well: Vec<_> = all.iter().copied().filter(|(stream, peer)| !self.hangs(*stream, *peer)).collect();
+        let streams = if well.is_empty() { all } else { well };
         // What is asked for and not durable is what a crash can cost at most: the bound of DESIGN, however slow the
         // disk is while everything asked for arrives.
         let buffers = if self.near { SOCKETS_NEAR } else { SOCKETS_FAR };
@@ -413,8 +424,8 @@ impl Run<'_> {
             // What was asked last is on its way by now, and would travel twice: only what stays out for longer than
             // chunks take here is asked of another stream.
             let usual = Duration::from_nanos(self.carry.latency.value_at_quantile(0.9));
-            let since = *self.tail_since.get_or_insert_with(Instant::now);
-            if since.elapsed() > usual.max(STEAL_AFTER) {
+            let since = *self.tail_since.get_or_insert_with(clock::now);
+            if clock::since(since) > usual.max(STEAL_AFTER) {
                 self.steal(&streams);
             }
         }
@@ -435,35 +446,6 @@ impl Run<'_> {
             first += count;
         }
         true
-    }
-
-    fn steal(&mut self, streams: &[(StreamKey, usize)]) {
-        // While a commit runs, streams that bring nothing wait for our own disk.
-        if self.committing_bytes > 0 {
-            return;
-        }
-        let now = crate::engine::worker::now_ns();
-        let quiet = |peers: &[super::run::Peer], stream: StreamKey, peer: usize| {
-            peers[peer].links.live.get(&stream).is_none_or(|live| {
-                now.saturating_sub(live.stats.last_progress.load(std::sync::atomic::Ordering::Relaxed)) > 2_000_000_000
-            })
-        };
-        // On a short path what a stream holds is on its way already: asking twice would move it twice. There only a stream
-        // that hangs is relieved.
-        if self.near && !streams.iter().any(|(s, p)| self.table.held_by(*s) > 0 && quiet(&self.peers, *s, *p)) {
-            return;
-        }
-        for (stream, _) in streams {
-            if self.table.held_by(*stream) > 0 {
-                continue;
-            }
-            let slow = |other: StreamKey| self.stream_peer.get(&other).is_some_and(|p| quiet(&self.peers, other, *p));
-            if let Some((victim, (handle, chunk))) = self.table.steal(*stream, slow)
-                && let Some(peer) = self.stream_peer.get(&victim)
-            {
-                self.peers[*peer].links.command(victim, Command::Release(victim, handle, chunk));
-            }
-        }
     }
 
     /// Takes an event of a worker.

@@ -2,6 +2,7 @@
 
 use super::files::is_directory;
 use super::run::{News, Run};
+use crate::clock;
 use crate::disk::{self, Meta, Replace, Root, TreeLock, finish_directory, make_symlink};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::source::{disk_error, worker_totals};
@@ -195,7 +196,7 @@ impl Run<'_> {
             .map(|p| p.links.totals())
             .fold((0, 0, 0, 0), |sum, t| (sum.0 + t.payload, sum.1 + t.wasted, sum.2 + t.idle, sum.3));
         let lost: u64 = self.peers.iter().map(|p| p.links.lost).sum();
-        let duration = self.carry.began.elapsed().as_nanos() as u64;
+        let duration = clock::since(self.carry.began).as_nanos() as u64;
         let (limiter, shares) = self.limiter(totals.2);
         let one_process =
             self.peers[0].process == u64::from(std::process::id()) && self.offer.agent == self.ctx.config.agent;
@@ -279,7 +280,7 @@ impl Run<'_> {
         let source_busy: u64 = self.peers.iter().filter_map(|p| p.stats.as_ref()).map(|s| s.busy_ns).sum();
         let workers = self.ctx.workers.len().max(1) as u64;
         let streams = u64::from(self.streams.max(1));
-        let wall = self.carry.began.elapsed().as_nanos() as u64;
+        let wall = clock::since(self.carry.began).as_nanos() as u64;
         let mut shares = BTreeMap::new();
         let mut put = |name: &str, ns: u64, of: u64| {
             let share = (ns as f64 / of.max(1) as f64).clamp(0.0, 1.0);

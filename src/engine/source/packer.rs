@@ -15,15 +15,15 @@ const PACK_SLOT_WAIT: Duration = Duration::from_secs(60);
 
 impl SourcePacker {
     fn slot(&self) -> Option<crate::sys::Slot> {
-        let give_up = Instant::now() + PACK_SLOT_WAIT;
+        let give_up = clock::now() + PACK_SLOT_WAIT;
         loop {
             if let Some(slot) = self.arena.take() {
                 return Some(slot);
             }
-            if Instant::now() > give_up {
+            if clock::now() > give_up {
                 return None;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            clock::pause(Duration::from_millis(1));
         }
     }
 

@@ -80,8 +80,12 @@ impl DestinationStream {
 
     /// Takes a claim and asks for it.
     pub fn claim(&mut self, claim: Claim, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        if let Some(since) = self.idle_since.take().filter(|&since| since > 0) {
-            add(&self.link.stats.idle, turn.now - since);
+        if let Some(since) = self.idle_since.take() {
+            // From here on there is something to bring.
+            self.link.stats.last_progress.store(turn.now, std::sync::atomic::Ordering::Relaxed);
+            if since > 0 {
+                add(&self.link.stats.idle, turn.now - since);
+            }
         }
         match claim {
             Claim::Chunks { run, size, target } => {

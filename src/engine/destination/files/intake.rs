@@ -193,7 +193,8 @@ impl Run<'_> {
             (Action::Skip, _) => self.counts.symlinks += 1,
             (Action::Resumed, EntryKind::File { size, .. }) => self.resumed(key, *size),
             (Action::Renamed(digest), EntryKind::File { size, .. }) => {
-                self.pending.renamed.push(DoneFile { key, digest });
+                let done = DoneFile { key, digest };
+                self.pending.renamed.push(Renamed { done, root: self.root.clone(), path });
                 self.resumed(key, *size);
             }
             (_, EntryKind::File { .. }) if dry_run => {}
