@@ -23,8 +23,7 @@ use crate::manifest::{SegmentBuilder, SegmentReader};
 use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, atomic::AtomicUsize};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
@@ -381,6 +380,7 @@ impl Run<'_> {
                 _ = cancel.wait_for(|c| *c) => return Err(interrupted()),
             }
             self.look_at_segments()?;
+            self.streams_alive()?;
             self.start_files();
             self.refill();
             self.commit_if_due();
