@@ -370,6 +370,8 @@ pub struct Worker<Q: IoQueue> {
     by_key: HashMap<StreamKey, usize>,
     bound: HashMap<SessionKey, BoundFiles>,
     slots: SlotCache,
+    /// Since when the arena has been empty whenever it was looked at.
+    exhausted_since: Option<u64>,
     stats: Arc<WorkerStats>,
     stopping: bool,
 }
@@ -380,6 +382,11 @@ impl<Q: IoQueue> std::fmt::Debug for Worker<Q> {
     }
 }
 
+/// The arena may be empty for so long before streams that hold slots and do not move are closed.
+const EXHAUSTED_MAX: Duration = Duration::from_secs(2);
+/// A stream whose peer has taken or sent nothing for so long, in the middle of a frame, does not move. A peer whose disk
+/// stalls is not closed for that alone, only while others wait for the buffers that it holds.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
 /// Slots that a worker keeps back: enough for a few streams' turns.
 const SLOTS_KEPT: usize = 8;
 /// The longest wait: mail wakes a worker, so this only bounds what a lost wake-up would cost.
@@ -402,6 +409,7 @@ impl<Q: IoQueue> Worker<Q> {
             by_key: HashMap::new(),
             bound: HashMap::new(),
             slots: SlotCache::new(arena, SLOTS_KEPT),
+            exhausted_since: None,
             stats,
             stopping: false,
         }
@@ -423,6 +431,7 @@ impl<Q: IoQueue> Worker<Q> {
                 self.step(completion, &mut ops, &mut events, now);
             }
             let starved = self.pump_starved(&mut ops, &mut events, now);
+            self.make_room(now);
             let pushed = !ops.is_empty();
             for op in ops.drain(..) {
                 self.queue.push(op);
@@ -484,6 +493,30 @@ impl<Q: IoQueue> Worker<Q> {
                 self.by_key.remove(&stream.key);
                 self.queue.detach(stream.socket);
                 events.push(Event::Dead { stream: stream.key, why: stream.fault.unwrap_or(Fault::Detached) });
+            }
+        }
+    }
+
+    /// All buffers are taken, here or at another worker: who holds some and does not move gives way. A peer that asks for
+    /// much and reads nothing would hold them for ever.
+    fn make_room(&mut self, now: u64) {
+        if self.slots.arena.free() > 0 {
+            self.exhausted_since = None;
+            return;
+        }
+        let since = *self.exhausted_since.get_or_insert(now);
+        if now.saturating_sub(since) < EXHAUSTED_MAX.as_nanos() as u64 {
+            return;
+        }
+        let before = now.saturating_sub(STALLED_AFTER.as_nanos() as u64);
+        for index in 0..self.streams.len() {
+            let stalled = self.streams[index].as_ref().is_some_and(|stream| match &stream.role {
+                Role::Source(role) => role.stalled_before(before),
+                Role::Destination(role) => role.stalled_before(before),
+            });
+            if stalled {
+                let what = "the peer does not move and holds buffers that others wait for";
+                self.kill(index, Fault::Socket(what.to_owned()));
             }
         }
     }
