@@ -1,7 +1,9 @@
 //! One session of a destination: the loop. What happens is in `files`, how it ends in `finish`.
 
 use super::files::{OpenFile, Pack, Planned, Small};
+use super::later::Later;
 use super::prepare::{Looked, look};
+use super::relay::{dial_other, forward, forward_joins};
 use super::{Carry, Placement};
 use crate::digest::Digest;
 use crate::disk::{PartFile, Replace, Root, SmallFile, TreeLock};
@@ -17,7 +19,7 @@ use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Repo
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
 use crate::ids::{Handle, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
-use crate::manifest::{Segment, SegmentBuilder};
+use crate::manifest::Segment;
 use crate::wire::control::{Message, Offer, PeerError, Progress, SourceStats};
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
@@ -151,8 +153,10 @@ pub(super) struct Run<'a> {
     pub held_credit: u32,
     pub segments_seen: u32,
     pub manifest_end: Option<u32>,
-    pub dirs: (SegmentBuilder, Vec<Vec<u8>>),
-    pub links_later: (SegmentBuilder, Vec<Vec<u8>>),
+    /// Directories, whose metadata is set after what is in them.
+    pub dirs: Later,
+    /// Symlinks, made after the files.
+    pub links_later: Later,
     pub seen: HashSet<crate::ids::PathKey>,
     pub pending: Batch,
     pub pending_bytes: u64,
@@ -178,32 +182,6 @@ pub(super) struct Run<'a> {
     pub volatile_home: bool,
     /// What the journal says is durable.
     pub journal_view: Option<Rc<std::cell::RefCell<crate::journal::Checkpoint>>>,
-}
-
-fn forward(index: usize, mut channel: Channel, tell: mpsc::Sender<News>) -> mpsc::UnboundedSender<Message> {
-    let out = channel.sender();
-    tokio::task::spawn_local(async move {
-        loop {
-            let message = channel.recv().await;
-            let last = message.is_err();
-            if tell.send(News::Message(index, message)).await.is_err() || last {
-                break;
-            }
-        }
-        // The sender that was handed out keeps the writer alive until the session lets go of it.
-        channel.finish(Duration::from_secs(2)).await;
-    });
-    out
-}
-
-fn forward_joins(index: usize, mut joining: mpsc::UnboundedReceiver<Joined>, tell: mpsc::Sender<News>) {
-    tokio::task::spawn_local(async move {
-        while let Some(joined) = joining.recv().await {
-            if tell.send(News::Joined(index, joined)).await.is_err() {
-                return;
-            }
-        }
-    });
 }
 
 /// Runs a session to its end. On an error everything that is placed is committed before the lock is let go.
@@ -239,6 +217,7 @@ pub(super) async fn run(
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }
     carry.notes.extend(begun.offer.notes.iter().map(|note| format!("source: {}", escape_text(note))));
+    let scratch = begun.lock.as_ref().map(|lock| lock.dir().clone());
     let mut run = Run {
         ctx,
         spec: begun.spec,
@@ -272,8 +251,8 @@ pub(super) async fn run(
         name_bytes: 0,
         segments_seen: 0,
         manifest_end: None,
-        dirs: Default::default(),
-        links_later: Default::default(),
+        dirs: Later::new(scratch.clone()),
+        links_later: Later::new(scratch),
         seen: HashSet::new(),
         pending: Batch::default(),
         pending_bytes: 0,
@@ -330,28 +309,6 @@ fn extra_of(kinds: impl Iterator<Item = ChecksumKind>) -> Extra {
         extra.adler32 |= kind == ChecksumKind::Adler32;
         extra
     })
-}
-
-/// Opens a session with a further source of the same files, beside the transfer.
-fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn TicketSource>, tell: mpsc::Sender<News>) {
-    tokio::task::spawn_local(async move {
-        let open = async {
-            let ticket = source.ticket().await?;
-            let mut opened = super::dial(&ctx, &spec, &ticket).await?;
-            let control = opened.control.socket.try_clone().and_then(tokio::net::TcpStream::from_std);
-            let control = control.map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
-            let plain = || crate::wire::crypt::FrameKey::plain();
-            let sealer = std::mem::replace(&mut opened.control.sealer, crate::wire::crypt::Sealer::new(plain()));
-            let opener = std::mem::replace(&mut opened.control.opener, crate::wire::crypt::Opener::new(plain()));
-            let mut channel = Channel::open(control, sealer, opener);
-            let offer = super::offered(&mut channel).await?;
-            Ok::<_, TransferError>((opened, channel, offer))
-        };
-        match open.await {
-            Ok(parts) => drop(tell.send(News::Source(Box::new(parts))).await),
-            Err(error) => tracing::warn!(source = source.peer(), %error, "a further source is not used"),
-        }
-    });
 }
 
 /// [`SMALL_OPEN_MAX`], or less where this process may not open so many.

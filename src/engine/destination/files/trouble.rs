@@ -50,7 +50,7 @@ impl Run<'_> {
                 if file.tries > TRIES + file.grid.chunks() / 64 {
                     self.give_up(handle, Class::Verification, "chunks keep arriving damaged; check memory and network");
                 } else {
-                    self.carry.notes.insert(format!("a damaged chunk of {path} was refused and fetched again"));
+                    self.carry.note(format!("a damaged chunk of {path} was refused and fetched again"));
                     self.clear_chunk(handle, chunk);
                 }
             }
