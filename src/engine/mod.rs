@@ -12,6 +12,7 @@ pub mod channel;
 pub mod claims;
 pub mod commit;
 pub mod coordinator;
+mod crowd;
 pub mod destination;
 pub mod error;
 pub mod handle;
