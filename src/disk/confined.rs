@@ -392,7 +392,7 @@ impl DirHandle {
     /// The path is put together only when there is an error to tell.
     pub(super) fn fail(&self, doing: Doing, name: &[u8]) -> impl FnOnce(Errno) -> DiskError {
         debug_assert!(!name.contains(&b'/'), "one component");
-        move |errno| DiskError::new(doing, &self.child(name), errno)
+        move |errno| DiskError::new(doing, &self.child(name), errno).with_file_system(self.fd.as_fd())
     }
 
     pub(super) fn open_at(&self, name: &[u8], flags: OFlag, mode: u32) -> Result<OwnedFd, Errno> {
@@ -463,6 +463,7 @@ impl DirHandle {
 
     /// Makes the names in this directory durable.
     pub fn sync(&self) -> Result<(), DiskError> {
-        calls::sync(self.as_fd()).map_err(|e| DiskError::new(Doing::SyncDir, &self.path, e))
+        let sync = || crate::sys::points::fails("directory.sync").and_then(|()| calls::sync(self.as_fd()));
+        sync().map_err(|e| DiskError::new(Doing::SyncDir, &self.path, e).with_file_system(self.fd.as_fd()))
     }
 }

@@ -29,8 +29,11 @@ const LOCK: &[u8] = b"lock";
 const LOCK_TEXT_MAX: usize = 16 << 10;
 /// A dying predecessor, or somebody who only looks, lets go within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for a process that is gone: the kernel closes what a ring of its holds some time after its end, and on a busy
+/// machine that can be seconds.
+pub(super) const DYING: Duration = Duration::from_secs(10);
 /// Between two tries.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// Passes over a state directory while it is emptied: names that appear meanwhile are taken by the next one.
 const EMPTY_PASSES: usize = 16;
 
@@ -115,11 +118,12 @@ impl TreeLock {
         }
         let home_dir = root.open_dir(home)?;
         let held = |holder| LockError::Held { path: covers.clone(), holder: Box::new(holder) };
-        let deadline = clock::now() + PATIENCE;
+        let (deadline, last) = (clock::now() + PATIENCE, clock::now() + DYING);
         loop {
             let late = clock::now() >= deadline;
-            match Self::try_take(root, &home_dir, covers, id, epoch, deadline)? {
+            match Self::try_take(root, &home_dir, covers, id, epoch, clock::now() + PATIENCE)? {
                 Tried::Got(lock) => return Ok(*lock),
+                Tried::Held(holder) if holder.is_gone() && clock::now() < last => clock::pause(PAUSE),
                 // Complete and well-formed: no matter of milliseconds.
                 Tried::Held(holder) if late || (holder.pid != 0 && holder.id != id.to_string()) => {
                     return Err(held(holder));
@@ -162,7 +166,10 @@ impl TreeLock {
         lock.write_holder(covers, epoch)?;
         // Ours stands before others are looked for: of two that start at once, one above the other, one sees the other.
         match conflict(root, home.path(), covers, &lock.name) {
-            Ok(None) => Ok(Tried::Got(Box::new(lock))),
+            Ok(None) => {
+                crate::sys::points::at("lock.taken");
+                Ok(Tried::Got(Box::new(lock)))
+            }
             Ok(Some(holder)) => {
                 lock.undo();
                 Ok(Tried::Held(holder))
@@ -250,7 +257,9 @@ impl TreeLock {
 
     /// After DONE: removes the state directory, and `.longhaul` when it is empty.
     pub fn finish(self) -> Result<(), DiskError> {
+        crate::sys::points::at("lock.finish");
         empty(&self.dir)?;
+        crate::sys::points::at("lock.emptied");
         self.dir.unlink_same(LOCK, self.fd.as_fd())?;
         self.states.remove_dir(self.name.as_bytes())?;
         remove_states(&self.home)?;
@@ -472,6 +481,13 @@ impl Holder {
         }
         holder.covers = base.join(&covers?).ok()?;
         (holder.pid != 0).then_some(holder)
+    }
+
+    /// Whether the process that wrote it has certainly ended: what still holds its lock is the kernel, for a moment.
+    pub(super) fn is_gone(&self) -> bool {
+        self.pid != 0
+            && self.host == host()
+            && started(self.pid).is_none_or(|now| self.started != 0 && now != self.started)
     }
 
     /// Whether the process that wrote it may still run. Of another host nobody can tell: yes.

@@ -12,7 +12,7 @@ use crate::grid::{MAX_FILE_SIZE, Span};
 use crate::ids::TransferId;
 use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching};
-use crate::sys::{FileMode, FileRef};
+use crate::sys::{FileMode, FileRef, points};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::fstatvfs;
@@ -104,6 +104,7 @@ impl PartFile {
         let name = part_name(final_name, id);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let fd = dir.open_at(&name, flags, 0o600).map_err(dir.fail(Doing::Create, &name))?;
+        points::at("part.created");
         let made = Self::assemble(dir.clone(), name.clone(), final_name, fd, size, plan).and_then(|mut part| {
             match part.give_space(size, extents, plan) {
                 Ok(()) => Ok(part),
@@ -251,6 +252,7 @@ impl PartFile {
 
     fn give_space(&mut self, size: u64, extents: Option<&[Span]>, plan: &WritePlan) -> Result<(), DiskError> {
         let fail = |errno| self.dir.fail(Doing::Allocate, &self.name)(errno);
+        points::fails("part.space").map_err(fail)?;
         let len = i64::try_from(size).map_err(|_| fail(Errno::EFBIG))?;
         retrying(|| calls::truncate(self.fd.as_fd(), len)).map_err(|e| match e {
             Errno::EFBIG | Errno::EINVAL => DiskError::TooBig { path: self.dir.child(&self.name), size },
@@ -260,6 +262,7 @@ impl PartFile {
         let extents = extents.unwrap_or(if size == 0 { &[] } else { &whole });
         let needed = extents.iter().fold(0u64, |sum, span| sum.saturating_add(span.len));
         if !plan.preallocate {
+            self.notes.extend(plan.unallocated.map(PartNote::NotAllocated));
             // tmpfs without a limit has no blocks to count.
             let space = fstatvfs(&self.fd).ok().filter(|v| needed >= LARGE && v.blocks() > 0);
             return match space {
@@ -298,6 +301,11 @@ impl PartFile {
     /// Its inode and device, for the journal.
     pub fn stat(&self) -> &Stat {
         &self.stat
+    }
+
+    /// The file system that it is on, for messages.
+    pub fn file_system(&self) -> Option<FsKind> {
+        FsKind::of(self.fd.as_fd()).ok()
     }
 
     /// What was not as asked.
@@ -396,7 +404,7 @@ impl PartFile {
 
     pub(super) fn sync_with(&self, sync: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>) -> Result<(), DiskError> {
         self.not_poisoned()?;
-        let synced = retrying(|| sync(self.fd.as_fd()));
+        let synced = retrying(|| points::fails("part.sync").and_then(|()| sync(self.fd.as_fd())));
         #[cfg(test)]
         let synced = if self.fail_sync.load(Ordering::Relaxed) { Err(Errno::EIO) } else { synced };
         synced.map_err(|errno| {

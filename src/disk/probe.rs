@@ -91,6 +91,13 @@ impl FsKind {
         matches!(self, Self::Ext4 | Self::Xfs | Self::Btrfs | Self::Tmpfs)
     }
 
+    /// Whether `syncfs` is known to do for all files what `fsync` does for one. FUSE never tells its daemon of it, and SMB
+    /// not its server.
+    pub fn syncs_whole(self) -> bool {
+        use FsKind::{Btrfs, Ceph, Ext4, F2fs, Nfs, Overlay, Ramfs, Tmpfs, Xfs};
+        matches!(self, Ext4 | Xfs | Btrfs | F2fs | Tmpfs | Ramfs | Overlay | Nfs | Ceph)
+    }
+
     /// Whether every read crosses a network (or a user-space daemon), so that several should be in flight.
     pub fn is_remote(self) -> bool {
         matches!(self, Self::Nfs | Self::Lustre | Self::Gpfs | Self::Ceph | Self::BeeGfs | Self::Smb | Self::Fuse)

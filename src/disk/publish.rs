@@ -14,6 +14,7 @@ use crate::digest::Digest;
 use crate::ids::TransferId;
 use crate::manifest::Mtime;
 use crate::relpath::RelPath;
+use crate::sys::points;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -110,6 +111,7 @@ impl PartFile {
     pub fn finish(&self, meta: &Meta, digest: Option<Digest>) -> Result<Result<(), Errno>, DiskError> {
         let (_, record) =
             set_metadata(self.fd.as_fd(), meta, digest).map_err(self.dir.fail(Doing::SetMetadata, &self.final_name))?;
+        points::at("publish.metadata-set");
         self.sync_with(calls::sync)?;
         Ok(record)
     }
@@ -149,6 +151,7 @@ pub(super) fn rename_one(
         return Err(swapped());
     }
     let fail = |errno| dir.fail(Doing::Rename, to)(errno);
+    points::fails("publish.rename").map_err(fail)?;
     let renamed = match replace {
         Replace::Yes => dir.rename_replacing(part, to).map(|()| RenamedBy::Replacing).map_err(fail)?,
         Replace::No => match dir.rename_noreplace(part, to) {
@@ -157,6 +160,7 @@ pub(super) fn rename_one(
             Err(errno) => return Err(fail(errno)),
         },
     };
+    points::at("publish.renamed");
     // Between the check and the rename somebody with access to the directory may have exchanged the part file.
     if dir.stat(to)?.same_object(ours) { Ok(renamed) } else { Err(swapped()) }
 }
@@ -175,7 +179,8 @@ pub fn finish_directory(root: &Root, path: &RelPath, meta: &Meta) -> Result<(), 
         calls::set_mode(dir.as_fd(), meta.mode_or(0o777))?;
         meta.mtime.map_or(Ok(()), |mtime| calls::set_time(dir.as_fd(), &spec(mtime)))
     };
-    set().map_err(|e| DiskError::new(Doing::SetMetadata, path, e))?;
+    set().map_err(|e| DiskError::new(Doing::SetMetadata, path, e).with_file_system(dir.as_fd()))?;
+    points::at("publish.directory-set");
     dir.sync()
 }
 
@@ -203,6 +208,7 @@ pub fn make_symlink(
         calls::set_link_time(dir.as_fd(), &part, &spec(mtime))
             .map_err(dir.fail(Doing::SetMetadata, name))?;
     }
+    points::at("publish.symlink-made");
     let ours = dir.stat(&part)?;
     let renamed = rename_one(&dir, &part, name, &ours, replace);
     if matches!(renamed, Err(DiskError::Exists { .. } | DiskError::NotRegular { .. })) {

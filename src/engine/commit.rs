@@ -11,14 +11,15 @@ use super::spec::Verify;
 use crate::digest::{self, Digest};
 use crate::disk::calls;
 use crate::disk::{
-    AlignedBuf, DiskError, Meta, PartFile, ReadBack, RenamedBy, Replace, Root, SmallFile, TreeLock, rename_batch,
-    sync_batch, sync_names,
+    AlignedBuf, DiskError, FsKind, Meta, PartFile, ReadBack, RenamedBy, Replace, Root, SmallFile, TreeLock,
+    rename_batch, sync_batch, sync_names,
 };
 use crate::grid::{Grid, Span};
 use crate::ids::{Handle, PathKey};
 use crate::journal::{Checkpoint, DoneFile, FileRecord, Forget, Inconsistent, Publishing, Record, Run, Writer};
 use crate::manifest::Mtime;
 use crate::relpath::RelPath;
+use crate::sys::points;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -60,9 +61,10 @@ pub struct Journal {
     /// What is durable.
     pub checkpoint: Rc<RefCell<Checkpoint>>,
     pending: Vec<Record>,
-    /// A write or sync of it has failed: what the kernel says about it from then on proves nothing, so nothing more is
-    /// recorded. The next session writes what it can read of it to a new file.
-    failed: bool,
+    /// An append or its sync has failed.
+    broken: bool,
+    /// For messages.
+    on: Option<FsKind>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -94,11 +96,20 @@ impl Journal {
         writer: Writer,
         checkpoint: Checkpoint,
     ) -> Self {
+        let on = FsKind::of(file.as_fd()).ok();
         let file = match io {
             CommitIo::Uring => JournalFile::Uring(tokio_uring::fs::File::from_std(file)),
             CommitIo::Pool(_) => JournalFile::Pool(Arc::new(file), pool.clone()),
         };
-        Self { file, len, writer, checkpoint: Rc::new(RefCell::new(checkpoint)), pending: Vec::new(), failed: false }
+        Self {
+            file,
+            len,
+            writer,
+            checkpoint: Rc::new(RefCell::new(checkpoint)),
+            pending: Vec::new(),
+            broken: false,
+            on,
+        }
     }
 
     /// Adds a record to the next append.
@@ -107,20 +118,34 @@ impl Journal {
         self.pending.push(record);
     }
 
-    /// Appends what was recorded and makes it durable; then, and only then, the checkpoint takes it in.
+    /// Appends what was recorded and makes it durable; then, and only then, the checkpoint takes it in. After one failure
+    /// nothing more is appended: behind a gap no record could be read, and after a failed sync no second one proves anything.
     pub async fn append_and_sync(&mut self) -> Result<(), JournalFailure> {
+        if self.broken {
+            return Err(std::io::Error::other("it could not be written before").into());
+        }
+        let done = self.append().await;
+        self.broken = done.is_err();
+        done.map_err(|failure| match (failure, self.on) {
+            (JournalFailure::Io(error), Some(kind)) => {
+                std::io::Error::new(error.kind(), format!("{error}, on {kind}")).into()
+            }
+            (failure, _) => failure,
+        })
+    }
+
+    async fn append(&mut self) -> Result<(), JournalFailure> {
         let bytes = self.writer.take();
         if bytes.is_empty() {
             return Ok(());
         }
-        if std::mem::replace(&mut self.failed, true) {
-            return Err(std::io::Error::other("an earlier write of it failed").into());
-        }
         let (len, at) = (bytes.len() as u64, self.len);
+        points::fails("journal.append").map_err(std::io::Error::from)?;
         match &self.file {
             JournalFile::Uring(file) => {
                 let (written, _) = file.write_all_at(bytes, at).await;
                 written?;
+                points::fails("journal.sync").map_err(std::io::Error::from)?;
                 file.sync_data().await?;
             }
             JournalFile::Pool(file, pool) => {
@@ -132,7 +157,7 @@ impl Journal {
                 pool.run(write).await?;
             }
         }
-        self.failed = false;
+        points::at("journal.synced");
         self.len += len;
         let mut checkpoint = self.checkpoint.borrow_mut();
         for record in self.pending.drain(..) {
@@ -297,6 +322,7 @@ fn reads_back(part: &PartFile, span: Span, want: Digest) -> Result<(bool, ReadBa
 /// One file's part of the first step: sync, and read back for VERIFIED.
 fn sync_and_check(placed: &PlacedChunks, verify: Verify) -> Result<(Vec<u32>, Option<ReadBack>), DiskError> {
     placed.part.sync_data()?;
+    points::at("commit.chunks-synced");
     let (mut bad, mut how) = (Vec::new(), None);
     if verify == Verify::Disk {
         let grid = Grid::new(placed.part.size()).expect("sizes are checked when a manifest comes in");
@@ -338,6 +364,7 @@ pub async fn commit_batch(
     small_replace: Replace,
 ) -> Result<Durable, JournalFailure> {
     let mut durable = Durable::default();
+    points::at("commit.begin");
 
     // The data first: every part file with new chunks, all at once, and the small files.
     let mut syncing = Vec::new();
@@ -355,6 +382,7 @@ pub async fn commit_batch(
     let small_sync = pool.run(move || {
         let (files, rest): (Vec<_>, Vec<_>) = small.into_iter().map(split_small).unzip();
         let synced = sync_batch(&files, false).map(|_| ());
+        points::at("commit.small-synced");
         let mut small: Vec<CreatedSmall> = files.into_iter().zip(rest).map(join_small).collect();
         let mut failed = Vec::new();
         if let Err(error) = synced {
@@ -415,6 +443,7 @@ pub async fn commit_batch(
     }
 
     // Then the claim about it, and about the renames to come; then the claim made durable.
+    points::at("commit.data-durable");
     batch.begun.into_iter().for_each(|file| journal.record(Record::File(file)));
     batch.forget.into_iter().for_each(|(key, what)| journal.record(Record::Forget { key, what }));
     for (placed, bad) in synced {
@@ -448,6 +477,7 @@ pub async fn commit_batch(
     journal.append_and_sync().await?;
 
     // The names, their directories synced; then the journal's word that it is done.
+    points::at("commit.announced");
     let (mut done, failed) = pool.run(move || sync_renamed(batch.renamed)).await;
     durable.notes.extend(failed.iter().map(|error| format!("a name could not be made durable: {error}")));
     let named = publish_all(pool, publish, small, small_replace).await;
@@ -464,8 +494,10 @@ pub async fn commit_batch(
         durable.small.push((handle, result));
     }
     durable.notes.extend(named.notes);
+    points::at("commit.named");
     journal.record(Record::Done(done));
     journal.append_and_sync().await?;
+    points::at("commit.done");
     Ok(durable)
 }
 

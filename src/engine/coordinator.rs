@@ -250,6 +250,7 @@ impl Tickets {
         let (id, key) = (TicketId(id), Secret(key));
         let expires = clock::unix_now() + grant.ttl_secs;
         self.0.insert(id, Issued { key: key.clone(), grant, expires });
+        crate::sys::points::at("ticket.issued");
         Ok(Ticket { id, key, data, agent, expires })
     }
 
@@ -662,7 +663,7 @@ mod tests {
     #[test]
     fn tickets_open_once_and_expire() {
         let mut tickets = Tickets::default();
-        let spec = SourceSpec { base: "/".into(), roots: vec![], recursive: true, encrypt: None };
+        let spec = SourceSpec { base: "/".into(), roots: vec![], recursive: true, encrypt: None, rows: None };
         let grant = |ttl_secs| Grant { principal: "p".into(), access: Access::Read(spec.clone()), ttl_secs };
         let ticket = tickets.issue(grant(60), AgentId([1; 16]), vec![]).unwrap();
         assert!(tickets.key_of(ticket.id).is_some() && !tickets.allows_plain(ticket.id));

@@ -5,6 +5,7 @@
 //! - [`session`] connections through their handshake, a session's streams; [`conn`] one connection; [`channel`] the control stream
 //! - [`source`] the end that answers; [`destination`] the end that drives
 //! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
+//! - [`rows`] names and digests of a transfer, for its manifest
 //! - [`worker`] bridge 2 and the threads that move bytes
 
 pub mod backoff;
@@ -18,6 +19,7 @@ pub mod error;
 pub mod handle;
 pub mod plan;
 pub mod pool;
+pub mod rows;
 pub mod session;
 pub mod source;
 pub mod spec;

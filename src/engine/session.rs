@@ -8,6 +8,7 @@ use super::worker::{Attach, Command, Event, Extra, Fault, Packer, SessionKey, St
 use crate::ids::{SessionId, StreamIndex};
 use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
 use crate::net::{self, DialError, DialOptions, SocketOptions};
+use crate::sys::SendPath;
 use crate::wire::crypt::{FrameKey, Opener, Sealer};
 use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
@@ -223,6 +224,7 @@ pub async fn open(
             // The ticket is spent or the peer is not ours: another address of it would say the same.
             Err(error) => return Err(error),
         };
+        crate::sys::points::at("session.opened");
         let (sealer, opener) = keys(&agreed, true);
         let (tell, joining) = mpsc::unbounded_channel();
         let hello = agreed.hello;
@@ -255,6 +257,7 @@ async fn dial_stream(
     let dialer = Dialer::new(Purpose::Join(plan.session), index, attempt, 0, plan.allow_plain, &plan.join)
         .map_err(|error| handshake_error(error, plan.addr))?;
     let agreed = shake(&mut socket, &dialer, plan.addr).await?;
+    crate::sys::points::at("session.stream-dialled");
     let (sealer, opener) = keys(&agreed, true);
     let socket = socket.park().map_err(|error| io_error(error, plan.addr))?;
     Ok(Joined { index, socket, opener, sealer, notes })
@@ -294,6 +297,8 @@ pub struct Links {
     near: bool,
     /// What options were clamped, each said once.
     pub notes: Vec<String>,
+    /// How streams that are gone sent their blocks.
+    gone_paths: Vec<SendPath>,
     /// Takes the payload bytes of all streams when this is dropped.
     pub tally: Option<Rc<Cell<u64>>>,
 }
@@ -372,6 +377,7 @@ impl Links {
             options,
             near,
             notes: Vec::new(),
+            gone_paths: Vec::new(),
             tally: None,
         }
     }
@@ -447,6 +453,8 @@ impl Links {
         self.ctx.unroute(stream);
         let Some(live) = self.live.remove(&stream) else { return false };
         self.gone.add(&live.stats);
+        self.gone_paths.push(live.stats.send_path.get());
+        self.gone_paths.dedup();
         if !matches!(why, Fault::Detached) {
             self.lost += 1;
             tracing::info!(session = %self.id, stream = live.index.0, %why, "data stream lost");
@@ -467,6 +475,15 @@ impl Links {
         let mut totals = self.gone;
         self.live.values().for_each(|live| totals.add(&live.stats));
         totals
+    }
+
+    /// How blocks were sent, each way named once.
+    pub fn send_paths(&self) -> Vec<SendPath> {
+        let live = self.live.values().map(|live| live.stats.send_path.get());
+        let mut paths: Vec<SendPath> = live.chain(self.gone_paths.iter().copied()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths
     }
 
     /// Closes all streams.
@@ -545,9 +562,11 @@ async fn accept_inner(
         }
     };
     socket.write_all(listener.hello()).await.map_err(broken)?;
+    crate::sys::points::at("session.answered");
     let mut finish = [0; FINISH_LEN];
     socket.read_exact(&mut finish).await.map_err(broken)?;
     let agreed = listener.finish(&finish).map_err(|error| handshake_error(error, peer))?;
+    crate::sys::points::at("session.accepted");
     let (sealer, opener) = keys(&agreed, false);
     let local = socket.local_addr().map_err(broken)?;
     let socket = socket.park().map_err(broken)?;

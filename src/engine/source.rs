@@ -1,35 +1,39 @@
 //! A source's session: offers its roots, streams the manifest, opens what is asked for, and looks once more before the
 //! destination publishes. It keeps nothing that a crash could lose.
 
+mod opening;
 mod packer;
 
 use super::channel::Channel;
 use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
+use super::rows::Rows;
 use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
 use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
 use super::worker::mailbox::Mailbox;
-use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, SourceIo, StreamKey};
+use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
 use crate::clock;
 use crate::digest::{chunk, wire_check};
-use crate::disk::{self, Expect, IoWish, ProbeCache, Root, ScanTotals, Scanned, SourceError, SourceFile};
+use crate::disk::scan::ScanError;
+use crate::disk::{self, Expect, IoWish, Root, ScanTotals, Scanned, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::manifest::SegmentBuilder;
+use crate::manifest::{EntryKind, SegmentBuilder};
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
-use crate::sys::{Arena, FileMode, SLOT_HEAD};
-use crate::wire::control::{
-    Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats,
-};
+use crate::sys::{Arena, SLOT_HEAD, SendPath};
+use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
+pub(super) use opening::SPLICE;
+pub use opening::mode_word;
+use opening::{open_one, place, source_io, status_of, wish};
 use packer::SourcePacker;
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,9 +46,6 @@ const SEGMENT_LATENCY: Duration = Duration::from_millis(20);
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Files a peer may have open here at once.
 const BOUND_MAX: usize = 4096;
-/// Reads in flight for a stream: the page cache needs one ahead, a device several (datapath research, section 1.5).
-const DEPTH_CACHED: usize = 1;
-const DEPTH_DEVICE: usize = 8;
 
 /// An idle stream is probed after so long.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -105,6 +106,9 @@ pub async fn push(
             _ = cancel.wait_for(|c| *c) => interrupted(),
             _ = stopping.wait_for(|c| *c) => interrupted(),
         };
+        if opened_one.get() {
+            backoff.met();
+        }
         if sent.get() > before && error.class == Class::Reconnect {
             backoff.worked();
         }
@@ -140,6 +144,8 @@ struct Session<'a> {
     links: Links,
     files: HashMap<Handle, Arc<SourceFile>>,
     wish: IoWish,
+    splice: bool,
+    rows: Option<Arc<Rows>>,
     how: BTreeSet<String>,
     began: Instant,
     cpu_ns: u64,
@@ -221,7 +227,27 @@ pub fn disk_error(error: &disk::DiskError) -> TransferError {
         _ if error.may_pass() => Class::Retry,
         _ => Class::Permanent,
     };
-    TransferError::new(class, error.to_string())
+    let text = error.to_string();
+    // A disk error begins with the path that it is about.
+    match text.split_once(": ") {
+        Some((path, what)) => TransferError::new(class, what).at(path),
+        None => TransferError::new(class, text),
+    }
+}
+
+/// An error about a path below `base`: below `/`, which is what a local end has, its path is shown as an absolute one.
+pub(super) fn rooted(mut error: TransferError, base: &Path) -> TransferError {
+    if base == Path::new("/")
+        && let Some(at) = &mut error.at
+    {
+        *at = absolute(at);
+    }
+    error
+}
+
+/// A path as shown, below `/`.
+pub(super) fn absolute(shown: &str) -> String {
+    format!("/{}", if shown == "." { "" } else { shown })
 }
 
 fn lost(fault: &Fault) -> TransferError {
@@ -237,13 +263,13 @@ impl<'a> Session<'a> {
         entry: &'a Rc<Entry>,
         sent: &Rc<Cell<u64>>,
     ) -> Result<Report, TransferError> {
-        let Opened { id, control, streams, rtt_us, source, mut joining, peer, .. } = opened;
+        let Opened { id, control, streams, encrypted, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
         let socket =
             socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
         let mut channel = Channel::open(socket, sealer, opener);
-        let recursive = spec.recursive;
-        let prepared = ctx.pool.run(move || prepare(&spec)).await;
+        let (recursive, base, rows) = (spec.recursive, spec.base.clone(), spec.rows.clone());
+        let prepared = ctx.pool.run(move || prepare(&spec).map_err(|error| rooted(error, &spec.base))).await;
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -257,6 +283,7 @@ impl<'a> Session<'a> {
             engine: ctx.engine.engine.to_owned(),
             notes: notes.into_iter().chain(ctx.fallbacks()).collect(),
             process: u64::from(std::process::id()),
+            digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
         let accept = accepted(&mut channel).await?;
@@ -284,11 +311,23 @@ impl<'a> Session<'a> {
         };
         let mut links = Links::new(ctx.clone(), config, Some(packer), events);
         links.tally = Some(sent.clone());
+        let splice = accept.io == SPLICE && !encrypted;
+        if accept.io == SPLICE && encrypted {
+            links.notes.push("--io splice needs --encrypt off at both ends: files are read and sealed".to_owned());
+        }
         links.dial_all(used);
         let (scan, mut scanned) = mpsc::channel(4);
         let stop_scan = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(stop_scan.clone());
-        spawn_scan(&ctx.pool, prepared.root.clone(), roots.clone(), recursive, scan, stop_scan);
+        let scan = ScanJob {
+            root: prepared.root.clone(),
+            base,
+            roots: roots.clone(),
+            recursive,
+            rows: rows.clone(),
+            tell: scan,
+        };
+        spawn_scan(&ctx.pool, scan, stop_scan);
         let mut session = Session {
             ctx,
             entry,
@@ -298,6 +337,8 @@ impl<'a> Session<'a> {
             links,
             files: HashMap::new(),
             wish: wish(&accept.io),
+            splice,
+            rows,
             how: BTreeSet::new(),
             began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
@@ -341,6 +382,7 @@ impl<'a> Session<'a> {
                 Some(scan) = scanned.recv(), if credit > 0 => match scan {
                     Scan::Segment(bytes) => {
                         credit -= 1;
+                        crate::sys::points::at("source.segment");
                         session.channel.send(Message::Segment(bytes));
                     }
                     Scan::Problem { root, path, what } => {
@@ -348,6 +390,7 @@ impl<'a> Session<'a> {
                     }
                     Scan::End { segments, totals } => {
                         tracing::debug!(?totals, "scan ended");
+                        crate::sys::points::at("source.manifest-end");
                         session.channel.send(Message::ManifestEnd(segments));
                     }
                 },
@@ -391,6 +434,11 @@ impl<'a> Session<'a> {
                 });
                 Ok(())
             }
+            Message::Digests(files) => {
+                let rows = self.rows.iter();
+                rows.for_each(|rows| files.iter().for_each(|(key, digest)| rows.arrived(*key, *digest)));
+                Ok(())
+            }
             Message::StatsRequest => {
                 self.channel.send(Message::Stats(self.stats()));
                 Ok(())
@@ -414,8 +462,9 @@ impl<'a> Session<'a> {
             let (status, object, extents) = match result {
                 Ok(file) => {
                     let plan = file.plan();
-                    self.how.insert(format!("{} ({})", mode_word(plan.mode), plan.reason));
-                    let io = Arc::new(source_io(&file));
+                    let io = Arc::new(source_io(&file, self.splice));
+                    let sent = if io.splice { ", sent from there" } else { "" };
+                    self.how.insert(format!("{}{sent} ({})", mode_word(plan.mode), plan.reason));
                     let extents = io.extents.clone();
                     let identity = file.identity();
                     self.links.broadcast(|| Command::Bound(self.links.session, handle, io.clone()));
@@ -426,6 +475,7 @@ impl<'a> Session<'a> {
             };
             answers.push(Bound { handle, status, object, extents });
         }
+        crate::sys::points::at("source.bound");
         self.channel.send(Message::Bound(answers));
         Ok(())
     }
@@ -444,6 +494,7 @@ impl<'a> Session<'a> {
             files.into_iter().map(look).collect::<Vec<_>>()
         });
         let sealed = sealed.await;
+        crate::sys::points::at("source.sealed");
         self.channel.send(Message::Sealed(sealed));
         self.close(&handles);
         Ok(())
@@ -457,6 +508,16 @@ impl<'a> Session<'a> {
     fn stats(&self) -> SourceStats {
         let totals = self.links.totals();
         let (busy, _) = worker_totals(self.ctx);
+        let mut how = self.how.clone();
+        let mut notes = self.links.notes.clone();
+        for path in self.links.send_paths() {
+            match path {
+                SendPath::Plain => {}
+                SendPath::ZeroCopy => drop(how.insert("SEND_ZC".to_owned())),
+                SendPath::Copies => notes.push("zero-copy send copies on this path: plain sends".to_owned()),
+                SendPath::Refused => notes.push("zero-copy send was refused: plain sends".to_owned()),
+            }
+        }
         SourceStats {
             sent_bytes: totals.payload,
             cpu_ns: crate::sys::process_cpu_time_ns() - self.cpu_ns,
@@ -464,14 +525,15 @@ impl<'a> Session<'a> {
             read_wait_ns: totals.disk_wait,
             idle_ns: totals.idle,
             busy_ns: busy - self.worker_ns.0,
-            io: self.how.iter().cloned().collect::<Vec<_>>().join(", "),
-            notes: self.links.notes.clone(),
+            io: how.into_iter().collect::<Vec<_>>().join(", "),
+            notes,
         }
     }
 
     async fn verdict(self, report: &[u8]) -> Result<Report, TransferError> {
         let report: Report = serde_json::from_slice(report)
             .map_err(|_| TransferError::new(Class::Permanent, "the destination's report cannot be read"))?;
+        crate::sys::points::at("source.told");
         self.channel.send(Message::Bye);
         self.channel.finish(Duration::from_secs(2)).await;
         tracing::debug!(verdict = ?report.verdict, after = ?clock::since(self.began), at = clock::unix_now(), "session ended");
@@ -512,67 +574,6 @@ async fn accepted(channel: &mut Channel) -> Result<Accept, TransferError> {
     }
 }
 
-fn wish(word: &str) -> IoWish {
-    match word {
-        "buffered" => IoWish::Buffered,
-        "dontcache" => IoWish::DontCache,
-        "direct" => IoWish::Direct,
-        _ => IoWish::Auto,
-    }
-}
-
-/// The word for a mode in reports.
-pub fn mode_word(mode: FileMode) -> &'static str {
-    match mode {
-        FileMode::PageCache => "page cache",
-        FileMode::DontCache => "RWF_DONTCACHE",
-        FileMode::Direct => "O_DIRECT",
-        FileMode::Deferred => "buffered, several in flight",
-    }
-}
-
-fn status_of(error: &SourceError) -> Status {
-    match error {
-        SourceError::Changed { .. } | SourceError::NotRegular { .. } => Status::Changed,
-        SourceError::Gone { .. } => Status::Gone,
-        SourceError::Denied { .. } => Status::Denied,
-        SourceError::Disk(_) => Status::Failed,
-    }
-}
-
-fn place(roots: &[RelPath], root: u16, path: &RelPath) -> Option<RelPath> {
-    roots.get(usize::from(root))?.join(path.as_bytes()).ok()
-}
-
-fn open_one(
-    root: &Root,
-    roots: &[RelPath],
-    probes: &ProbeCache,
-    wish: IoWish,
-    bind: &Bind,
-) -> Result<SourceFile, Status> {
-    // Only what was offered: the path is taken beneath the root it names.
-    let path = place(roots, bind.root, &bind.path).ok_or(Status::Gone)?;
-    let expect = Expect::Version { size: bind.size, mtime: bind.mtime };
-    SourceFile::open(root, &path, expect, probes, wish).map_err(|error| status_of(&error))
-}
-
-fn source_io(file: &SourceFile) -> SourceIo {
-    let chosen = file.file_ref();
-    let direct = (chosen.mode == FileMode::Direct).then(|| chosen.clone());
-    let depth = match chosen.mode {
-        FileMode::PageCache | FileMode::DontCache => DEPTH_CACHED,
-        FileMode::Direct | FileMode::Deferred => DEPTH_DEVICE,
-    };
-    SourceIo {
-        file: if direct.is_some() { file.buffered() } else { chosen },
-        direct,
-        size: file.identity().size,
-        extents: file.extents().filter(|e| e.len() <= EXTENTS_MAX).map(<[Span]>::to_vec),
-        depth,
-    }
-}
-
 struct StopOnDrop(Arc<AtomicBool>);
 
 impl Drop for StopOnDrop {
@@ -581,22 +582,26 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// The scan runs in a thread of its own, as the pool's threads are for calls that end soon.
-fn spawn_scan(
-    pool: &Pool,
+/// What a scan works on.
+struct ScanJob {
     root: Arc<Root>,
+    base: PathBuf,
     roots: Arc<Vec<RelPath>>,
     recursive: bool,
+    rows: Option<Arc<Rows>>,
     tell: mpsc::Sender<Scan>,
-    stop: Arc<AtomicBool>,
-) {
+}
+
+/// The scan runs in a thread of its own, as the pool's threads are for calls that end soon.
+fn spawn_scan(pool: &Pool, job: ScanJob, stop: Arc<AtomicBool>) {
+    let tell = job.tell.clone();
     if pool.is_simulated() {
         // One thread for all: the scan comes to its end first, then what it found is handed on.
         let pool = pool.clone();
         tokio::task::spawn_local(async move {
             let found = pool.run(move || {
                 let mut found = Vec::new();
-                scan_all(&root, &roots, recursive, &stop, &mut |scan| {
+                scan_all(job, &stop, &mut |scan| {
                     found.push(scan);
                     true
                 });
@@ -610,29 +615,31 @@ fn spawn_scan(
         });
         return;
     }
-    let work =
-        move || scan_all(&root, &roots, recursive, &stop, &mut |scan| tell.blocking_send(scan).is_ok());
+    let work = move || scan_all(job, &stop, &mut |scan| tell.blocking_send(scan).is_ok());
     if let Err(error) = std::thread::Builder::new().name("lh-scan".to_owned()).spawn(work) {
         tracing::error!(%error, "no thread for the scan");
     }
 }
 
 /// Walk 4: scans the roots, in segments that are usable as they arrive. `tell` says whether anybody still listens.
-fn scan_all(
-    root: &Root,
-    roots: &[RelPath],
-    recursive: bool,
-    stop: &AtomicBool,
-    tell: &mut dyn FnMut(Scan) -> bool,
-) {
+fn scan_all(job: ScanJob, stop: &AtomicBool, tell: &mut dyn FnMut(Scan) -> bool) {
+    let ScanJob { root, base, roots, recursive, rows, .. } = job;
     let mut builder = SegmentBuilder::default();
     let mut segments = 0;
     let mut last = clock::now();
     let mut emit = |scanned: Scanned| {
         let full = match scanned {
-            Scanned::Entry(entry) => builder.push(&entry),
+            Scanned::Entry(entry) => {
+                if let Some(rows) = rows.as_ref().filter(|_| entry.kind != EntryKind::Special) {
+                    rows.named(&entry);
+                }
+                builder.push(&entry)
+            }
             Scanned::Problem { root, path, error } => {
-                let what = error.to_string();
+                let what = match error {
+                    ScanError::Disk(error) => rooted(disk_error(&error), &base).to_string(),
+                    error => error.to_string(),
+                };
                 if !tell(Scan::Problem { root, path: path.as_bytes().to_vec(), what }) {
                     return ControlFlow::Break(());
                 }
@@ -649,7 +656,7 @@ fn scan_all(
         }
         if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    let totals = disk::scan(root, roots, recursive, &[], &mut emit);
+    let totals = disk::scan(&root, &roots, recursive, &[], &mut emit);
     if let Some(segment) = builder.finish() {
         segments += 1;
         if !tell(Scan::Segment(segment)) {

@@ -72,7 +72,7 @@ pub struct Simulated<W: World> {
 fn doing(kind: Kind) -> Doing {
     match kind {
         Kind::Recv { .. } => Doing::Recv,
-        Kind::Send { .. } => Doing::Send,
+        Kind::Send { .. } | Kind::SendFile { .. } => Doing::Send,
         Kind::Read(_) => Doing::Read,
         Kind::Write(_) => Doing::Write,
     }
@@ -105,7 +105,7 @@ impl<W: World> Simulated<W> {
         let bytes = flight.rest_mut();
         let result = match kind {
             Kind::Recv { socket } => world.receive(socket, bytes),
-            Kind::Send { socket } => world.send(socket, bytes),
+            Kind::Send { socket } | Kind::SendFile { socket } => world.send(socket, bytes),
             Kind::Read(_) => world.read(&fd, bytes, at),
             Kind::Write(_) => world.write(&fd, bytes, at),
         };
@@ -144,6 +144,11 @@ impl<W: World> IoQueue for Simulated<W> {
     }
 
     fn push(&mut self, op: Op) {
+        // A file's pages are in the slot as well.
+        let op = match op {
+            Op::SendFile { socket, slot, range, token, .. } => Op::Send { socket, slot, range, token },
+            op => op,
+        };
         let offset = match &op {
             Op::Write { offset, .. } => *offset,
             _ => 0,

@@ -184,12 +184,14 @@ impl Run {
             roots: vec![path("src")],
             recursive: true,
             encrypt: options.encrypt,
+            rows: None,
         };
         let to = DestinationSpec {
             base: self.disk.root.clone(),
             path: path(OUT),
             becomes: true,
             options: options.clone(),
+            rows: None,
         };
         let push = self.scenario.push;
         let access = if push { Access::Write(to.clone()) } else { Access::Read(from.clone()) };

@@ -8,7 +8,7 @@ mod relief;
 mod trouble;
 mod words;
 
-use super::prepare::Looked;
+use super::prepare::{Looked, Weight};
 use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
 use crate::clock;
@@ -73,6 +73,8 @@ pub(super) struct Planned {
     /// What stands there is to be compared, not replaced.
     pub prove: bool,
     pub tries: u32,
+    #[expect(dead_code, reason = "counts by being there")]
+    pub weight: Arc<Weight>,
 }
 
 /// A small file on its way.
@@ -116,6 +118,8 @@ pub(super) struct OpenFile {
     /// ones, nothing is sent.
     old: HashMap<u32, Digest>,
     tries: u32,
+    /// How often a chunk arrived damaged. A link that damages now and then costs chunks, not the file.
+    damaged: HashMap<u32, u32>,
     /// Start the write-back of each chunk as it is placed: a buffered file's sync stays short that way.
     write_behind: bool,
     /// Who brought which chunk, when there are several sources.
@@ -146,7 +150,8 @@ fn meta_of(planned: &Planned, run: &Run<'_>) -> Meta {
 
 fn wish_of(choice: IoChoice) -> IoWish {
     match choice {
-        IoChoice::Auto => IoWish::Auto,
+        // Splicing is the source's affair.
+        IoChoice::Auto | IoChoice::Splice => IoWish::Auto,
         IoChoice::Buffered => IoWish::Buffered,
         IoChoice::DontCache => IoWish::DontCache,
         IoChoice::Direct => IoWish::Direct,
@@ -210,6 +215,7 @@ impl Run<'_> {
                     local: None,
                     old: HashMap::new(),
                     tries: planned.tries,
+                    damaged: HashMap::new(),
                     write_behind: false,
                     served: Vec::new(),
                     bound: Vec::new(),
@@ -218,6 +224,7 @@ impl Run<'_> {
             );
         }
         if !binds.is_empty() {
+            crate::sys::points::at("destination.bind");
             let asked = self.peers.iter().filter(|peer| !peer.gone);
             asked.for_each(|peer| drop(peer.out.send(Message::Bind(binds.clone()))));
         }
@@ -280,9 +287,9 @@ impl Run<'_> {
             return self.parked.push(planned);
         }
         let (probes, id, extents) = (self.ctx.probes.clone(), self.id, file.extents.clone());
-        let wish = wish_of(self.spec.options.io);
+        let (wish, unread) = (wish_of(self.spec.options.io), self.carry.unread);
         self.ctx.pool.submit(move || {
-            let opened = open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, wish);
+            let opened = open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, wish, unread);
             let _ = done.send(Done::Part(handle, Box::new(opened.map_err(|e| disk_error(&e)))));
         });
     }
@@ -559,33 +566,26 @@ impl Run<'_> {
         }
         for (handle, result) in durable.published {
             match result {
-                Ok(_) => {
-                    if let Some(file) = self.files.get(&handle) {
-                        self.carry.published.insert(file.planned.key);
-                        self.carry.bytes += file.planned.size;
-                        self.carry.files += 1;
-                        self.counts.files_done += 1;
+                Ok(digest) => {
+                    if let Some(planned) = self.files.get(&handle).map(|file| file.planned.clone()) {
+                        self.published(&planned, digest);
                     }
                     self.forget_file(handle);
                 }
                 Err(CommitFault::NotYet) => {}
+                Err(CommitFault::Disk(error)) if self.is_poisoned(handle) => self.poisoned(handle, &error),
                 Err(fault) => self.give_up(handle, Class::Permanent, fault.to_string()),
             }
         }
         for (handle, result) in durable.small {
             let Some(small) = self.small.remove(&handle) else { continue };
             match result {
-                Ok(_) => {
-                    self.carry.published.insert(small.planned.key);
-                    self.carry.bytes += small.planned.size;
-                    self.carry.files += 1;
-                    self.counts.files_done += 1;
-                }
+                Ok(digest) => self.published(&small.planned, digest),
                 Err(fault) if small.planned.tries < 2 => {
                     tracing::warn!(path = %small.planned.to, %fault, "a small file is fetched again");
                     let tries = small.planned.tries + 1;
-                    let exists = matches!(fault, CommitFault::Disk(disk::DiskError::Exists { .. }));
-                    if exists {
+                    let named = matches!(&fault, CommitFault::Disk(error) if error.is_exists() || error.came_after_the_rename());
+                    if named {
                         self.fail(&small.planned.to, Class::Permanent, fault.to_string());
                     } else {
                         self.small_queue.push_back(Planned { tries, ..small.planned });
@@ -595,6 +595,15 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    fn published(&mut self, planned: &Planned, digest: Digest) {
+        crate::sys::points::told("destination.told", &planned.to);
+        self.carry.published.insert(planned.key);
+        self.carry.bytes += planned.size;
+        self.carry.files += 1;
+        self.counts.files_done += 1;
+        self.arrived(planned.key, digest);
     }
 
     /// The file starts again from nothing. The journal forgets it first: were the part file replaced before that, a

@@ -10,6 +10,7 @@ use crate::engine::spec::{Ends, Latency, Report, Verdict, Verify};
 use crate::ids::TransferId;
 use crate::journal::{Ended, Record};
 use crate::manifest::{EntryKind, Segment};
+use crate::sys::points;
 use crate::wire::control::{Message, SourceStats};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,7 +31,9 @@ impl Run<'_> {
         lock: &mut Option<TreeLock>,
         news: &mut mpsc::Receiver<News>,
     ) -> Result<Report, TransferError> {
+        points::at("finish.files-done");
         let (failed, home) = self.symlinks_and_directories().await;
+        points::at("finish.tree-done");
         for (path, error) in failed {
             let error = disk_error(&error);
             self.fail(&path, error.class, error.what);
@@ -45,6 +48,7 @@ impl Run<'_> {
                 Verdict::Failed | Verdict::Planned => Ended::Failed,
             }));
             let written = journal.append_and_sync().await;
+            points::at("finish.end-recorded");
             written.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         }
         let whole = matches!(verdict, Verdict::Durable | Verdict::Verified);
@@ -65,9 +69,11 @@ impl Run<'_> {
             }
         }
         let report = self.report(verdict);
+        points::at("finish.verdict");
         let mut told = report.clone();
         told.failures.truncate(FAILURES_TOLD);
         told.notes.truncate(FAILURES_TOLD);
+        self.tell_digests();
         let body = serde_json::to_vec(&told).expect("a report always becomes JSON");
         let _ = self.peers[0].out.send(Message::Verdict(body));
         self.peers.iter().skip(1).for_each(|peer| drop(peer.out.send(Message::Bye)));
@@ -175,6 +181,8 @@ impl Run<'_> {
         }
         match (self.counts.failed, self.counts.files_done + self.counts.skipped_files, self.spec.options.verify) {
             (0, _, Verify::Wire) => Verdict::Durable,
+            // What an earlier run published, nobody has read back.
+            (0, _, Verify::Disk) if self.carry.unread_files > 0 => Verdict::Durable,
             (0, _, Verify::Disk) => Verdict::Verified,
             (_, 0, _) => Verdict::Failed,
             _ => Verdict::Partial,
@@ -203,6 +211,12 @@ impl Run<'_> {
         }
         if !self.durable_storage {
             notes.push("the destination is in memory: nothing there survives a power cut".to_owned());
+        }
+        if self.carry.unread_files > 0 {
+            notes.push(format!(
+                "{} files were published by an earlier run with --verify wire and were not read back: DURABLE only",
+                self.carry.unread_files
+            ));
         }
         notes.dedup();
         Report {

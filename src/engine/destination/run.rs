@@ -2,7 +2,7 @@
 
 use super::bring::{dial_other, forward, forward_joins};
 use super::files::{OpenFile, Pack, Planned, Small};
-use super::prepare::{Looked, look};
+use super::prepare::Looked;
 use super::{Carry, Placement};
 use crate::clock;
 use crate::digest::Digest;
@@ -14,23 +14,20 @@ use crate::engine::coordinator::{Ctx, Entry};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
 use crate::engine::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, StreamSource};
-use crate::engine::source::{escape_text, interrupted, socket_options};
+use crate::engine::source::{absolute, escape_text, interrupted, socket_options};
 use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Report};
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
-use crate::ids::{Handle, SessionId, TransferId};
+use crate::ids::{Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
-use crate::manifest::{Segment, SegmentBuilder};
-use crate::wire::control::{Message, Offer, PeerError, Progress, SourceStats};
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use crate::manifest::{SegmentBuilder, SegmentReader};
+use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Files known and not finished above which the source waits with further segments: bounds memory.
-const AHEAD_FILES: usize = 8192;
-/// The same for the memory of their names, which may be 4 KiB each.
-const AHEAD_BYTES: usize = 8 << 20;
 /// How often progress is told and streams are looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
@@ -147,10 +144,12 @@ pub(super) struct Run<'a> {
     pub next_pack: u32,
     /// As they came: decoded names are far bigger, and only taken in as there is room for them.
     pub segments: VecDeque<Vec<u8>>,
-    /// Segments decoded so far.
+    /// The segment that is being taken in.
+    pub reading: Option<SegmentReader>,
+    /// Segments begun so far.
     pub segments_decoded: u32,
-    /// Bytes of memory that a name of the last segment takes, on average.
-    pub name_bytes: usize,
+    /// Bytes of memory of the files known and not finished.
+    pub known_bytes: Arc<AtomicUsize>,
     pub looking: bool,
     pub held_credit: u32,
     pub segments_seen: u32,
@@ -182,6 +181,8 @@ pub(super) struct Run<'a> {
     pub volatile_home: bool,
     /// What the journal says is durable.
     pub journal_view: Option<Rc<std::cell::RefCell<crate::journal::Checkpoint>>>,
+    /// Digests to tell the source, if it asked for them.
+    pub digests: Vec<(PathKey, Digest)>,
 }
 
 /// Runs a session to its end. On an error everything that is placed is committed before the lock is let go.
@@ -247,8 +248,9 @@ pub(super) async fn run(
         segments: VecDeque::new(),
         looking: false,
         held_credit: 0,
+        reading: None,
         segments_decoded: 0,
-        name_bytes: 0,
+        known_bytes: Arc::default(),
         segments_seen: 0,
         manifest_end: None,
         dirs: Default::default(),
@@ -275,6 +277,7 @@ pub(super) async fn run(
         tail_since: None,
         expected_seen: None,
         durable_storage: !begun.volatile,
+        digests: Vec::new(),
     };
     let mut lock = begun.lock;
     let result = run.drive(&mut news, &mut happened, &mut finished, &mut commits, &events, &config).await;
@@ -384,6 +387,7 @@ impl Run<'_> {
     fn is_over(&self) -> bool {
         self.manifest_end == Some(self.segments_seen)
             && self.segments.is_empty()
+            && self.reading.is_none()
             && !self.looking
             && self.big_queue.is_empty()
             && self.small_queue.is_empty()
@@ -463,7 +467,7 @@ impl Run<'_> {
         let lost: Vec<u32> = self.packs.iter().filter(|(_, pack)| pack.stream == stream).map(|(n, _)| *n).collect();
         for number in lost {
             if let Some(pack) = self.packs.remove(&number) {
-                self.requeue(pack);
+                self.requeue(pack, true);
             }
         }
     }
@@ -504,35 +508,6 @@ impl Run<'_> {
         };
         self.entry.snapshot.send_replace(snapshot);
         let _ = self.peers[0].out.send(Message::Progress(progress));
-    }
-
-    fn look_at_segments(&mut self) -> Result<(), TransferError> {
-        let known = self.known();
-        if self.looking || known >= AHEAD_FILES || known * self.name_bytes >= AHEAD_BYTES {
-            return Ok(());
-        }
-        let Some(bytes) = self.segments.pop_front() else { return Ok(()) };
-        let hostile = |what: String| Err(TransferError::new(Class::Permanent, format!("the source {what}")));
-        let segment = match Segment::decode(&bytes) {
-            Ok(segment) if segment.index == self.segments_decoded => segment,
-            Ok(_) => return hostile("sent a manifest segment out of its turn".to_owned()),
-            Err(error) => return hostile(format!("sent a manifest that is refused: {error}")),
-        };
-        self.segments_decoded += 1;
-        self.held_credit += 1;
-        // Each name is there twice: as the source says it and as the destination does.
-        let names: usize = segment.entries.iter().map(|entry| 2 * entry.path.as_bytes().len() + 200).sum();
-        self.name_bytes = names / segment.entries.len().max(1);
-        self.looking = true;
-        let (root, placement, done) = (self.root.clone(), self.placement.clone(), self.done.clone());
-        let dry_run = self.spec.options.dry_run;
-        self.ctx.pool.submit(move || drop(done.send(Done::Looked(look(segment, &root, &placement, dry_run)))));
-        Ok(())
-    }
-
-    /// Files known and not finished.
-    fn known(&self) -> usize {
-        self.big_queue.len() + self.small_queue.len() + self.files.len() + self.small.len()
     }
 
     fn give_credit(&mut self) {
@@ -631,12 +606,37 @@ impl Run<'_> {
         }
     }
 
+    /// A file is there with this digest: for whoever writes a manifest.
+    pub(super) fn arrived(&mut self, key: PathKey, digest: Digest) {
+        if let Some(rows) = &self.spec.rows {
+            rows.arrived(key, digest);
+        }
+        if self.offer.digests {
+            self.digests.push((key, digest));
+            if self.digests.len() == BATCH_MAX {
+                self.tell_digests();
+            }
+        }
+    }
+
+    pub(super) fn tell_digests(&mut self) {
+        if !self.digests.is_empty() {
+            let _ = self.peers[0].out.send(Message::Digests(std::mem::take(&mut self.digests)));
+        }
+    }
+
+    /// A path below the destination's root, for people: as an absolute one where this end is a user's own.
+    pub(super) fn shown(&self, path: &crate::relpath::RelPath) -> String {
+        let shown = path.to_string();
+        if self.spec.base == std::path::Path::new("/") { absolute(&shown) } else { shown }
+    }
+
     /// One more name that does not arrive.
     pub(super) fn fail(&mut self, path: &crate::relpath::RelPath, class: Class, reason: impl Into<String>) {
         self.counts.failed += 1;
         if self.failures.len() < FAILURES_MAX {
             self.failures.push(Failure {
-                path: path.to_string(),
+                path: self.shown(path),
                 class: class.word().to_owned(),
                 reason: reason.into(),
             });

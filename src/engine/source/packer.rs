@@ -46,8 +46,10 @@ impl SourcePacker {
             };
             match read {
                 Ok(_) => {
+                    crate::sys::points::flip("source.pack-read", content);
                     let span = Span { offset: 0, len: content.len() as u64 };
                     let check = wire_check(chunk(content, 0), item.handle, span);
+                    crate::sys::points::flip("source.pack-digested", content);
                     put_pack_entry(head, item.handle, Status::Ok, item.size, check);
                     at += need;
                     payload += item.size;

@@ -12,7 +12,7 @@ pub mod source;
 use crate::digest::Digest;
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::sys::{Arena, Completion, FileRef, IoQueue, Op, Slot, SocketRef, Wait};
+use crate::sys::{Arena, Completion, FileRef, IoQueue, Op, SendPath, Slot, SocketRef, Wait};
 use crate::wire::WireError;
 use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::data::{PackEntry, PackItem, Run, Status};
@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A stream of this process; never used twice.
@@ -42,6 +42,8 @@ pub struct SourceIo {
     pub extents: Option<Vec<Span>>,
     /// Reads kept in flight for a stream.
     pub depth: usize,
+    /// Whether the socket takes payload from the page cache rather than from the slot that the digest was computed in.
+    pub splice: bool,
 }
 
 /// An open part file, as the destination's workers see it.
@@ -289,6 +291,25 @@ pub struct StreamStats {
     pub disk_wait: AtomicU64,
     /// Time nothing was asked of the stream, ns.
     pub idle: AtomicU64,
+    /// How its blocks are sent.
+    pub send_path: SendPathCell,
+}
+
+/// A [`SendPath`] that others read.
+#[derive(Debug, Default)]
+pub struct SendPathCell(AtomicU8);
+
+impl SendPathCell {
+    const ALL: [SendPath; 4] = [SendPath::Plain, SendPath::ZeroCopy, SendPath::Copies, SendPath::Refused];
+
+    fn set(&self, path: SendPath) {
+        self.0.store(path as u8, Ordering::Relaxed);
+    }
+
+    /// As last seen by the worker.
+    pub fn get(&self) -> SendPath {
+        Self::ALL.get(usize::from(self.0.load(Ordering::Relaxed))).copied().unwrap_or_default()
+    }
 }
 
 /// Counters of one worker.
@@ -322,6 +343,15 @@ pub struct Turn<'a> {
     pub slots: &'a mut SlotCache,
     /// The clock of this turn, see [`now_ns`].
     pub now: u64,
+}
+
+impl Turn<'_> {
+    /// Keeps a slot for the next taker. A Send's slot may still be the kernel's: then the queue gives it back to the arena.
+    pub fn give(&mut self, slot: Option<Slot>) {
+        if let Some(slot) = slot {
+            self.slots.give(slot);
+        }
+    }
 }
 
 /// The worker's own last-in first-out store of slots before the shared arena.
@@ -367,6 +397,7 @@ struct Stream {
     key: StreamKey,
     session: SessionKey,
     socket: SocketRef,
+    stats: Arc<StreamStats>,
     in_flight: usize,
     /// Set once the stream is to end; it is removed when its last op has come back.
     fault: Option<Fault>,
@@ -491,10 +522,13 @@ impl<Q: IoQueue> Worker<Q> {
                 if let Role::Destination(role) = &mut stream.role {
                     role.drained(&completion);
                 }
-                turn.slots.give(completion.slot);
+                turn.give(completion.slot);
                 Ok(())
             }
-            Role::Source(role) => role.step(completion, self.bound.get(&stream.session), &mut turn),
+            Role::Source(role) => {
+                stream.stats.send_path.set(self.queue.send_path(&stream.socket));
+                role.step(completion, self.bound.get(&stream.session), &mut turn)
+            }
             Role::Destination(role) => role.step(completion, &mut turn),
         };
         stream.in_flight += ops.len() - before;
@@ -640,6 +674,7 @@ impl<Q: IoQueue> Worker<Q> {
             self.streams.push(None);
             self.streams.len() - 1
         });
+        let stats = attach.stats.clone();
         let link = link::Link::new(index, socket.clone(), attach.opener, attach.sealer, attach.block, attach.stats);
         let role = match (source, attach.packer) {
             (true, Some(packer)) => {
@@ -647,7 +682,7 @@ impl<Q: IoQueue> Worker<Q> {
             }
             _ => Role::Destination(destination::DestinationStream::new(key, link, attach.extra)),
         };
-        self.streams[index] = Some(Stream { key, session, socket, in_flight: 0, fault: None, role });
+        self.streams[index] = Some(Stream { key, session, socket, stats, in_flight: 0, fault: None, role });
         self.by_key.insert(key, index);
         self.with_stream(key, ops, events, now, |role, turn, bound| match role {
             Role::Source(s) => s.pump(bound, turn),

@@ -15,6 +15,7 @@ pub(super) fn open_part(
     known: Vec<(u32, Digest)>,
     old: Vec<u32>,
     wish: IoWish,
+    unread: bool,
 ) -> Result<Option<OpenedPart>, disk::DiskError> {
     let (dir, _) = root.parent_of(&planned.to)?;
     let facts = probes.destination(&dir)?;
@@ -42,7 +43,7 @@ pub(super) fn open_part(
     let (mut kept, mut forget) = (Vec::new(), Vec::new());
     let part = match reopened {
         Some(part) => {
-            (kept, forget) = rehash(&part, grid, known);
+            (kept, forget) = rehash(&part, grid, known, unread);
             part
         }
         None => {
@@ -50,6 +51,7 @@ pub(super) fn open_part(
             PartFile::create(root, &planned.to, id, planned.size, extents, &plan)?
         }
     };
+    crate::sys::points::at("destination.part-open");
     let old = if fresh { HashMap::new() } else { digest_old(&part, grid, &old, &kept) };
     let mut zeros = Vec::new();
     for index in (0..grid.chunks()).filter(|_| extents.is_some()) {
@@ -67,11 +69,18 @@ pub(super) fn open_part(
     Ok(Some(OpenedPart { part, plan, kept, forget, zeros, old, fresh, volatile: facts.kind.is_volatile() }))
 }
 
-/// Digests the last chunks that the journal knows once more: a storage that lied about its last flush shows here.
-pub(super) fn rehash(part: &PartFile, grid: Grid, mut known: Vec<(u32, Digest)>) -> (Vec<(u32, Digest)>, Vec<u32>) {
+/// Digests the last chunks that the journal knows once more: a storage that lied about its last flush shows here. `all`
+/// of them where this run is to say VERIFIED, and an earlier one did not look.
+pub(super) fn rehash(
+    part: &PartFile,
+    grid: Grid,
+    mut known: Vec<(u32, Digest)>,
+    all: bool,
+) -> (Vec<(u32, Digest)>, Vec<u32>) {
     use rayon::prelude::*;
     known.sort_unstable_by_key(|(index, _)| *index);
-    let check = known.split_off(known.len().saturating_sub((REHASH_BYTES / CHUNK_SIZE) as usize));
+    let trusted = if all { 0 } else { known.len().saturating_sub((REHASH_BYTES / CHUNK_SIZE) as usize) };
+    let check = known.split_off(trusted);
     let checked: Vec<(u32, Digest, bool)> = check
         .into_par_iter()
         .map(|(index, want)| {

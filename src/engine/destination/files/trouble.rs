@@ -45,10 +45,15 @@ impl Run<'_> {
         match why {
             ChunkFault::Mismatch => {
                 self.carry.failed_chunks += 1;
-                file.tries += 1;
+                let times = file.damaged.entry(chunk).or_default();
+                *times += 1;
                 let path = file.planned.to.clone();
-                if file.tries > TRIES + file.grid.chunks() / 64 {
-                    self.give_up(handle, Class::Verification, "chunks keep arriving damaged; check memory and network");
+                if *times > TRIES {
+                    self.give_up(
+                        handle,
+                        Class::Verification,
+                        "a chunk keeps arriving damaged; check memory and network",
+                    );
                 } else {
                     self.carry.notes.insert(format!("a damaged chunk of {path} was refused and fetched again"));
                     self.clear_chunk(handle, chunk);
@@ -60,7 +65,8 @@ impl Run<'_> {
                 self.give_up(handle, class, why);
             }
             ChunkFault::Write(kind, errno) => {
-                let error = write_error(kind, errno, &file.planned.to);
+                let on = file.part.as_ref().and_then(|part| part.file_system());
+                let error = write_error(kind, errno, &file.planned.to, on);
                 self.give_up(handle, error.class, error.what.clone());
                 return Err(error);
             }
@@ -87,6 +93,10 @@ impl Run<'_> {
         let planned = Planned { tries: file.tries, ..file.planned.clone() };
         self.forget_file(handle);
         self.big_queue.push_back(planned);
+    }
+
+    pub(super) fn is_poisoned(&self, handle: Handle) -> bool {
+        self.files.get(&handle).and_then(|file| file.part.as_ref()).is_some_and(|part| part.is_poisoned())
     }
 
     /// After a failed sync nothing that was written since the last good one can be trusted, and no second sync can mend
