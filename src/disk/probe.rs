@@ -3,8 +3,11 @@
 
 use super::aligned::{AlignedBuf, DIRECT_ALIGN};
 use super::calls;
-use super::confined::{DirHandle, Stat};
+use super::confined::{DirHandle, Root, Stat};
 use super::error::{DiskError, Doing};
+use super::names::STATE_DIR;
+use crate::ids::TransferId;
+use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching, DirectAlign};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -187,6 +190,7 @@ impl FsFacts {
         let (name, other) = probe_names();
         let fd = dir
             .open_at(&name, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL, 0o600)
+            .inspect(|_| crate::sys::points::at("probe.created"))
             .map_err(dir.fail(Doing::Create, &name))?;
         let facts = Self::try_all(kind, dir, &name, &other, fd.as_fd());
         // Whatever was found: neither name stays behind.
@@ -278,6 +282,21 @@ impl ProbeCache {
     pub fn destination(&self, dir: &DirHandle) -> Result<Arc<FsFacts>, DiskError> {
         let dev = Stat::of(dir.as_fd()).map_err(|e| DiskError::new(Doing::Stat, dir.path(), e))?.dev;
         self.get((dev, true), || FsFacts::of(dir))
+    }
+
+    /// The same, tried out in the state directory of the transfer that asks, if that lies on the same file system: it goes
+    /// with the transfer, so that a crash in the middle of the probe leaves nothing behind.
+    pub fn destination_of(
+        &self,
+        root: &Root,
+        home: &RelPath,
+        id: &TransferId,
+        dir: &DirHandle,
+    ) -> Result<Arc<FsFacts>, DiskError> {
+        let path = home.join(STATE_DIR).and_then(|states| states.join(id.to_string().as_bytes()));
+        let state = path.ok().and_then(|path| root.open_dir(&path).ok());
+        let dev = |dir: &DirHandle| Stat::of(dir.as_fd()).ok().map(|stat| stat.dev);
+        self.destination(state.as_ref().filter(|state| dev(state) == dev(dir)).unwrap_or(dir))
     }
 
     /// The facts of the file system of an open source file.

@@ -205,8 +205,7 @@ pub fn make_symlink(
         other => other?,
     }
     if let Some(mtime) = mtime {
-        calls::set_link_time(dir.as_fd(), &part, &spec(mtime))
-            .map_err(dir.fail(Doing::SetMetadata, name))?;
+        calls::set_link_time(dir.as_fd(), &part, &spec(mtime)).map_err(dir.fail(Doing::SetMetadata, name))?;
     }
     points::at("publish.symlink-made");
     let ours = dir.stat(&part)?;

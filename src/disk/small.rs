@@ -149,7 +149,7 @@ pub enum SyncedBy {
 pub fn sync_batch(files: &[SmallFile], own_fs: bool) -> Result<SyncedBy, DiskError> {
     let Some(first) = files.first() else { return Ok(SyncedBy::Each) };
     let one_fs = files.iter().all(|file| file.stat.dev == first.stat.dev);
-    let many = one_fs && files.len() >= SYNCFS_FROM && (own_fs || little_else_dirty(files));
+    let many = one_fs && files.len() >= SYNCFS_FROM && (own_fs || points::alone() || little_else_dirty(files));
     if many && FsKind::of(first.fd.as_fd()).is_ok_and(FsKind::syncs_whole) {
         // The error sequence counts from the opening of this very descriptor: what failed since then is told.
         retrying(|| points::fails("small.syncfs").and_then(|()| calls::sync_fs(first.fd.as_fd())))

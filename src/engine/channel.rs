@@ -160,7 +160,8 @@ mod tests {
                 assert!(!same.nodelay().unwrap(), "the test would show nothing");
                 let plain = || (Sealer::new(FrameKey::plain()), Opener::new(FrameKey::plain()));
                 let (sealer, opener) = plain();
-                let _channel = Channel::open(Conn::Tcp(tokio::net::TcpStream::from_std(socket).unwrap()), sealer, opener);
+                let _channel =
+                    Channel::open(Conn::Tcp(tokio::net::TcpStream::from_std(socket).unwrap()), sealer, opener);
                 assert!(same.nodelay().unwrap());
             }
         });

@@ -61,7 +61,8 @@ pub struct Journal {
     /// What is durable.
     pub checkpoint: Rc<RefCell<Checkpoint>>,
     pending: Vec<Record>,
-    /// An append or its sync has failed.
+    /// An append or its sync has failed: what the kernel says about the file from then on proves nothing, so nothing more
+    /// is recorded. The next session writes what it can read of it to a new file.
     broken: bool,
     /// For messages.
     on: Option<FsKind>,
@@ -611,8 +612,7 @@ pub fn renew_journal_file(lock: &TreeLock, bytes: &[u8]) -> Result<std::fs::File
     let write = || {
         calls::truncate(file.as_fd(), 0)?;
         calls::write_all_at(&file, bytes, 0)?;
-        calls::sync_data(file.as_fd())
-            .map_err(std::io::Error::from)
+        calls::sync_data(file.as_fd()).map_err(std::io::Error::from)
     };
     write().map_err(|error: std::io::Error| lock.io_error(JOURNAL_NEW, &error))?;
     lock.rename_file(JOURNAL_NEW, JOURNAL)?;

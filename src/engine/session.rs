@@ -131,11 +131,7 @@ fn dial_error(error: &DialError, at: SocketAddr) -> TransferError {
     TransferError::new(Class::Reconnect, error.to_string()).at(at)
 }
 
-async fn connect(
-    ctx: &Ctx,
-    addr: SocketAddr,
-    options: &SocketOptions,
-) -> Result<(Parked, Vec<String>), TransferError> {
+async fn connect(ctx: &Ctx, addr: SocketAddr, options: &SocketOptions) -> Result<(Parked, Vec<String>), TransferError> {
     #[cfg(feature = "testing")]
     if let Some(network) = &ctx.network {
         let end = network.connect(addr).await.map_err(|error| io_error(error, addr))?;

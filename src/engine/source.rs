@@ -3,6 +3,7 @@
 
 mod opening;
 mod packer;
+mod scanning;
 
 use super::channel::Channel;
 use super::coordinator::{Ctx, Entry};
@@ -16,11 +17,9 @@ use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
 use crate::clock;
 use crate::digest::{chunk, wire_check};
-use crate::disk::scan::ScanError;
-use crate::disk::{self, Expect, IoWish, Root, ScanTotals, Scanned, SourceFile};
+use crate::disk::{self, Expect, IoWish, Root, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::manifest::{EntryKind, SegmentBuilder};
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
@@ -30,18 +29,16 @@ pub(super) use opening::SPLICE;
 pub use opening::mode_word;
 use opening::{open_one, place, source_io, status_of, wish};
 use packer::SourcePacker;
+use scanning::{Scan, ScanJob, StopOnDrop, spawn_scan};
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// A segment goes out after so long even if it is not full: data moves while the scan still runs.
-const SEGMENT_LATENCY: Duration = Duration::from_millis(20);
 /// How long a destination may take for lock and journal before it accepts. Re-digesting after a crash happens later.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Files a peer may have open here at once.
@@ -152,13 +149,6 @@ struct Session<'a> {
     worker_ns: (u64, u64),
 }
 
-/// What the scan's thread sends.
-enum Scan {
-    Segment(Vec<u8>),
-    Problem { root: u16, path: Vec<u8>, what: String },
-    End { segments: u32, totals: ScanTotals },
-}
-
 /// How a session ends that is not lost.
 enum End {
     /// With the destination's report, JSON.
@@ -265,8 +255,7 @@ impl<'a> Session<'a> {
     ) -> Result<Report, TransferError> {
         let Opened { id, control, streams, encrypted, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
-        let socket =
-            socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+        let socket = socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
         let mut channel = Channel::open(socket, sealer, opener);
         let (recursive, base, rows) = (spec.recursive, spec.base.clone(), spec.rows.clone());
         let prepared = ctx.pool.run(move || prepare(&spec).map_err(|error| rooted(error, &spec.base))).await;
@@ -572,98 +561,6 @@ async fn accepted(channel: &mut Channel) -> Result<Accept, TransferError> {
         Ok(Err(fault)) => Err(lost(&fault)),
         Err(_) => Err(TransferError::new(Class::Retry, "the destination did not answer the offer in time")),
     }
-}
-
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// What a scan works on.
-struct ScanJob {
-    root: Arc<Root>,
-    base: PathBuf,
-    roots: Arc<Vec<RelPath>>,
-    recursive: bool,
-    rows: Option<Arc<Rows>>,
-    tell: mpsc::Sender<Scan>,
-}
-
-/// The scan runs in a thread of its own, as the pool's threads are for calls that end soon.
-fn spawn_scan(pool: &Pool, job: ScanJob, stop: Arc<AtomicBool>) {
-    let tell = job.tell.clone();
-    if pool.is_simulated() {
-        // One thread for all: the scan comes to its end first, then what it found is handed on.
-        let pool = pool.clone();
-        tokio::task::spawn_local(async move {
-            let found = pool.run(move || {
-                let mut found = Vec::new();
-                scan_all(job, &stop, &mut |scan| {
-                    found.push(scan);
-                    true
-                });
-                found
-            });
-            for scan in found.await {
-                if tell.send(scan).await.is_err() {
-                    return;
-                }
-            }
-        });
-        return;
-    }
-    let work = move || scan_all(job, &stop, &mut |scan| tell.blocking_send(scan).is_ok());
-    if let Err(error) = std::thread::Builder::new().name("lh-scan".to_owned()).spawn(work) {
-        tracing::error!(%error, "no thread for the scan");
-    }
-}
-
-/// Walk 4: scans the roots, in segments that are usable as they arrive. `tell` says whether anybody still listens.
-fn scan_all(job: ScanJob, stop: &AtomicBool, tell: &mut dyn FnMut(Scan) -> bool) {
-    let ScanJob { root, base, roots, recursive, rows, .. } = job;
-    let mut builder = SegmentBuilder::default();
-    let mut segments = 0;
-    let mut last = clock::now();
-    let mut emit = |scanned: Scanned| {
-        let full = match scanned {
-            Scanned::Entry(entry) => {
-                if let Some(rows) = rows.as_ref().filter(|_| entry.kind != EntryKind::Special) {
-                    rows.named(&entry);
-                }
-                builder.push(&entry)
-            }
-            Scanned::Problem { root, path, error } => {
-                let what = match error {
-                    ScanError::Disk(error) => rooted(disk_error(&error), &base).to_string(),
-                    error => error.to_string(),
-                };
-                if !tell(Scan::Problem { root, path: path.as_bytes().to_vec(), what }) {
-                    return ControlFlow::Break(());
-                }
-                None
-            }
-        };
-        let due = if full.is_none() && clock::since(last) > SEGMENT_LATENCY { builder.finish() } else { None };
-        for segment in full.into_iter().chain(due) {
-            segments += 1;
-            last = clock::now();
-            if !tell(Scan::Segment(segment)) {
-                return ControlFlow::Break(());
-            }
-        }
-        if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    let totals = disk::scan(&root, &roots, recursive, &[], &mut emit);
-    if let Some(segment) = builder.finish() {
-        segments += 1;
-        if !tell(Scan::Segment(segment)) {
-            return;
-        }
-    }
-    tell(Scan::End { segments, totals });
 }
 
 /// A report with nothing but a verdict and its error.

@@ -27,9 +27,9 @@ pub mod power;
 pub mod ring;
 #[cfg(feature = "testing")]
 pub mod seccomp;
+pub mod select;
 #[cfg(feature = "testing")]
 pub mod simulated;
-pub mod select;
 pub mod start;
 pub mod syscall;
 pub mod tcp_info;

@@ -11,23 +11,70 @@ use std::rc::Rc;
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "each is the system call of that name")]
 pub enum Change<'a> {
-    Create { dir: BorrowedFd<'a>, name: &'a [u8] },
-    MakeDir { dir: BorrowedFd<'a>, name: &'a [u8] },
-    Symlink { dir: BorrowedFd<'a>, name: &'a [u8] },
-    Link { dir: BorrowedFd<'a>, from: &'a [u8], to: &'a [u8] },
-    Rename { dir: BorrowedFd<'a>, from: &'a [u8], to: &'a [u8], replace: bool },
-    Unlink { dir: BorrowedFd<'a>, name: &'a [u8] },
-    RemoveDir { dir: BorrowedFd<'a>, name: &'a [u8] },
-    Truncate { file: BorrowedFd<'a>, len: u64 },
-    Allocate { file: BorrowedFd<'a>, offset: u64, len: u64 },
-    Punch { file: BorrowedFd<'a>, offset: u64, len: u64 },
-    Write { file: BorrowedFd<'a>, offset: u64, bytes: &'a [u8] },
+    Create {
+        dir: BorrowedFd<'a>,
+        name: &'a [u8],
+    },
+    MakeDir {
+        dir: BorrowedFd<'a>,
+        name: &'a [u8],
+    },
+    Symlink {
+        dir: BorrowedFd<'a>,
+        name: &'a [u8],
+    },
+    Link {
+        dir: BorrowedFd<'a>,
+        from: &'a [u8],
+        to: &'a [u8],
+    },
+    Rename {
+        dir: BorrowedFd<'a>,
+        from: &'a [u8],
+        to: &'a [u8],
+        replace: bool,
+    },
+    Unlink {
+        dir: BorrowedFd<'a>,
+        name: &'a [u8],
+    },
+    RemoveDir {
+        dir: BorrowedFd<'a>,
+        name: &'a [u8],
+    },
+    Truncate {
+        file: BorrowedFd<'a>,
+        len: u64,
+    },
+    Allocate {
+        file: BorrowedFd<'a>,
+        offset: u64,
+        len: u64,
+    },
+    Punch {
+        file: BorrowedFd<'a>,
+        offset: u64,
+        len: u64,
+    },
+    Write {
+        file: BorrowedFd<'a>,
+        offset: u64,
+        bytes: &'a [u8],
+    },
     /// Mode, times or an attribute of an open file or directory.
-    Metadata { file: BorrowedFd<'a> },
-    SyncData { file: BorrowedFd<'a> },
+    Metadata {
+        file: BorrowedFd<'a>,
+    },
+    SyncData {
+        file: BorrowedFd<'a>,
+    },
     /// fsync of a file or directory.
-    Sync { file: BorrowedFd<'a> },
-    SyncFs { file: BorrowedFd<'a> },
+    Sync {
+        file: BorrowedFd<'a>,
+    },
+    SyncFs {
+        file: BorrowedFd<'a>,
+    },
 }
 
 /// What the listener decides.

@@ -105,6 +105,7 @@ impl<W: World> Simulated<W> {
         let bytes = flight.rest_mut();
         let result = match kind {
             Kind::Recv { socket } => world.receive(socket, bytes),
+            // The slot has the bytes of a SendFile too.
             Kind::Send { socket } | Kind::SendFile { socket } => world.send(socket, bytes),
             Kind::Read(_) => world.read(&fd, bytes, at),
             Kind::Write(_) => world.write(&fd, bytes, at),
@@ -144,11 +145,6 @@ impl<W: World> IoQueue for Simulated<W> {
     }
 
     fn push(&mut self, op: Op) {
-        // A file's pages are in the slot as well.
-        let op = match op {
-            Op::SendFile { socket, slot, range, token, .. } => Op::Send { socket, slot, range, token },
-            op => op,
-        };
         let offset = match &op {
             Op::Write { offset, .. } => *offset,
             _ => 0,
@@ -175,7 +171,9 @@ impl<W: World> IoQueue for Simulated<W> {
         let now = self.world.now();
         // A socket that was not ready is looked at again: the world knows when something comes, or wakes us.
         for waiting in &mut self.waiting {
-            if let (None, Kind::Recv { socket } | Kind::Send { socket }) = (waiting.due, waiting.flight.kind) {
+            if let (None, Kind::Recv { socket } | Kind::Send { socket } | Kind::SendFile { socket }) =
+                (waiting.due, waiting.flight.kind)
+            {
                 waiting.due = self.world.ready_at(socket, doing(waiting.flight.kind));
             }
         }
@@ -193,7 +191,9 @@ impl<W: World> IoQueue for Simulated<W> {
         }
         // What is blocked now may have a time at which it will not be: the owner sleeps until then.
         for waiting in &mut self.waiting {
-            if let (None, Kind::Recv { socket } | Kind::Send { socket }) = (waiting.due, waiting.flight.kind) {
+            if let (None, Kind::Recv { socket } | Kind::Send { socket } | Kind::SendFile { socket }) =
+                (waiting.due, waiting.flight.kind)
+            {
                 waiting.due = self.world.ready_at(socket, doing(waiting.flight.kind));
             }
         }

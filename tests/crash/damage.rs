@@ -119,7 +119,7 @@ fn a_source_that_keeps_damaging_is_given_up() {
     let scene = Scene::new(false);
     let ended = scene.cp("source.digested:*:flip", &[]).fails_with_a_sentence();
     assert!(ended.number("failed_chunks") >= 5, "{}", ended.all());
-    ended.says("chunks keep arriving damaged; check memory and network");
+    ended.says("keeps arriving damaged; check memory and network");
     scene.cp("", &[]).expect(0, "DURABLE");
     assert!(scene.equal());
 }

@@ -185,8 +185,10 @@ impl Bench {
             }
         };
         let over = ended.code() == 0;
-        assert!(point.is_none() || ended.killed() || over, "{what}: {}", ended.all());
         let seen = hits(&log);
+        // Another thread may meet the errors, and end the process, before the one that cut has died.
+        let met = !seen.fired.is_empty();
+        assert!(point.is_none() || ended.killed() || over || met, "{what}: {}", ended.all());
         if point.is_some() && seen.fired.is_empty() {
             // This shape does not pass the point so often; the machine loses its power after the end.
             assert!(over, "{what}: {}", ended.all());

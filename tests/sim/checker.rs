@@ -173,7 +173,9 @@ impl Checker {
                             world.broken(format_args!("{name}: chunk {index} recorded, but its bytes are wrong"));
                         }
                         Some(inode) if !Self::name_is_durable(state, &inode.path, inode.number) => {
-                            world.broken(format_args!("{name}: chunk {index} recorded before the part file's name was synced"));
+                            world.broken(format_args!(
+                                "{name}: chunk {index} recorded before the part file's name was synced"
+                            ));
                         }
                         Some(_) => {}
                     }
@@ -332,7 +334,10 @@ impl Checker {
         let there = (meta.permissions().mode() & 0o7777, (meta.mtime(), meta.mtime_nsec()));
         if there != (mode, mtime) {
             let name = place.file_name().unwrap_or_default().display();
-            world.broken(format_args!("{name}: mode and time {there:?} instead of {:?} after the verdict", (mode, mtime)));
+            world.broken(format_args!(
+                "{name}: mode and time {there:?} instead of {:?} after the verdict",
+                (mode, mtime)
+            ));
         }
     }
 }

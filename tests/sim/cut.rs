@@ -35,11 +35,8 @@ pub fn cut(disk: &Disk, survival: Survival, counted: bool) {
     let state = &mut *state;
     let (mut torn, mut undone, mut names_lost) = (0, 0, 0);
     let order = state.order.clone();
-    let before: BTreeMap<u64, Metadata> = state
-        .inodes
-        .iter()
-        .filter_map(|(number, inode)| Some((*number, metadata_of(inode.file.as_ref()?))))
-        .collect();
+    let before: BTreeMap<u64, Metadata> =
+        state.inodes.iter().filter_map(|(number, inode)| Some((*number, metadata_of(inode.file.as_ref()?)))).collect();
     for inode in order.iter().filter_map(|number| state.inodes.get(number)) {
         if !inode.directory && inode.file.is_some() {
             let (some_undone, some_torn) = cut_file(inode, survival, &mut rng);
@@ -160,12 +157,7 @@ fn cut_file(inode: &Inode, survival: Survival, rng: &mut Rng) -> (u64, u64) {
 }
 
 /// Renames until every directory has the names that it is to have. What no directory has is gone.
-fn place_names(
-    disk: &Disk,
-    state: &mut State,
-    order: &[u64],
-    wanted: &BTreeMap<u64, BTreeMap<Vec<u8>, u64>>,
-) {
+fn place_names(disk: &Disk, state: &mut State, order: &[u64], wanted: &BTreeMap<u64, BTreeMap<Vec<u8>, u64>>) {
     for number in order {
         let (Some(names), Some(dir)) = (wanted.get(number), state.inodes.get(number)) else { continue };
         let handle = dir.file.as_ref().expect("a directory's handle");

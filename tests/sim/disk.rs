@@ -124,12 +124,9 @@ pub fn lookup(dir: BorrowedFd<'_>, name: &[u8]) -> Option<u64> {
 pub fn metadata_of(file: &File) -> Metadata {
     let stat = file.metadata().expect("our own handle");
     let mut record = [0; 64];
-    let record = longhaul::sys::fsys::get_xattr(file.as_fd(), c"user.longhaul", &mut record).map(|n| record[..n].to_vec());
-    Metadata {
-        mode: stat.permissions().mode() & 0o7777,
-        mtime: (stat.mtime(), stat.mtime_nsec()),
-        record: record.ok(),
-    }
+    let record =
+        longhaul::sys::fsys::get_xattr(file.as_fd(), c"user.longhaul", &mut record).map(|n| record[..n].to_vec());
+    Metadata { mode: stat.permissions().mode() & 0o7777, mtime: (stat.mtime(), stat.mtime_nsec()), record: record.ok() }
 }
 
 impl Inode {
@@ -139,8 +136,7 @@ impl Inode {
         let directory = kind.as_ref().is_ok_and(|kind| kind.is_dir());
         let symlink = kind.is_ok_and(|kind| kind.is_symlink());
         let file = if symlink { None } else { Some(open(!directory).expect("a handle of our own")) };
-        let durable_metadata =
-            file.as_ref().map_or(Metadata { mode: 0o777, mtime: (0, 0), record: None }, metadata_of);
+        let durable_metadata = file.as_ref().map_or(Metadata { mode: 0o777, mtime: (0, 0), record: None }, metadata_of);
         Self {
             number,
             file,
@@ -183,7 +179,9 @@ impl Inode {
             let old = (from < self.written_to).then(|| {
                 let mut old = vec![0; (to - from) as usize];
                 let mut have = 0;
-                while let Ok(count @ 1..) = self.file.as_ref().expect("a file").read_at(&mut old[have..], from + have as u64) {
+                while let Ok(count @ 1..) =
+                    self.file.as_ref().expect("a file").read_at(&mut old[have..], from + have as u64)
+                {
                     have += count;
                     if have == old.len() {
                         break;
@@ -317,7 +315,9 @@ impl Disk {
             {
                 Some(("disk full", Errno::ENOSPC))
             }
-            Change::Write { file, .. } if !journal(state, *file) && self.trouble_with(|t| *t == Trouble::WriteFails) => {
+            Change::Write { file, .. }
+                if !journal(state, *file) && self.trouble_with(|t| *t == Trouble::WriteFails) =>
+            {
                 Some(("write error", Errno::EIO))
             }
             Change::Rename { .. } if self.trouble_with(|t| *t == Trouble::RenameFails) => {
@@ -365,7 +365,13 @@ impl Disk {
     }
 
     /// A name goes; what it led to is kept, for a cut may bring the name back.
-    fn remove(&self, mut state: std::cell::RefMut<'_, State>, dir: BorrowedFd<'_>, name: &[u8], inode: u64) -> Decision {
+    fn remove(
+        &self,
+        mut state: std::cell::RefMut<'_, State>,
+        dir: BorrowedFd<'_>,
+        name: &[u8],
+        inode: u64,
+    ) -> Decision {
         if let Err(errno) = self.set_aside(dir, name, inode) {
             return Decision::Fail(errno);
         }
@@ -388,9 +394,8 @@ impl Disk {
     pub fn write_begins(&self, file: BorrowedFd<'_>, offset: u64, len: u64, stream: u64) {
         let number = inode_of(file);
         let mut state = self.state.borrow_mut();
-        let overlaps = |other: &&(u64, u64, u64, u64)| {
-            other.0 == number && other.1 < offset + len && offset < other.1 + other.2
-        };
+        let overlaps =
+            |other: &&(u64, u64, u64, u64)| other.0 == number && other.1 < offset + len && offset < other.1 + other.2;
         if let Some(other) = state.in_flight.iter().find(overlaps) {
             let what = state.inodes.get(&number).map(|inode| self.shown(inode)).unwrap_or_default();
             let (other, this) = (other.3, stream);
@@ -481,7 +486,12 @@ impl Observer for Disk {
                 }
             }
             Change::Rename { dir, from, to, replace } => {
-                self.checker.borrow_mut().rename(&self.world, &state, lookup(dir, from), &self.path_in(&state, dir, to));
+                self.checker.borrow_mut().rename(
+                    &self.world,
+                    &state,
+                    lookup(dir, from),
+                    &self.path_in(&state, dir, to),
+                );
                 if let Some(old) = lookup(dir, to)
                     && replace
                     && lookup(dir, from).is_some_and(|new| new != old)
@@ -560,7 +570,11 @@ impl Observer for Disk {
             Change::SyncData { file } | Change::Sync { file } => {
                 let mut state = self.state.borrow_mut();
                 let Some(inode) = state.inodes.get_mut(&inode_of(file)) else { return };
-                if matches!(change, Change::SyncData { .. }) { inode.synced_data() } else { inode.synced() }
+                if matches!(change, Change::SyncData { .. }) {
+                    inode.synced_data()
+                } else {
+                    inode.synced()
+                }
                 self.world.event(format_args!("synced {}", self.shown(inode)));
                 if inode.path.ends_with("journal") {
                     self.checker.borrow_mut().journal_synced(inode);

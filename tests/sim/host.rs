@@ -141,8 +141,7 @@ impl QueueWorld for HostWorld {
     }
 
     fn write(&mut self, file: &OwnedFd, bytes: &[u8], offset: u64) -> Result<usize, Errno> {
-        let result =
-            observe::observed_write(file.as_fd(), offset, bytes, |bytes| pwrite(file, bytes, offset as i64));
+        let result = observe::observed_write(file.as_fd(), offset, bytes, |bytes| pwrite(file, bytes, offset as i64));
         self.world.event(format_args!("writes {result:?} at {offset}"));
         result
     }
@@ -198,7 +197,9 @@ impl TicketSource for Tickets {
         Box::pin(async move {
             let (reply, answer) = oneshot::channel();
             let _ = self.0.send(reply);
-            answer.await.unwrap_or_else(|_| Err(TransferError::new(Class::Reconnect, "no answer to the ticket request")))
+            answer
+                .await
+                .unwrap_or_else(|_| Err(TransferError::new(Class::Reconnect, "no answer to the ticket request")))
         })
     }
 
@@ -322,8 +323,7 @@ impl Host {
             agent: longhaul::ids::AgentId([host as u8 + 1; 16]),
             retry_for: Duration::from_secs(180),
         };
-        let network =
-            HostNetwork { host, world: world.clone(), net: net.clone(), directory: directory.clone() };
+        let network = HostNetwork { host, world: world.clone(), net: net.clone(), directory: directory.clone() };
         let ctx = Ctx::simulated(Parts {
             config,
             pool,
@@ -354,7 +354,13 @@ impl Host {
     }
 
     /// Where this host gets tickets of the other for `grant`.
-    pub fn tickets(&self, host: usize, net: &Rc<Net>, directory: &Rc<Directory>, grant: Grant) -> Arc<dyn TicketSource> {
+    pub fn tickets(
+        &self,
+        host: usize,
+        net: &Rc<Net>,
+        directory: &Rc<Directory>,
+        grant: Grant,
+    ) -> Arc<dyn TicketSource> {
         let (ask, mut asked) = mpsc::unbounded_channel::<Asked>();
         let (net, directory) = (net.clone(), directory.clone());
         self.set.spawn_local(async move {

@@ -169,10 +169,7 @@ impl Net {
         let mut links = self.links.borrow_mut();
         links.retain(|link| !link.borrow().is_over());
         links.push(link.clone());
-        let end = |side| End {
-            handle: Rc::new(Handle { net: self.clone(), link: link.clone(), side }),
-            timer: None,
-        };
+        let end = |side| End { handle: Rc::new(Handle { net: self.clone(), link: link.clone(), side }), timer: None };
         (end(0), end(1))
     }
 

@@ -159,15 +159,8 @@ fn path(text: &str) -> RelPath {
 impl Run {
     fn start(&mut self, host: usize) {
         self.world.dead[host].set(false);
-        let started = Host::start(
-            host,
-            &self.world,
-            &self.net,
-            &self.disk,
-            &self.directory,
-            &self.probes,
-            &self.scenario.build,
-        );
+        let started =
+            Host::start(host, &self.world, &self.net, &self.disk, &self.directory, &self.probes, &self.scenario.build);
         self.world.event(format_args!("host {host} is up"));
         let initiator = if self.scenario.push { SOURCE } else { DESTINATION };
         if host == initiator {
@@ -180,6 +173,7 @@ impl Run {
     fn command(&self, host: &Host) {
         let options = self.scenario.options.clone();
         let from = SourceSpec {
+            rows: None,
             base: self.scenario.tree.base.clone(),
             roots: vec![path("src")],
             recursive: true,

@@ -287,9 +287,10 @@ impl Run<'_> {
             return self.parked.push(planned);
         }
         let (probes, id, extents) = (self.ctx.probes.clone(), self.id, file.extents.clone());
-        let (wish, unread) = (wish_of(self.spec.options.io), self.carry.unread);
+        let (place, how) = (self.placement.clone(), (wish_of(self.spec.options.io), self.carry.unread));
         self.ctx.pool.submit(move || {
-            let opened = open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, wish, unread);
+            let opened =
+                open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, (how.0, &place.home, how.1));
             let _ = done.send(Done::Part(handle, Box::new(opened.map_err(|e| disk_error(&e)))));
         });
     }

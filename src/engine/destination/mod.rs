@@ -61,6 +61,8 @@ pub(super) struct Carry {
     pub unread: bool,
     /// Files under their final names that nobody has read back, though this run was to.
     pub unread_files: u64,
+    /// Since when no data stream is there, though something is to be asked for.
+    pub streamless: Option<Instant>,
     pub latency: Histogram<u64>,
     pub notes: BTreeSet<String>,
     /// Waits of dead sessions' streams, ns: for the network, for the disk.
@@ -95,6 +97,7 @@ impl Carry {
             published: HashSet::new(),
             unread: false,
             unread_files: 0,
+            streamless: None,
             // Three digits from 1 µs to an hour.
             latency: Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("bounds are constants"),
             notes: BTreeSet::new(),

@@ -21,13 +21,14 @@ use crate::ids::{Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
 use crate::manifest::{SegmentBuilder, SegmentReader};
 use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, atomic::AtomicUsize};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
+/// Commits follow each other no closer.
+const COMMIT_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often progress is told and streams are looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
@@ -161,6 +162,8 @@ pub(super) struct Run<'a> {
     pub pending_bytes: u64,
     pub committing_bytes: u64,
     pub last_commit: Instant,
+    /// From one commit's start to the next one's, see [`commit_pause`].
+    pub commit_pause: Duration,
     pub creating: usize,
     pub sealing: usize,
     pub binding: usize,
@@ -183,6 +186,12 @@ pub(super) struct Run<'a> {
     pub journal_view: Option<Rc<std::cell::RefCell<crate::journal::Checkpoint>>>,
     /// Digests to tell the source, if it asked for them.
     pub digests: Vec<(PathKey, Digest)>,
+}
+
+/// Where a commit costs little, as on a fast device, they follow each other closely: what a crash can cost is what waits
+/// for one. Ten times its cost keeps the storage free for the data.
+fn commit_pause(cost: Duration) -> Duration {
+    (10 * cost).clamp(COMMIT_PAUSE_MIN, Duration::from_millis(COMMIT_INTERVAL_MS))
 }
 
 /// Runs a session to its end. On an error everything that is placed is committed before the lock is let go.
@@ -260,6 +269,7 @@ pub(super) async fn run(
         pending_bytes: 0,
         committing_bytes: 0,
         last_commit: clock::now(),
+        commit_pause: COMMIT_PAUSE_MIN,
         creating: 0,
         sealing: 0,
         binding: 0,
@@ -370,6 +380,7 @@ impl Run<'_> {
                 _ = cancel.wait_for(|c| *c) => return Err(interrupted()),
             }
             self.look_at_segments()?;
+            self.streams_alive()?;
             self.start_files();
             self.refill();
             self.commit_if_due();
@@ -536,7 +547,7 @@ impl Run<'_> {
             // More are asked for only when these are committed and closed.
             || (!self.small_queue.is_empty() && self.small.len() < small_open_max())
             || self.table.any_free();
-        let due = clock::since(self.last_commit) >= Duration::from_millis(COMMIT_INTERVAL_MS)
+        let due = clock::since(self.last_commit) >= self.commit_pause
             || self.pending_bytes >= self.window() / 2
             || self.pending.small.len() >= SMALL_COMMIT.min(small_open_max() / 4)
             || !waiting;
@@ -587,6 +598,7 @@ impl Run<'_> {
     ) -> Result<(), TransferError> {
         self.journal = Some(journal);
         self.committing_bytes = 0;
+        self.commit_pause = commit_pause(clock::since(self.last_commit));
         let durable = outcome.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         self.big_queue.extend(self.parked_committing.drain(..));
         #[cfg(feature = "testing")]

@@ -14,11 +14,10 @@ pub(super) fn open_part(
     extents: Option<&[Span]>,
     known: Vec<(u32, Digest)>,
     old: Vec<u32>,
-    wish: IoWish,
-    unread: bool,
+    (wish, home, unread): (IoWish, &RelPath, bool),
 ) -> Result<Option<OpenedPart>, disk::DiskError> {
     let (dir, _) = root.parent_of(&planned.to)?;
-    let facts = probes.destination(&dir)?;
+    let facts = probes.destination_of(root, home, id, &dir)?;
     let plan = write_plan(&facts, planned.size, wish);
     let grid = Grid::new(planned.size).expect("sizes are checked when a manifest comes in");
     let lost = |error: &disk::DiskError| {

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How long a session may be without any data stream while there is something to fetch.
+const STREAMLESS_MAX: Duration = Duration::from_secs(45);
+
 impl Run<'_> {
     /// The whole is not what it must be. If further sources brought parts of it, those parts are fetched again from the
     /// first; else the source is bad.
@@ -93,6 +96,23 @@ impl Run<'_> {
         let planned = Planned { tries: file.tries, ..file.planned.clone() };
         self.forget_file(handle);
         self.big_queue.push_back(planned);
+    }
+
+    /// Dials are repeated for ever, since a cable may come back; but a session that has only its control connection, and no
+    /// stream for so long, is not getting anywhere.
+    pub(in crate::engine::destination) fn streams_alive(&mut self) -> Result<(), TransferError> {
+        let live = self.peers.iter().any(|peer| !peer.links.live.is_empty());
+        if live || (!self.table.any_free() && self.small_queue.is_empty()) {
+            self.carry.streamless = None;
+            return Ok(());
+        }
+        if self.carry.streamless.get_or_insert_with(Instant::now).elapsed() < STREAMLESS_MAX {
+            return Ok(());
+        }
+        self.carry.streamless = None;
+        let what = "no data stream could be opened for 45 s: too many open files at one of the ends (raise `ulimit -n`), or a \
+                    firewall that lets only the first connection through";
+        Err(TransferError::new(Class::Reconnect, what))
     }
 
     pub(super) fn is_poisoned(&self, handle: Handle) -> bool {
