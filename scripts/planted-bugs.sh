@@ -6,8 +6,8 @@
 #   scripts/planted-bugs.sh --only 03,51  those numbers
 #   scripts/planted-bugs.sh --list        what there is
 #
-# A patch in scripts/planted-bugs/NN-name.patch begins with lines `bug: ...` and `test: ...`; the second is the command
-# (`cargo test ... [-- ...]`) that passes without the patch and must fail with it. Works on a copy of the last commit
+# A patch in scripts/planted-bugs/NN-name.patch begins with lines `Bug: ...` and `Red: ...`; the second is the command
+# (`cargo test ... [-- ...]`) that passes without the patch and must fail with it. Works on a copy of the tree
 # below target/planted, which it removes; shares the build directory. Exit code 0: every bug was caught.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,22 +29,22 @@ chosen=()
 case $mode in
 all | list) chosen=("${patches[@]}") ;;
 pick)
-    first=$(($(git rev-list --count HEAD) * wanted))
+    first=$(($(git rev-list --count HEAD 2>/dev/null || echo 0) * wanted))
     for ((i = 0; i < wanted; i++)); do chosen+=("${patches[(first + i) % ${#patches[@]}]}"); done
     ;;
 only) for number in ${wanted//,/ }; do chosen+=(scripts/planted-bugs/"$number"-*.patch); done ;;
 esac
 
 if [ $mode = list ]; then
-    for patch in "${chosen[@]}"; do printf '%-40s %s\n' "$(basename "$patch" .patch)" "$(field bug "$patch")"; done
+    for patch in "${chosen[@]}"; do printf '%-40s %s\n' "$(basename "$patch" .patch)" "$(field Bug "$patch")"; done
     exit 0
 fi
 
 tree=$repo/target/planted
-clean() { git -C "$repo" worktree remove --force "$tree" 2>/dev/null || rm -rf "$tree"; }
-trap clean EXIT
-clean
-git worktree add --quiet --detach "$tree" HEAD
+trap 'rm -rf "$tree"' EXIT
+rm -rf "$tree"
+mkdir -p "$tree"
+tar --exclude=./.git --exclude=target -cf - . | tar -xf - -C "$tree"
 export CARGO_TARGET_DIR=$repo/target CARGO_INCREMENTAL=1 LONGHAUL_PLANTED=1
 log=$repo/target/planted.log
 : >"$log"
@@ -52,10 +52,11 @@ log=$repo/target/planted.log
 caught=0
 for patch in "${chosen[@]}"; do
     name=$(basename "$patch" .patch)
-    test=$(field test "$patch")
+    test=$(field Red "$patch")
     [ -n "$test" ] || { echo "$name: names no test" >&2 && exit 2; }
-    git -C "$tree" checkout --quiet --force HEAD
-    git -C "$tree" apply --whitespace=nowarn "$repo/$patch" || { echo "$name: does not apply any more" >&2 && exit 2; }
+    # Outside a repository, so that paths are taken from the copy.
+    apply() { (cd "$tree" && GIT_CEILING_DIRECTORIES="$repo/target" git apply --whitespace=nowarn "$@" "$repo/$patch"); }
+    apply || { echo "$name: does not apply any more" >&2 && exit 2; }
     # A patch that does not compile would be red for the wrong reason.
     build="${test%% -- *} --no-run"
     began=$SECONDS
@@ -67,8 +68,9 @@ for patch in "${chosen[@]}"; do
         echo "$name: NOT CAUGHT by: $test"
     else
         caught=$((caught + 1))
-        echo "$name: caught in $((SECONDS - began)) s ($(field bug "$patch"))"
+        echo "$name: caught in $((SECONDS - began)) s ($(field Bug "$patch"))"
     fi
+    apply -R
 done
 echo "COUNT planted_bugs=${#chosen[@]} caught=$caught"
 echo "$caught of ${#chosen[@]} caught"

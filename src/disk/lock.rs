@@ -7,16 +7,17 @@
 //! Where `flock` is refused (some network file systems), the file's existence is the lock, and its holder counts as dead
 //! only when it is a process of this host that is gone.
 
+use super::calls;
 use super::confined::{DirHandle, Kind, Made, Root, Stat, retrying};
 use super::error::{DiskError, Doing};
 use super::names::{STATE_DIR, is_reserved};
 use super::scan::for_each_name;
+use crate::clock;
 use crate::ids::{Epoch, TransferId};
 use crate::relpath::{RelPath, escape};
 use crate::sys::fsys::{self, Caching};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::ftruncate;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -117,18 +118,18 @@ impl TreeLock {
         }
         let home_dir = root.open_dir(home)?;
         let held = |holder| LockError::Held { path: covers.clone(), holder: Box::new(holder) };
-        let (deadline, last) = (Instant::now() + PATIENCE, Instant::now() + DYING);
+        let (deadline, last) = (clock::now() + PATIENCE, clock::now() + DYING);
         loop {
-            let late = Instant::now() >= deadline;
-            match Self::try_take(root, &home_dir, covers, id, epoch, Instant::now() + PATIENCE)? {
+            let late = clock::now() >= deadline;
+            match Self::try_take(root, &home_dir, covers, id, epoch, clock::now() + PATIENCE)? {
                 Tried::Got(lock) => return Ok(*lock),
-                Tried::Held(holder) if holder.is_gone() && Instant::now() < last => std::thread::sleep(PAUSE),
+                Tried::Held(holder) if holder.is_gone() && clock::now() < last => clock::pause(PAUSE),
                 // Complete and well-formed: no matter of milliseconds.
                 Tried::Held(holder) if late || (holder.pid != 0 && holder.id != id.to_string()) => {
                     return Err(held(holder));
                 }
                 Tried::Again if late => return Err(DiskError::Busy { path: covers.clone() }.into()),
-                Tried::Held(_) | Tried::Again => std::thread::sleep(PAUSE),
+                Tried::Held(_) | Tried::Again => clock::pause(PAUSE),
             }
         }
     }
@@ -194,8 +195,8 @@ impl TreeLock {
             hex::encode(below),
         );
         let fail = |errno| self.dir.fail(Doing::Lock, LOCK)(errno);
-        retrying(|| ftruncate(&self.fd, 0)).map_err(fail)?;
-        let n = retrying(|| fsys::write_at(self.fd.as_fd(), text.as_bytes(), 0, Caching::Normal)).map_err(fail)?;
+        retrying(|| calls::truncate(self.fd.as_fd(), 0)).map_err(fail)?;
+        let n = retrying(|| calls::write_at(self.fd.as_fd(), text.as_bytes(), 0, Caching::Normal)).map_err(fail)?;
         if n == text.len() { Ok(()) } else { Err(fail(Errno::ENOSPC)) }
     }
 
@@ -233,6 +234,12 @@ impl TreeLock {
             Err(Errno::ENOENT) if !create => Ok(None),
             Err(errno) => Err(self.dir.fail(Doing::Open, name.as_bytes())(errno)),
         }
+    }
+
+    /// Gives a file of the state directory another's name. Durable after [`TreeLock::sync_dir`].
+    pub fn rename_file(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let renamed = self.dir.rename_replacing(from.as_bytes(), to.as_bytes());
+        renamed.map_err(self.dir.fail(Doing::Rename, to.as_bytes()))
     }
 
     /// Makes the names in the state directory, and its own, durable: before the first record that relies on them.
@@ -320,7 +327,7 @@ fn turn(states: &DirHandle, deadline: Instant) -> Result<Option<OwnedFd>, DiskEr
     loop {
         match retrying(|| fsys::try_flock(fd.as_fd())) {
             Ok(()) => return Ok(Some(fd)),
-            Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(Errno::EWOULDBLOCK) if clock::now() < deadline => clock::pause(PAUSE),
             Err(Errno::EWOULDBLOCK) => return Err(DiskError::Busy { path: states.path().clone() }),
             Err(_) => return Ok(None),
         }

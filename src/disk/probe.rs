@@ -2,6 +2,7 @@
 //! mounts), so every feature is used once on a small file and its errno kept for the report.
 
 use super::aligned::{AlignedBuf, DIRECT_ALIGN};
+use super::calls;
 use super::confined::{DirHandle, Root, Stat};
 use super::error::{DiskError, Doing};
 use super::names::STATE_DIR;
@@ -9,7 +10,7 @@ use crate::ids::TransferId;
 use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching, DirectAlign};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::fcntl::OFlag;
 use nix::sys::statfs::fstatfs;
 use std::collections::HashMap;
 use std::fmt;
@@ -201,12 +202,12 @@ impl FsFacts {
         let mut block = AlignedBuf::new(PROBE_BYTES);
         let all = PROBE_BYTES;
         let len = PROBE_BYTES as i64;
-        let fallocate = super::confined::retrying(|| fallocate(fd, FallocateFlags::empty(), 0, len));
-        let written = fsys::write_at(fd, &block, 0, Caching::Normal).and_then(|n| whole(n, all));
-        let dontcache_write = fsys::write_at(fd, &block, 0, Caching::DontCache).and_then(|n| whole(n, all));
+        let fallocate = super::confined::retrying(|| calls::allocate(fd, 0, len));
+        let written = calls::write_at(fd, &block, 0, Caching::Normal).and_then(|n| whole(n, all));
+        let dontcache_write = calls::write_at(fd, &block, 0, Caching::DontCache).and_then(|n| whole(n, all));
         let dontcache_read = fsys::read_at(fd, &mut block, 0, Caching::DontCache).and_then(|n| whole(n, all));
         let direct = written.and_then(|()| try_direct(dir, name, fd, &mut block, true));
-        let xattr = fsys::set_xattr(fd, c"user.longhaul", b"probe");
+        let xattr = calls::set_xattr(fd, c"user.longhaul", b"probe");
         let flock = fsys::try_flock(fd);
         let noreplace = dir.rename_noreplace(name, other);
         Self { kind, direct, fallocate, dontcache_read, dontcache_write, xattr, flock, noreplace }
@@ -256,7 +257,7 @@ fn try_direct(
         return Err(Errno::ESTALE);
     }
     if write {
-        whole(fsys::write_at(direct.as_fd(), block, 0, Caching::Normal)?, block.len())?;
+        whole(calls::write_at(direct.as_fd(), block, 0, Caching::Normal)?, block.len())?;
     }
     fsys::read_at(direct.as_fd(), block, 0, Caching::Normal)?;
     // It worked with our own alignment; where the kernel does not tell a finer one, that is what is known.

@@ -3,6 +3,7 @@
 //! Order: record and metadata on the part file -> fsync -> rename (never over something unless asked) -> fsync of the
 //! directory. A final name is never truncated and never removed first, so that a crash leaves the old file or the new.
 
+use super::calls;
 use super::confined::{DirHandle, Kind, Root, Stat};
 use super::error::{DiskError, Doing, Foreign};
 use super::names::part_name;
@@ -15,10 +16,9 @@ use crate::manifest::Mtime;
 use crate::relpath::RelPath;
 use crate::sys::points;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, utimensat};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{fsync, linkat};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 
@@ -94,14 +94,14 @@ pub(super) fn set_metadata(
     digest: Option<Digest>,
 ) -> Result<(Stat, Result<(), Errno>), Errno> {
     if let Some(mtime) = meta.mtime {
-        futimens(fd, &TimeSpec::UTIME_OMIT, &spec(mtime))?;
+        calls::set_time(fd, &spec(mtime))?;
     }
     let stat = Stat::of(fd)?;
     let record = match digest {
         None => Ok(()),
         Some(digest) => Record { size: stat.size, mtime: stat.mtime, digest }.store(fd),
     };
-    fchmod(fd, meta.mode_or(0o666))?;
+    calls::set_mode(fd, meta.mode_or(0o666))?;
     Ok((stat, record))
 }
 
@@ -112,7 +112,7 @@ impl PartFile {
         let (_, record) =
             set_metadata(self.fd.as_fd(), meta, digest).map_err(self.dir.fail(Doing::SetMetadata, &self.final_name))?;
         points::at("publish.metadata-set");
-        self.sync_with(|fd| fsync(fd))?;
+        self.sync_with(calls::sync)?;
         Ok(record)
     }
 
@@ -167,7 +167,7 @@ pub(super) fn rename_one(
 
 /// A link never replaces: the fallback where NOREPLACE is refused (NFS).
 fn rename_by_link(dir: &DirHandle, part: &[u8], to: &[u8], errno: Errno) -> Result<RenamedBy, DiskError> {
-    linkat(dir, part, dir, to, AtFlags::empty()).map_err(dir.fail(Doing::Rename, to))?;
+    calls::link(dir.as_fd(), part, to).map_err(dir.fail(Doing::Rename, to))?;
     dir.unlink(part)?;
     Ok(RenamedBy::Link(errno))
 }
@@ -176,8 +176,8 @@ fn rename_by_link(dir: &DirHandle, part: &[u8], to: &[u8], errno: Errno) -> Resu
 pub fn finish_directory(root: &Root, path: &RelPath, meta: &Meta) -> Result<(), DiskError> {
     let dir = root.open_dir(path)?;
     let set = || {
-        fchmod(&dir, meta.mode_or(0o777))?;
-        meta.mtime.map_or(Ok(()), |mtime| futimens(&dir, &TimeSpec::UTIME_OMIT, &spec(mtime)))
+        calls::set_mode(dir.as_fd(), meta.mode_or(0o777))?;
+        meta.mtime.map_or(Ok(()), |mtime| calls::set_time(dir.as_fd(), &spec(mtime)))
     };
     set().map_err(|e| DiskError::new(Doing::SetMetadata, path, e).with_file_system(dir.as_fd()))?;
     points::at("publish.directory-set");
@@ -205,8 +205,7 @@ pub fn make_symlink(
         other => other?,
     }
     if let Some(mtime) = mtime {
-        utimensat(&dir, part.as_slice(), &TimeSpec::UTIME_OMIT, &spec(mtime), UtimensatFlags::NoFollowSymlink)
-            .map_err(dir.fail(Doing::SetMetadata, name))?;
+        calls::set_link_time(dir.as_fd(), &part, &spec(mtime)).map_err(dir.fail(Doing::SetMetadata, name))?;
     }
     points::at("publish.symlink-made");
     let ours = dir.stat(&part)?;

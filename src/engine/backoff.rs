@@ -1,6 +1,7 @@
 //! How long to wait before the next try, and when to give up.
 
 use super::error::{Class, TransferError};
+use crate::clock;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -21,7 +22,7 @@ pub struct Backoff {
 impl Backoff {
     /// Gives up once nothing has worked for `give_up_after`.
     pub fn new(give_up_after: Duration) -> Self {
-        Self { pause: FIRST, give_up_after, since: Instant::now(), met: false }
+        Self { pause: FIRST, give_up_after, since: clock::now(), met: false }
     }
 
     /// A session was open: from now on a peer that is gone may be expected back.
@@ -31,7 +32,7 @@ impl Backoff {
 
     /// Something worked: the next pause is short again.
     pub fn worked(&mut self) {
-        (self.pause, self.since) = (FIRST, Instant::now());
+        (self.pause, self.since) = (FIRST, clock::now());
     }
 
     /// Waits; `false` if it is time to give up, or if the transfer was cancelled meanwhile.
@@ -39,11 +40,12 @@ impl Backoff {
         // A busy peer (Retry) has answered: it is the right one.
         let unmet = !self.met && error.class == Class::Reconnect;
         let patience = if unmet { self.give_up_after.min(FIRST_CONTACT) } else { self.give_up_after };
-        if self.since.elapsed() + self.pause > patience || *cancel.borrow() {
+        if clock::since(self.since) + self.pause > patience || *cancel.borrow() {
             return false;
         }
         tracing::info!(%error, pause = ?self.pause, "trying again");
         tokio::select! {
+            biased;
             _ = tokio::time::sleep(self.pause) => {}
             _ = cancel.wait_for(|c| *c) => return false,
         }

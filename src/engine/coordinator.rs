@@ -1,7 +1,12 @@
 //! The coordinator's thread: everything that is per session or per batch. It runs on tokio-uring, whose runtime carries
 //! tokio's sockets and timers too; where io_uring is refused it runs on tokio alone, and the facts say so.
 
+#[cfg(feature = "testing")]
+pub mod simulated;
+
 use super::commit::CommitIo;
+use super::conn::Conn;
+use super::crowd::Crowd;
 use super::error::{Class, TransferError};
 use super::handle::{EngineConfig, TransferStatus, TransferWatch};
 use super::pool::Pool;
@@ -10,9 +15,11 @@ use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Secret, 
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
 use super::{destination, handle::Request, source};
+
+use crate::clock;
 use crate::disk::{ProbeCache, Resolver};
 use crate::ids::{AgentId, SessionId, TicketId};
-use crate::limits::{MAX_SESSIONS, MAX_STREAMS, MAX_TICKETS, UNAUTHENTICATED_PER_SOURCE, UNAUTHENTICATED_TOTAL};
+use crate::limits::{MAX_SESSIONS, MAX_STREAMS, MAX_TICKETS};
 use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSource, open_queue};
 use crate::wire::handshake::Refusal;
 use std::cell::{Cell, RefCell};
@@ -20,7 +27,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -67,7 +74,10 @@ pub struct Ctx {
     keys: Cell<u64>,
     transfers: RefCell<Vec<Rc<Entry>>>,
     ended: broadcast::Sender<TransferStatus>,
-    unauthenticated: RefCell<HashMap<IpAddr, usize>>,
+    unauthenticated: RefCell<Crowd>,
+    /// Where connections come from, if not from the kernel.
+    #[cfg(feature = "testing")]
+    pub network: Option<Rc<dyn simulated::Network>>,
 }
 
 impl std::fmt::Debug for Ctx {
@@ -126,6 +136,13 @@ impl Ctx {
     /// A session takes no more streams.
     pub fn end_session(&self, id: SessionId) {
         self.sessions.borrow_mut().remove(&id);
+    }
+
+    /// Gives a worker's event to its session.
+    fn hand_on(&self, event: Event) {
+        if let Some(route) = self.routes.borrow().get(&event.stream()) {
+            let _ = route.send(event); // a session that has ended does not care
+        }
     }
 
     /// Data streams that fit the arena: each may hold a few slots.
@@ -213,14 +230,9 @@ struct Issued {
     expires: u64,
 }
 
-/// Unix time in seconds.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
 impl Tickets {
     fn purge(&mut self) {
-        let now = unix_now();
+        let now = clock::unix_now();
         self.0.retain(|_, issued| issued.expires > now);
     }
 
@@ -237,7 +249,7 @@ impl Tickets {
         let random = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut key));
         random.map_err(|_| TransferError::new(Class::Retry, "the system gives no random numbers"))?;
         let (id, key) = (TicketId(id), Secret(key));
-        let expires = unix_now() + grant.ttl_secs;
+        let expires = clock::unix_now() + grant.ttl_secs;
         self.0.insert(id, Issued { key: key.clone(), grant, expires });
         crate::sys::points::at("ticket.issued");
         Ok(Ticket { id, key, data, agent, expires })
@@ -518,6 +530,8 @@ fn set_up(
         transfers: RefCell::default(),
         ended,
         unauthenticated: RefCell::default(),
+        #[cfg(feature = "testing")]
+        network: None,
     });
     Ok((ctx, listener, (wake, outbox)))
 }
@@ -575,17 +589,7 @@ async fn pump_events(ctx: Rc<Ctx>, (wake, inbox): (WakeSource, Arc<Mailbox<Event
             Err(_) => return,
         }
         while let Some(event) = inbox.take() {
-            let stream = match &event {
-                Event::Placed { stream, .. }
-                | Event::ChunkFailed { stream, .. }
-                | Event::ChunkDigest { stream, .. }
-                | Event::Released { stream, .. }
-                | Event::Pack { stream, .. }
-                | Event::Dead { stream, .. } => *stream,
-            };
-            if let Some(route) = ctx.routes.borrow().get(&stream) {
-                let _ = route.send(event); // a session that has ended does not care
-            }
+            ctx.hand_on(event);
         }
     }
 }
@@ -622,26 +626,18 @@ async fn accept_all(ctx: Rc<Ctx>, listener: TcpListener) {
             }
         };
         let key = source_key(peer.ip());
-        {
-            let mut counts = ctx.unauthenticated.borrow_mut();
-            let total: usize = counts.values().sum();
-            let count = counts.entry(key).or_insert(0);
-            if *count >= UNAUTHENTICATED_PER_SOURCE || total >= UNAUTHENTICATED_TOTAL {
-                continue; // dropped without a word: it has not earned one
-            }
-            *count += 1;
-        }
-        let ctx = ctx.clone();
-        tokio::task::spawn_local(async move {
-            session::accept(ctx.clone(), socket, peer).await;
-            let mut counts = ctx.unauthenticated.borrow_mut();
-            if let Some(count) = counts.get_mut(&key) {
-                *count -= 1;
-                if *count == 0 {
-                    counts.remove(&key);
-                }
+        let number = ctx.next_key();
+        let task = tokio::task::spawn_local({
+            let ctx = ctx.clone();
+            async move {
+                session::accept(ctx.clone(), Conn::Tcp(socket), peer).await;
+                ctx.unauthenticated.borrow_mut().leave(key, number);
             }
         });
+        // Dropped without a word: it has not earned one.
+        if let Some(oldest) = ctx.unauthenticated.borrow_mut().join(key, number, task.abort_handle()) {
+            oldest.abort();
+        }
     }
 }
 

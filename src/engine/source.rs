@@ -3,9 +3,10 @@
 
 mod opening;
 mod packer;
+mod scanning;
 
 use super::channel::Channel;
-use super::coordinator::{Ctx, Entry, unix_now};
+use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::rows::Rows;
@@ -14,12 +15,12 @@ use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
+use crate::clock;
 use crate::digest::{chunk, wire_check};
-use crate::disk::scan::ScanError;
-use crate::disk::{self, Expect, IoWish, Root, ScanTotals, Scanned, SourceFile};
+use crate::disk::{self, Expect, IoWish, Root, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::manifest::{EntryKind, SegmentBuilder};
+use crate::limits::{MAX_BLOCK, MIN_BLOCK, SEGMENT_CREDIT};
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
@@ -29,22 +30,26 @@ pub(super) use opening::SPLICE;
 pub use opening::mode_word;
 use opening::{open_one, place, source_io, status_of, wish};
 use packer::SourcePacker;
+use scanning::{Scan, ScanJob, StopOnDrop, spawn_scan};
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// A segment goes out after so long even if it is not full: data moves while the scan still runs.
-const SEGMENT_LATENCY: Duration = Duration::from_millis(20);
 /// How long a destination may take for lock and journal before it accepts. Re-digesting after a crash happens later.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Files a peer may have open here at once.
 const BOUND_MAX: usize = 4096;
+/// Characters of a peer's word for what it is doing.
+const PHASE_MAX: usize = 40;
+/// Extents in one Bound message, encoded: the rest goes into the next one.
+const BOUND_BYTES: usize = 128 << 10;
+/// Elements of a list in a peer's report, and keys of a map, that are kept.
+const REPORT_LIST_MAX: usize = 100;
 
 /// An idle stream is probed after so long.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -97,6 +102,7 @@ pub async fn push(
             Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await
         };
         let error = tokio::select! {
+            biased;
             done = attempt => match done {
                 Ok(report) => return counted(report, &sent),
                 Err(error) => error,
@@ -150,11 +156,9 @@ struct Session<'a> {
     worker_ns: (u64, u64),
 }
 
-/// What the scan's thread sends.
-enum Scan {
-    Segment(Vec<u8>),
-    Problem { root: u16, path: Vec<u8>, what: String },
-    End { segments: u32, totals: ScanTotals },
+/// Blocks tile chunks, and the arithmetic of the workers rests on it.
+fn block_is_sound(block: u32) -> bool {
+    block.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block)
 }
 
 /// How a session ends that is not lost.
@@ -263,8 +267,7 @@ impl<'a> Session<'a> {
     ) -> Result<Report, TransferError> {
         let Opened { id, control, streams, encrypted, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
-        let socket = tokio::net::TcpStream::from_std(socket)
-            .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+        let socket = socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
         let mut channel = Channel::open(socket, sealer, opener);
         let (recursive, base, rows) = (spec.recursive, spec.base.clone(), spec.rows.clone());
         let prepared = ctx.pool.run(move || prepare(&spec).map_err(|error| rooted(error, &spec.base))).await;
@@ -284,7 +287,19 @@ impl<'a> Session<'a> {
             digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
-        let accept = accepted(&mut channel).await?;
+        let accept = match accepted(&mut channel).await {
+            Ok(accept) if block_is_sound(accept.block) => accept,
+            Ok(accept) => {
+                let what = format!(
+                    "the destination asks for blocks of {} bytes; a block is a power of two, {MIN_BLOCK} to {MAX_BLOCK}",
+                    accept.block
+                );
+                let error = TransferError::new(Class::Permanent, what);
+                tell_error(channel, &error).await;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
         entry.status.borrow_mut().transfer = Some(accept.transfer);
         sockets.congestion = accept.congestion.clone().or(sockets.congestion);
         sockets.window = accept.window.or(sockets.window);
@@ -325,7 +340,7 @@ impl<'a> Session<'a> {
             rows: rows.clone(),
             tell: scan,
         };
-        spawn_scan(scan, stop_scan);
+        spawn_scan(&ctx.pool, scan, stop_scan);
         let mut session = Session {
             ctx,
             entry,
@@ -338,7 +353,7 @@ impl<'a> Session<'a> {
             splice,
             rows,
             how: BTreeSet::new(),
-            began: Instant::now(),
+            began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: worker_totals(ctx),
         };
@@ -354,20 +369,23 @@ impl<'a> Session<'a> {
 
     async fn drive(
         &mut self,
-        mut credit: u32,
+        credit: u32,
         peer: std::net::SocketAddr,
         joining: &mut mpsc::UnboundedReceiver<Joined>,
         happened: &mut mpsc::UnboundedReceiver<Event>,
         scanned: &mut mpsc::Receiver<Scan>,
     ) -> Result<End, TransferError> {
         let session = self;
+        // What a peer gives is its word only: unread segments would lie in our memory.
+        let mut credit = credit.min(2 * SEGMENT_CREDIT);
         let (ctx, entry) = (session.ctx, session.entry);
         let mut stopping = ctx.stopping.clone();
         let mut cancel = entry.cancel.subscribe();
         loop {
             tokio::select! {
-                message = session.channel.recv() => match message {
-                    Ok(Message::Credit(more)) => credit = credit.saturating_add(more),
+                biased;
+                message = session.channel.recv_in_step() => match message {
+                    Ok(Message::Credit(more)) => credit = credit.saturating_add(more).min(2 * SEGMENT_CREDIT),
                     Ok(Message::Verdict(report)) => return Ok(End::Verdict(report)),
                     Ok(Message::Error(error)) => {
                         let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
@@ -427,7 +445,7 @@ impl<'a> Session<'a> {
                     total_files: p.total_files,
                     scanned: p.scanned,
                     streams: self.links.live.len() as u16,
-                    phase: p.phase,
+                    phase: escape_text(&p.phase).chars().take(PHASE_MAX).collect(),
                 });
                 Ok(())
             }
@@ -454,7 +472,7 @@ impl<'a> Session<'a> {
             let open = |bind: Bind| (bind.handle, open_one(&root, &roots, &probes, wish, &bind));
             files.into_iter().map(open).collect::<Vec<_>>()
         });
-        let mut answers = Vec::new();
+        let (mut answers, mut bytes) = (Vec::new(), 0);
         for (handle, result) in opened.await {
             let (status, object, extents) = match result {
                 Ok(file) => {
@@ -470,10 +488,18 @@ impl<'a> Session<'a> {
                 }
                 Err(status) => (status, (0, 0), None),
             };
+            bytes += extents.as_ref().map_or(0, |extents| 16 * extents.len());
             answers.push(Bound { handle, status, object, extents });
+            // A frame holds what one file may have, not what many have together.
+            if bytes > BOUND_BYTES {
+                self.channel.send(Message::Bound(std::mem::take(&mut answers)));
+                bytes = 0;
+            }
         }
         crate::sys::points::at("source.bound");
-        self.channel.send(Message::Bound(answers));
+        if !answers.is_empty() {
+            self.channel.send(Message::Bound(answers));
+        }
         Ok(())
     }
 
@@ -528,12 +554,13 @@ impl<'a> Session<'a> {
     }
 
     async fn verdict(self, report: &[u8]) -> Result<Report, TransferError> {
-        let report: Report = serde_json::from_slice(report)
-            .map_err(|_| TransferError::new(Class::Permanent, "the destination's report cannot be read"))?;
+        let unreadable = |_| TransferError::new(Class::Permanent, "the destination's report cannot be read");
+        let report: serde_json::Value = serde_json::from_slice(report).map_err(unreadable)?;
+        let report: Report = serde_json::from_value(harmless(report)).map_err(unreadable)?;
         crate::sys::points::at("source.told");
         self.channel.send(Message::Bye);
         self.channel.finish(Duration::from_secs(2)).await;
-        tracing::debug!(verdict = ?report.verdict, after = ?self.began.elapsed(), at = unix_now(), "session ended");
+        tracing::debug!(verdict = ?report.verdict, after = ?clock::since(self.began), at = clock::unix_now(), "session ended");
         Ok(report)
     }
 }
@@ -552,6 +579,20 @@ pub fn escape_text(text: &str) -> String {
     cut.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// A peer's report with every text escaped and every list of bearable length: it is kept, logged and shown.
+fn harmless(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => Value::String(escape_text(&text)),
+        Value::Array(list) => Value::Array(list.into_iter().take(REPORT_LIST_MAX).map(harmless).collect()),
+        Value::Object(map) => {
+            let entry = |(key, value): (String, Value)| (escape_text(&key), harmless(value));
+            Value::Object(map.into_iter().take(REPORT_LIST_MAX).map(entry).collect())
+        }
+        other => other,
+    }
+}
+
 pub(super) async fn tell_error(channel: Channel, error: &TransferError) {
     channel.send(Message::Error(PeerError { class: error.class.word().to_owned(), what: error.to_string() }));
     channel.finish(Duration::from_secs(2)).await;
@@ -568,74 +609,6 @@ async fn accepted(channel: &mut Channel) -> Result<Accept, TransferError> {
         Ok(Ok(_)) => Err(TransferError::new(Class::Permanent, "the destination did not answer the offer")),
         Ok(Err(fault)) => Err(lost(&fault)),
         Err(_) => Err(TransferError::new(Class::Retry, "the destination did not answer the offer in time")),
-    }
-}
-
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// What a scan works on.
-struct ScanJob {
-    root: Arc<Root>,
-    base: PathBuf,
-    roots: Arc<Vec<RelPath>>,
-    recursive: bool,
-    rows: Option<Arc<Rows>>,
-    tell: mpsc::Sender<Scan>,
-}
-
-/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
-fn spawn_scan(job: ScanJob, stop: Arc<AtomicBool>) {
-    let work = move || {
-        let ScanJob { root, base, roots, recursive, rows, tell } = job;
-        let mut builder = SegmentBuilder::default();
-        let mut segments = 0;
-        let mut last = Instant::now();
-        let mut emit = |scanned: Scanned| {
-            let full = match scanned {
-                Scanned::Entry(entry) => {
-                    if let Some(rows) = rows.as_ref().filter(|_| entry.kind != EntryKind::Special) {
-                        rows.named(&entry);
-                    }
-                    builder.push(&entry)
-                }
-                Scanned::Problem { root, path, error } => {
-                    let what = match error {
-                        ScanError::Disk(error) => rooted(disk_error(&error), &base).to_string(),
-                        error => error.to_string(),
-                    };
-                    if tell.blocking_send(Scan::Problem { root, path: path.as_bytes().to_vec(), what }).is_err() {
-                        return ControlFlow::Break(());
-                    }
-                    None
-                }
-            };
-            let due = if full.is_none() && last.elapsed() > SEGMENT_LATENCY { builder.finish() } else { None };
-            for segment in full.into_iter().chain(due) {
-                segments += 1;
-                last = Instant::now();
-                if tell.blocking_send(Scan::Segment(segment)).is_err() {
-                    return ControlFlow::Break(());
-                }
-            }
-            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let totals = disk::scan(&root, &roots, recursive, &[], &mut emit);
-        if let Some(segment) = builder.finish() {
-            segments += 1;
-            if tell.blocking_send(Scan::Segment(segment)).is_err() {
-                return;
-            }
-        }
-        let _ = tell.blocking_send(Scan::End { segments, totals });
-    };
-    if let Err(error) = std::thread::Builder::new().name("lh-scan".to_owned()).spawn(work) {
-        tracing::error!(%error, "no thread for the scan");
     }
 }
 

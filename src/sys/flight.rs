@@ -136,6 +136,19 @@ impl Flight {
         &self.slot
     }
 
+    /// The rest, for who moves it without the kernel.
+    #[cfg(feature = "testing")]
+    pub(super) fn rest_mut(&mut self) -> &mut [u8] {
+        let (first, last) = (self.first(), self.last());
+        &mut self.slot.as_mut_slice()[first..last]
+    }
+
+    /// What its owner calls it.
+    #[cfg(feature = "testing")]
+    pub(super) fn token(&self) -> u64 {
+        self.token
+    }
+
     fn first(&self) -> usize {
         (self.start + self.done) as usize
     }

@@ -19,6 +19,8 @@ pub mod arena;
 pub mod epoll;
 mod flight;
 pub mod fsys;
+#[cfg(feature = "testing")]
+pub mod observe;
 pub mod points;
 #[cfg(feature = "testing")]
 pub mod power;
@@ -26,6 +28,8 @@ pub mod ring;
 #[cfg(feature = "testing")]
 pub mod seccomp;
 pub mod select;
+#[cfg(feature = "testing")]
+pub mod simulated;
 pub mod start;
 pub mod syscall;
 pub mod tcp_info;
@@ -142,6 +146,11 @@ pub trait IoQueue {
     fn attach(&mut self, socket: Arc<OwnedFd>) -> io::Result<SocketRef>;
     /// Forgets a socket. Its ops must have completed (a `shutdown` of the socket ends them).
     fn detach(&mut self, socket: SocketRef);
+    /// Ends whatever is in flight on a socket, and the connection.
+    fn cut(&mut self, socket: &SocketRef) {
+        // shutdown, not close: it ends the ops that are in flight.
+        let _ = socket2::SockRef::from(&*socket.fd).shutdown(std::net::Shutdown::Both);
+    }
     /// Gives an op to the queue. It may be executed at once; its completion still comes from `submit_and_reap`.
     fn push(&mut self, op: Op);
     /// Submits what was pushed and moves completions into `out`. Returns at once if some are there already.

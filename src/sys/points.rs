@@ -79,3 +79,14 @@ pub fn place(name: &'static str, at: u64, step: u64) -> u64 {
     let _ = (name, step);
     at
 }
+
+/// Whether a test says that nobody else writes to its file systems (`LONGHAUL_ALONE`): what a busy host chooses shall not
+/// decide which points are passed.
+#[inline(always)]
+pub fn alone() -> bool {
+    #[cfg(feature = "testing")]
+    let told = std::env::var_os("LONGHAUL_ALONE").is_some();
+    #[cfg(not(feature = "testing"))]
+    let told = false;
+    told
+}

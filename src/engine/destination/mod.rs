@@ -4,23 +4,26 @@
 //! A session that is lost is no state to be saved: what is durable is in the journal, and a new session begins from
 //! there. So there is one way back from every accident, and it is used all the time.
 
+mod bring;
 mod files;
 mod finish;
+mod later;
 mod prepare;
 mod run;
 
 use super::backoff::Backoff;
-use super::commit::{Journal, open_journal_file};
-use super::coordinator::{Ctx, Entry, unix_now};
+use super::commit::{Journal, open_journal_file, renew_journal_file};
+use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, socket_options, tell_error};
 use super::spec::{DestinationSpec, Report, Ticket, Verdict, Verify};
+use crate::clock;
 use crate::digest;
 use crate::disk::{self, Existing, LockError, Made, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
-use crate::journal::{Header, Record, Writer, recover};
+use crate::journal::{Header, Record, Writer, compact, recover};
 use crate::relpath::RelPath;
 use crate::wire::control::{Accept, Message, Offer};
 use hdrhistogram::Histogram;
@@ -67,6 +70,9 @@ pub(super) struct Carry {
     pub waits: Waits,
 }
 
+/// Notes of a report that name files: of so many the rest is counted elsewhere.
+const NOTES_MAX: usize = 1000;
+
 /// Where time went, ns over all streams.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Waits {
@@ -81,7 +87,7 @@ pub(super) struct Waits {
 impl Carry {
     fn new(ctx: &Ctx) -> Self {
         Self {
-            began: Instant::now(),
+            began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: super::source::worker_totals(ctx),
             received: 0,
@@ -103,6 +109,13 @@ impl Carry {
         }
     }
 
+    /// A note that a peer may give cause for any number of times.
+    fn note(&mut self, note: String) {
+        if self.notes.len() < NOTES_MAX {
+            self.notes.insert(note);
+        }
+    }
+
     /// A report of how far it came, for a run that ends with an error.
     fn failed(&self, error: &TransferError, streams: u16) -> Report {
         let mut report = failed_report(error);
@@ -112,7 +125,7 @@ impl Carry {
         (report.bytes, report.files) = (self.bytes, self.files);
         (report.received_bytes, report.sent_bytes, report.resent_bytes) = (self.received, self.sent, self.wasted);
         (report.failed_chunks, report.reconnects) = (self.failed_chunks, self.reconnects);
-        report.duration_ns = self.began.elapsed().as_nanos() as u64;
+        report.duration_ns = clock::since(self.began).as_nanos() as u64;
         report.streams = streams;
         report.notes = self.notes.iter().cloned().collect();
         report
@@ -165,6 +178,7 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
         }
         let again = try_again(&error, opened_one.get(), before > 0);
         let pause = tokio::select! {
+            biased;
             again = backoff.pause(&error, &mut cancel), if again => again,
             _ = stopping.wait_for(|s| *s), if again => false,
             else => false,
@@ -328,6 +342,9 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
         && !dir.is_root()
     {
         made = (root.make_dir(dir).map_err(fail)? == Made::New).then_some(dir);
+        // Its name first: a journal in a directory that a power cut takes away is none.
+        let (parent, _) = dir.split_last().unwrap_or_default();
+        root.sync_dir(&parent).map_err(fail)?;
     }
     let lock = TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1)).map_err(|error| match error {
         LockError::Disk(error) => disk_error(&error),
@@ -347,6 +364,14 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     if recovered.dropped > 0 {
         notes.push(format!("{} bytes of a torn journal record were dropped", recovered.dropped));
     }
+    let resumed = Writer::resume(&recovered).is_some();
+    let (file, recovered) = if resumed {
+        let bytes = compact(&recovered.checkpoint);
+        let renewed = recover(&bytes).map_err(|error| TransferError::new(Class::Permanent, error.to_string()))?;
+        (renew_journal_file(&lock, &bytes).map_err(fail)?, renewed)
+    } else {
+        (file, recovered)
+    };
     let (checkpoint, len, writer) = match Writer::resume(&recovered) {
         Some(writer) => (recovered.checkpoint, recovered.len, writer),
         None => {
@@ -356,7 +381,7 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
                 transfer: id,
                 agent: offer.agent,
                 epoch: Epoch(0),
-                created: unix_now(),
+                created: clock::unix_now(),
                 source: source.join(" "),
                 destination: path.clone(),
             };
@@ -369,7 +394,8 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let volatile = root
         .open_dir(&placement.home)
         .is_ok_and(|dir| disk::FsKind::of(dir.as_fd()).is_ok_and(|kind| kind.is_volatile()));
-    file.set_len(len).map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
+    disk::calls::truncate(file.as_fd(), len as i64)
+        .map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
     // Durable with the names of the directory, before the first record that it is about.
     let wire = spec.options.verify == Verify::Wire;
     let unread = lock.open_file(UNREAD, wire).map_err(fail)?.is_some() && !wire;
@@ -435,7 +461,7 @@ fn into_itself(
 
 async fn offered(channel: &mut super::channel::Channel) -> Result<Offer, TransferError> {
     match tokio::time::timeout(OFFER_TIMEOUT, channel.recv()).await {
-        Ok(Ok(Message::Offer(offer))) => Ok(offer),
+        Ok(Ok(Message::Offer(offer))) => Ok(Offer { engine: escape_text(&offer.engine), ..offer }),
         Ok(Ok(Message::Error(error))) => {
             let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
             Err(TransferError::new(class, escape_text(&error.what)))
@@ -489,8 +515,7 @@ async fn one_session(
     let Joined { socket, sealer, opener, notes, .. } = control;
     carry.notes.extend(notes);
     carry.notes.extend(ctx.fallbacks());
-    let socket = tokio::net::TcpStream::from_std(socket)
-        .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+    let socket = socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
     let mut channel = super::channel::Channel::open(socket, sealer, opener);
     let offer = offered(&mut channel).await?;
     let ready = {

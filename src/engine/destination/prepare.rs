@@ -4,7 +4,7 @@ use super::Placement;
 use crate::disk::{self, DiskError, Existing, Made, Root};
 use crate::manifest::{Entry, EntryKind};
 use crate::relpath::RelPath;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -74,5 +74,21 @@ pub fn look(entries: Vec<Entry>, root: &Root, placement: &Placement, dry_run: bo
         }
         looked.push(Looked { entry, path, existing });
     }
+    if !dry_run {
+        sync_parents(&mut looked, root);
+    }
     looked
+}
+
+/// Makes the names of a segment's directories durable before anything is published in them: those that were made now, and
+/// those that a killed run may have made and not synced.
+fn sync_parents(looked: &mut [Looked], root: &Root) {
+    let mut synced: HashMap<RelPath, Option<DiskError>> = HashMap::new();
+    for one in looked.iter_mut().filter(|one| one.entry.kind == EntryKind::Dir && one.existing.is_ok()) {
+        let Some((parent, _)) = one.path.split_last() else { continue };
+        let failed = synced.entry(parent).or_insert_with_key(|dir| root.sync_dir(dir).err());
+        if let Some(error) = failed {
+            one.existing = Err(error.clone());
+        }
+    }
 }

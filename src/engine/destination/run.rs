@@ -1,8 +1,11 @@
 //! One session of a destination: the loop. What happens is in `files`, how it ends in `finish`.
 
+use super::bring::{dial_other, forward, forward_joins};
 use super::files::{OpenFile, Pack, Planned, Small};
+use super::later::Later;
 use super::prepare::Looked;
 use super::{Carry, Placement};
+use crate::clock;
 use crate::digest::Digest;
 use crate::disk::{PartFile, Replace, Root, SmallFile, TreeLock};
 use crate::engine::channel::Channel;
@@ -17,14 +20,16 @@ use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Repo
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
 use crate::ids::{Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
-use crate::manifest::{SegmentBuilder, SegmentReader};
+use crate::manifest::SegmentReader;
 use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, atomic::AtomicUsize};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
+/// Commits follow each other no closer.
+const COMMIT_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often progress is told and streams are looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
@@ -123,19 +128,21 @@ pub(super) struct Run<'a> {
     pub placement: Arc<Placement>,
     pub peers: Vec<Peer>,
     pub table: ClaimTable,
-    pub stream_peer: HashMap<StreamKey, usize>,
+    pub stream_peer: BTreeMap<StreamKey, usize>,
+    /// Streams that were told to release a chunk, and when: see `files/relief.rs`.
+    pub relieved: BTreeMap<StreamKey, u64>,
     /// Streams of further sources that are given up; what they hold comes back when their worker has let go of them.
-    pub retired: HashMap<StreamKey, usize>,
+    pub retired: BTreeMap<StreamKey, usize>,
     /// Files that start again once the next commit has made the journal forget what it had of them.
     pub parked: Vec<Planned>,
     /// The same, for the commit under way.
     pub parked_committing: Vec<Planned>,
     pub next_handle: u32,
-    pub files: HashMap<Handle, OpenFile>,
-    pub small: HashMap<Handle, Small>,
+    pub files: BTreeMap<Handle, OpenFile>,
+    pub small: BTreeMap<Handle, Small>,
     pub big_queue: VecDeque<Planned>,
     pub small_queue: VecDeque<Planned>,
-    pub packs: HashMap<u32, Pack>,
+    pub packs: BTreeMap<u32, Pack>,
     pub next_pack: u32,
     /// As they came: decoded names are far bigger, and only taken in as there is room for them.
     pub segments: VecDeque<Vec<u8>>,
@@ -149,13 +156,17 @@ pub(super) struct Run<'a> {
     pub held_credit: u32,
     pub segments_seen: u32,
     pub manifest_end: Option<u32>,
-    pub dirs: (SegmentBuilder, Vec<Vec<u8>>),
-    pub links_later: (SegmentBuilder, Vec<Vec<u8>>),
+    /// Directories, whose metadata is set after what is in them.
+    pub dirs: Later,
+    /// Symlinks, made after the files.
+    pub links_later: Later,
     pub seen: HashSet<crate::ids::PathKey>,
     pub pending: Batch,
     pub pending_bytes: u64,
     pub committing_bytes: u64,
     pub last_commit: Instant,
+    /// From one commit's start to the next one's, see [`commit_pause`].
+    pub commit_pause: Duration,
     pub creating: usize,
     pub sealing: usize,
     pub binding: usize,
@@ -180,30 +191,10 @@ pub(super) struct Run<'a> {
     pub digests: Vec<(PathKey, Digest)>,
 }
 
-fn forward(index: usize, mut channel: Channel, tell: mpsc::Sender<News>) -> mpsc::UnboundedSender<Message> {
-    let out = channel.sender();
-    tokio::task::spawn_local(async move {
-        loop {
-            let message = channel.recv().await;
-            let last = message.is_err();
-            if tell.send(News::Message(index, message)).await.is_err() || last {
-                break;
-            }
-        }
-        // The sender that was handed out keeps the writer alive until the session lets go of it.
-        channel.finish(Duration::from_secs(2)).await;
-    });
-    out
-}
-
-fn forward_joins(index: usize, mut joining: mpsc::UnboundedReceiver<Joined>, tell: mpsc::Sender<News>) {
-    tokio::task::spawn_local(async move {
-        while let Some(joined) = joining.recv().await {
-            if tell.send(News::Joined(index, joined)).await.is_err() {
-                return;
-            }
-        }
-    });
+/// Where a commit costs little, as on a fast device, they follow each other closely: what a crash can cost is what waits
+/// for one. Ten times its cost keeps the storage free for the data.
+fn commit_pause(cost: Duration) -> Duration {
+    (10 * cost).clamp(COMMIT_PAUSE_MIN, Duration::from_millis(COMMIT_INTERVAL_MS))
 }
 
 /// Runs a session to its end. On an error everything that is placed is committed before the lock is let go.
@@ -239,6 +230,7 @@ pub(super) async fn run(
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }
     carry.notes.extend(begun.offer.notes.iter().map(|note| format!("source: {}", escape_text(note))));
+    let scratch = begun.lock.as_ref().map(|lock| lock.dir().clone());
     let mut run = Run {
         ctx,
         spec: begun.spec,
@@ -254,16 +246,17 @@ pub(super) async fn run(
         placement: begun.placement,
         peers: vec![peer],
         table: ClaimTable::default(),
-        stream_peer: HashMap::new(),
-        retired: HashMap::new(),
+        stream_peer: BTreeMap::new(),
+        relieved: BTreeMap::new(),
+        retired: BTreeMap::new(),
         parked: Vec::new(),
         parked_committing: Vec::new(),
         next_handle: 1,
-        files: HashMap::new(),
-        small: HashMap::new(),
+        files: BTreeMap::new(),
+        small: BTreeMap::new(),
         big_queue: VecDeque::new(),
         small_queue: VecDeque::new(),
-        packs: HashMap::new(),
+        packs: BTreeMap::new(),
         next_pack: 1,
         segments: VecDeque::new(),
         looking: false,
@@ -273,13 +266,14 @@ pub(super) async fn run(
         known_bytes: Arc::default(),
         segments_seen: 0,
         manifest_end: None,
-        dirs: Default::default(),
-        links_later: Default::default(),
+        dirs: Later::new(scratch.clone()),
+        links_later: Later::new(scratch),
         seen: HashSet::new(),
         pending: Batch::default(),
         pending_bytes: 0,
         committing_bytes: 0,
-        last_commit: Instant::now(),
+        last_commit: clock::now(),
+        commit_pause: COMMIT_PAUSE_MIN,
         creating: 0,
         sealing: 0,
         binding: 0,
@@ -332,28 +326,6 @@ fn extra_of(kinds: impl Iterator<Item = ChecksumKind>) -> Extra {
         extra.adler32 |= kind == ChecksumKind::Adler32;
         extra
     })
-}
-
-/// Opens a session with a further source of the same files, beside the transfer.
-fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn TicketSource>, tell: mpsc::Sender<News>) {
-    tokio::task::spawn_local(async move {
-        let open = async {
-            let ticket = source.ticket().await?;
-            let mut opened = super::dial(&ctx, &spec, &ticket).await?;
-            let control = opened.control.socket.try_clone().and_then(tokio::net::TcpStream::from_std);
-            let control = control.map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
-            let plain = || crate::wire::crypt::FrameKey::plain();
-            let sealer = std::mem::replace(&mut opened.control.sealer, crate::wire::crypt::Sealer::new(plain()));
-            let opener = std::mem::replace(&mut opened.control.opener, crate::wire::crypt::Opener::new(plain()));
-            let mut channel = Channel::open(control, sealer, opener);
-            let offer = super::offered(&mut channel).await?;
-            Ok::<_, TransferError>((opened, channel, offer))
-        };
-        match open.await {
-            Ok(parts) => drop(tell.send(News::Source(Box::new(parts))).await),
-            Err(error) => tracing::warn!(source = source.peer(), %error, "a further source is not used"),
-        }
-    });
 }
 
 /// [`SMALL_OPEN_MAX`], or less where this process may not open so many.
@@ -417,6 +389,10 @@ impl Run<'_> {
             self.refill();
             self.commit_if_due();
             self.give_credit();
+            #[cfg(feature = "testing")]
+            if self.ctx.pool.is_simulated() {
+                self.table.assert_invariants();
+            }
             if self.is_over() {
                 return Ok(());
             }
@@ -513,7 +489,7 @@ impl Run<'_> {
 
     fn tick(&mut self) {
         let now = crate::engine::worker::now_ns();
-        let committing_long = self.committing_bytes > 0 && self.last_commit.elapsed() > Duration::from_secs(5);
+        let committing_long = self.committing_bytes > 0 && clock::since(self.last_commit) > Duration::from_secs(5);
         let mut silent = Vec::new();
         for (stream, peer) in &self.stream_peer {
             let asked = self.table.held_by(*stream) > 0 || self.packs.values().any(|p| p.stream == *stream);
@@ -575,7 +551,7 @@ impl Run<'_> {
             // More are asked for only when these are committed and closed.
             || (!self.small_queue.is_empty() && self.small.len() < small_open_max())
             || self.table.any_free();
-        let due = self.last_commit.elapsed() >= Duration::from_millis(COMMIT_INTERVAL_MS)
+        let due = clock::since(self.last_commit) >= self.commit_pause
             || self.pending_bytes >= self.window() / 2
             || self.pending.small.len() >= SMALL_COMMIT.min(small_open_max() / 4)
             || !waiting;
@@ -588,7 +564,7 @@ impl Run<'_> {
         let Some(mut journal) = self.journal.take() else { return };
         let batch = std::mem::take(&mut self.pending);
         self.committing_bytes = std::mem::take(&mut self.pending_bytes).max(1);
-        self.last_commit = Instant::now();
+        self.last_commit = clock::now();
         self.parked_committing = std::mem::take(&mut self.parked);
         let (pool, done) = (self.ctx.pool.clone(), self.committed.clone());
         let verify = self.spec.options.verify;
@@ -626,8 +602,11 @@ impl Run<'_> {
     ) -> Result<(), TransferError> {
         self.journal = Some(journal);
         self.committing_bytes = 0;
+        self.commit_pause = commit_pause(clock::since(self.last_commit));
         let durable = outcome.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         self.big_queue.extend(self.parked_committing.drain(..));
+        #[cfg(feature = "testing")]
+        self.show(&durable);
         self.committed(durable)
     }
 

@@ -43,6 +43,8 @@ enum Expected {
     Pack {
         number: u32,
         items: Arc<Vec<PackItem>>,
+        /// Frames that have come of it: each brings a file at least.
+        frames: usize,
     },
 }
 
@@ -73,6 +75,11 @@ impl DestinationStream {
         }
     }
 
+    /// Whether a frame has been on its way since before `then` and nothing of it has moved.
+    pub fn stalled_before(&self, then: u64) -> bool {
+        self.link.stalled_before(then)
+    }
+
     /// Whether it waits for a slot.
     pub fn starved(&self) -> bool {
         self.link.wants_slot() || (self.link.queued() > 0 && !self.link.sending())
@@ -80,8 +87,12 @@ impl DestinationStream {
 
     /// Takes a claim and asks for it.
     pub fn claim(&mut self, claim: Claim, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        if let Some(since) = self.idle_since.take().filter(|&since| since > 0) {
-            add(&self.link.stats.idle, turn.now - since);
+        if let Some(since) = self.idle_since.take() {
+            // From here on there is something to bring.
+            self.link.stats.last_progress.store(turn.now, std::sync::atomic::Ordering::Relaxed);
+            if since > 0 {
+                add(&self.link.stats.idle, turn.now - since);
+            }
         }
         match claim {
             Claim::Chunks { run, size, target } => {
@@ -113,7 +124,7 @@ impl DestinationStream {
             }
             Claim::Pack { number, items } => {
                 self.link.queue(FrameType::PackWant, number, data::encode_pack_want(&items));
-                self.expected.push_back(Expected::Pack { number, items });
+                self.expected.push_back(Expected::Pack { number, items, frames: 0 });
             }
         }
         self.pump(turn)
@@ -332,11 +343,15 @@ impl DestinationStream {
 
     fn pack(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
         let Frame { header, slot, intact } = frame;
-        let Some(Expected::Pack { number, items, .. }) = self.expected.front() else {
+        let Some(Expected::Pack { number, items, frames }) = self.expected.front_mut() else {
             return Err(Fault::Protocol("a pack that nobody asked for"));
         };
         if *number != header.handle {
             return Err(Fault::Protocol("another pack than was asked for"));
+        }
+        *frames += 1;
+        if *frames > items.len() {
+            return Err(Fault::Protocol("a pack without end"));
         }
         let (number, last) = (*number, header.ends_chunk());
         let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];

@@ -57,6 +57,8 @@ pub struct Link {
     /// Bytes of the next frame that came with the last one.
     over: ([u8; OVERREAD], usize),
     sending_since: Option<u64>,
+    /// What is being sent are small frames: that they fit a socket's buffer says nothing about the peer.
+    sending_small: bool,
     small: VecDeque<SmallFrame>,
     /// Counters that others read.
     pub stats: Arc<StreamStats>,
@@ -84,6 +86,7 @@ impl Link {
             receiving: false,
             over: ([0; OVERREAD], 0),
             sending_since: None,
+            sending_small: false,
             small: VecDeque::new(),
             stats,
         }
@@ -202,6 +205,12 @@ impl Link {
         self.sending_since.is_some()
     }
 
+    /// Whether a frame has been on its way, out or in, since before `then`.
+    pub fn stalled_before(&self, then: u64) -> bool {
+        let inward = self.have > 0 && self.stats.last_progress.load(Ordering::Relaxed) < then;
+        inward || self.sending_since.is_some_and(|since| since < then)
+    }
+
     /// Small frames that wait to be sent.
     pub fn queued(&self) -> usize {
         self.small.len()
@@ -231,6 +240,7 @@ impl Link {
             self.sealer.seal(header, space);
             at += len;
         }
+        self.sending_small = true;
         self.send(slot, at, turn);
     }
 
@@ -277,7 +287,9 @@ impl Link {
         if let Some(since) = self.sending_since.take() {
             add(&self.stats.send_wait, turn.now.saturating_sub(since));
         }
-        self.stats.last_progress.store(turn.now, Ordering::Relaxed);
+        if !std::mem::take(&mut self.sending_small) {
+            self.stats.last_progress.store(turn.now, Ordering::Relaxed);
+        }
         result.map(|_| ()).map_err(|error| Fault::Socket(error.to_string()))
     }
 }

@@ -7,6 +7,7 @@
 pub mod destination;
 pub mod link;
 pub mod mailbox;
+mod room;
 pub mod source;
 
 use crate::digest::Digest;
@@ -228,6 +229,20 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The stream it is about.
+    pub fn stream(&self) -> StreamKey {
+        match self {
+            Event::Placed { stream, .. }
+            | Event::ChunkFailed { stream, .. }
+            | Event::ChunkDigest { stream, .. }
+            | Event::Released { stream, .. }
+            | Event::Pack { stream, .. }
+            | Event::Dead { stream, .. } => *stream,
+        }
+    }
+}
+
 /// Why a chunk has to be fetched again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChunkFault {
@@ -310,7 +325,8 @@ pub struct WorkerStats {
 /// Nanoseconds since the process first asked.
 pub fn now_ns() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    let start = *START.get_or_init(Instant::now);
+    crate::clock::now().saturating_duration_since(start).as_nanos() as u64
 }
 
 pub(crate) fn add(counter: &AtomicU64, value: u64) {
@@ -401,6 +417,8 @@ pub struct Worker<Q: IoQueue> {
     by_key: HashMap<StreamKey, usize>,
     bound: HashMap<SessionKey, BoundFiles>,
     slots: SlotCache,
+    /// Since when the arena has been empty whenever it was looked at.
+    exhausted_since: Option<u64>,
     stats: Arc<WorkerStats>,
     stopping: bool,
 }
@@ -409,6 +427,14 @@ impl<Q: IoQueue> std::fmt::Debug for Worker<Q> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Worker({} streams)", self.by_key.len())
     }
+}
+
+/// What a turn works with; kept from turn to turn, so that nothing is allocated after the start.
+#[derive(Debug, Default)]
+pub struct Desk {
+    completions: Vec<Completion>,
+    ops: Vec<Op>,
+    events: Vec<Event>,
 }
 
 /// Slots that a worker keeps back: enough for a few streams' turns.
@@ -433,6 +459,7 @@ impl<Q: IoQueue> Worker<Q> {
             by_key: HashMap::new(),
             bound: HashMap::new(),
             slots: SlotCache::new(arena, SLOTS_KEPT),
+            exhausted_since: None,
             stats,
             stopping: false,
         }
@@ -440,37 +467,51 @@ impl<Q: IoQueue> Worker<Q> {
 
     /// The loop: reap, read mail, step, push. Returns after [`Command::Stop`], all ops done, or when the queue fails.
     pub fn run(&mut self) -> io::Result<()> {
-        let (mut completions, mut ops, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        let mut desk = Desk::default();
         let mut wait = Wait::No;
-        loop {
-            let before = now_ns();
-            self.queue.submit_and_reap(&mut completions, wait)?;
-            let now = now_ns();
-            add(&self.stats.waiting, now - before);
-            let any = !completions.is_empty();
-            // Mail first: a Want may have come in for a file whose Bound is still in the box.
-            let mail = self.read_mail(&mut ops, &mut events, now);
-            for completion in completions.drain(..) {
-                self.step(completion, &mut ops, &mut events, now);
-            }
-            let starved = self.pump_starved(&mut ops, &mut events, now);
-            let pushed = !ops.is_empty();
-            for op in ops.drain(..) {
-                self.queue.push(op);
-            }
-            self.reap_dead(&mut events);
-            self.outbox.send_all(&mut events);
-            if self.stopping && self.queue.in_flight() == 0 {
-                return Ok(());
-            }
-            let busy = any || mail || pushed;
-            wait = match (busy, starved) {
-                (true, _) => Wait::AtMost(LONGEST_WAIT),
-                (false, true) => Wait::AtMost(Duration::from_millis(1)),
-                (false, false) => Wait::AtMost(LONGEST_WAIT),
-            };
-            add(&self.stats.busy, now_ns() - now);
+        while let Some(next) = self.turn(wait, &mut desk)? {
+            wait = Wait::AtMost(next);
         }
+        Ok(())
+    }
+
+    /// One turn of the loop; how long the next may wait, or `None` when this was the last.
+    pub fn turn(&mut self, wait: Wait, desk: &mut Desk) -> io::Result<Option<Duration>> {
+        let Desk { completions, ops, events } = desk;
+        let before = now_ns();
+        self.queue.submit_and_reap(completions, wait)?;
+        let now = now_ns();
+        add(&self.stats.waiting, now - before);
+        let any = !completions.is_empty();
+        // Mail first: a Want may have come in for a file whose Bound is still in the box.
+        let mail = self.read_mail(ops, events, now);
+        for completion in completions.drain(..) {
+            self.step(completion, ops, events, now);
+        }
+        let starved = self.pump_starved(ops, events, now);
+        self.make_room(now);
+        let pushed = !ops.is_empty();
+        for op in ops.drain(..) {
+            self.queue.push(op);
+        }
+        self.reap_dead(events);
+        self.outbox.send_all(events);
+        if self.stopping && self.queue.in_flight() == 0 {
+            return Ok(None);
+        }
+        let busy = any || mail || pushed;
+        add(&self.stats.busy, now_ns() - now);
+        Ok(Some(match (busy, starved) {
+            (true, _) => LONGEST_WAIT,
+            (false, true) => Duration::from_millis(1),
+            (false, false) => LONGEST_WAIT,
+        }))
+    }
+
+    /// The queue, for who drives turn by turn.
+    #[cfg(feature = "testing")]
+    pub fn queue(&self) -> &Q {
+        &self.queue
     }
 
     fn step(&mut self, completion: Completion, ops: &mut Vec<Op>, events: &mut Vec<Event>, now: u64) {
@@ -506,7 +547,7 @@ impl<Q: IoQueue> Worker<Q> {
             && stream.fault.is_none()
         {
             // shutdown, not close: it ends the ops that are in flight on the socket.
-            let _ = socket2::SockRef::from(&*stream.socket.fd).shutdown(std::net::Shutdown::Both);
+            self.queue.cut(&stream.socket);
             stream.fault = Some(fault);
         }
     }

@@ -58,7 +58,7 @@ impl Run<'_> {
                         "a chunk keeps arriving damaged; check memory and network",
                     );
                 } else {
-                    self.carry.notes.insert(format!("a damaged chunk of {path} was refused and fetched again"));
+                    self.carry.note(format!("a damaged chunk of {path} was refused and fetched again"));
                     self.clear_chunk(handle, chunk);
                 }
             }
@@ -106,7 +106,7 @@ impl Run<'_> {
             self.carry.streamless = None;
             return Ok(());
         }
-        if self.carry.streamless.get_or_insert_with(Instant::now).elapsed() < STREAMLESS_MAX {
+        if clock::since(*self.carry.streamless.get_or_insert_with(clock::now)) < STREAMLESS_MAX {
             return Ok(());
         }
         self.carry.streamless = None;
