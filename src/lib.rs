@@ -15,7 +15,7 @@
 //! - [`journal`] which chunks and files are durable: bytes in, values out, and the crash argument in prose
 //! - [`sys`] the only `unsafe`: rings, buffers the kernel writes into, system calls
 //!
-//! The vocabulary does no I/O and is free to all: [`units`], [`ids`], [`grid`] (the only chunk arithmetic), [`limits`]
+//! The vocabulary does no I/O and is free to all: [`clock`], [`units`], [`ids`], [`grid`] (the only chunk arithmetic), [`limits`]
 //! (every bound), [`relpath`], [`digest`], [`checksum`], [`manifest`], [`config`].
 //!
 //! # Four domains of execution
@@ -51,6 +51,7 @@
 
 pub mod checksum;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod digest;

@@ -186,68 +186,111 @@ impl<'a> Fields<'a> {
     }
 }
 
-impl Segment {
-    /// Reads a segment that a peer sent: every length and number is checked before it is used.
-    pub fn decode(encoded: &[u8]) -> Result<Self, ManifestError> {
+/// Reads a segment entry by entry: decoded, long names in deep trees take a hundred times the bytes that they have
+/// encoded, so that not all of them should be in memory at once.
+#[derive(Debug)]
+pub struct SegmentReader {
+    encoded: Vec<u8>,
+    at: usize,
+    index: u32,
+    left: usize,
+    path: Vec<u8>,
+}
+
+impl SegmentReader {
+    /// Begins with a segment that a peer sent: every length and number is checked before it is used.
+    pub fn open(encoded: Vec<u8>) -> Result<Self, ManifestError> {
         if encoded.len() > SEGMENT_MAX_BYTES {
             return Err(ManifestError::Range("segment length"));
         }
-        let mut fields = Fields(encoded);
+        let mut fields = Fields(&encoded);
         let index = fields.u32()?;
-        let count = fields.u32()? as usize;
-        if count > SEGMENT_MAX_ENTRIES {
+        let left = fields.u32()? as usize;
+        if left > SEGMENT_MAX_ENTRIES {
             return Err(ManifestError::Range("count"));
         }
-        let mut entries = Vec::with_capacity(count);
-        let mut path: Vec<u8> = Vec::new();
-        for _ in 0..count {
-            let kind = fields.u8()?;
-            let root = fields.u16()?;
-            let shared = usize::from(fields.u16()?);
-            if shared > path.len() {
-                return Err(ManifestError::Range("shared"));
-            }
-            let rest = usize::from(fields.u16()?);
-            path.truncate(shared);
-            path.extend_from_slice(fields.bytes(rest)?);
-            let mode = fields.u32()?;
-            if mode > 0o7777 {
-                return Err(ManifestError::Range("mode"));
-            }
-            let mtime = Mtime { secs: fields.u64()? as i64, nanos: fields.u32()? };
-            if mtime.nanos > 999_999_999 {
-                return Err(ManifestError::Range("nanoseconds"));
-            }
-            let kind = match kind {
-                0 => EntryKind::Dir,
-                1 => {
-                    let size = fields.u64()?;
-                    let flags = fields.u8()?;
-                    if size > MAX_FILE_SIZE || flags > 1 {
-                        return Err(ManifestError::Range("size"));
-                    }
-                    EntryKind::File { size, sparse: flags == 1 }
-                }
-                2 => {
-                    let len = usize::from(fields.u16()?);
-                    if len == 0 || len > SYMLINK_MAX {
-                        return Err(ManifestError::Range("symlink length"));
-                    }
-                    let target = fields.bytes(len)?;
-                    if target.contains(&0) {
-                        return Err(ManifestError::Path(PathError::Nul));
-                    }
-                    EntryKind::Symlink { target: target.into() }
-                }
-                3 => EntryKind::Special,
-                _ => return Err(ManifestError::Range("kind")),
-            };
-            entries.push(Entry { root, path: RelPath::new(&path)?, kind, mode, mtime });
+        let at = encoded.len() - fields.0.len();
+        Ok(Self { encoded, at, index, left, path: Vec::new() })
+    }
+
+    /// Counts from 0 within a session.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Entries not read yet.
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// The next entry; `None` after the last, with nothing behind it.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, ManifestError> {
+        let mut fields = Fields(&self.encoded[self.at..]);
+        if self.left == 0 {
+            return if fields.0.is_empty() { Ok(None) } else { Err(ManifestError::Length) };
         }
-        if !fields.0.is_empty() {
-            return Err(ManifestError::Length);
+        let entry = decode_entry(&mut fields, &mut self.path)?;
+        self.at = self.encoded.len() - fields.0.len();
+        self.left -= 1;
+        Ok(Some(entry))
+    }
+}
+
+/// One entry; `path` is that of the entry before and becomes this one's.
+fn decode_entry(fields: &mut Fields<'_>, path: &mut Vec<u8>) -> Result<Entry, ManifestError> {
+    let kind = fields.u8()?;
+    let root = fields.u16()?;
+    let shared = usize::from(fields.u16()?);
+    if shared > path.len() {
+        return Err(ManifestError::Range("shared"));
+    }
+    let rest = usize::from(fields.u16()?);
+    path.truncate(shared);
+    path.extend_from_slice(fields.bytes(rest)?);
+    let mode = fields.u32()?;
+    if mode > 0o7777 {
+        return Err(ManifestError::Range("mode"));
+    }
+    let mtime = Mtime { secs: fields.u64()? as i64, nanos: fields.u32()? };
+    if mtime.nanos > 999_999_999 {
+        return Err(ManifestError::Range("nanoseconds"));
+    }
+    let kind = match kind {
+        0 => EntryKind::Dir,
+        1 => {
+            let size = fields.u64()?;
+            let flags = fields.u8()?;
+            if size > MAX_FILE_SIZE || flags > 1 {
+                return Err(ManifestError::Range("size"));
+            }
+            EntryKind::File { size, sparse: flags == 1 }
         }
-        Ok(Self { index, entries })
+        2 => {
+            let len = usize::from(fields.u16()?);
+            if len == 0 || len > SYMLINK_MAX {
+                return Err(ManifestError::Range("symlink length"));
+            }
+            let target = fields.bytes(len)?;
+            if target.contains(&0) {
+                return Err(ManifestError::Path(PathError::Nul));
+            }
+            EntryKind::Symlink { target: target.into() }
+        }
+        3 => EntryKind::Special,
+        _ => return Err(ManifestError::Range("kind")),
+    };
+    Ok(Entry { root, path: RelPath::new(path)?, kind, mode, mtime })
+}
+
+impl Segment {
+    /// Reads a whole segment that a peer sent.
+    pub fn decode(encoded: &[u8]) -> Result<Self, ManifestError> {
+        let mut reader = SegmentReader::open(encoded.to_vec())?;
+        let mut entries = Vec::with_capacity(reader.left());
+        while let Some(entry) = reader.next_entry()? {
+            entries.push(entry);
+        }
+        Ok(Self { index: reader.index(), entries })
     }
 }
 

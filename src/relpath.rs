@@ -5,15 +5,16 @@
 //! symlink is the business of `disk::confined`.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// `PATH_MAX` of Linux, the terminating NUL counted.
 pub const PATH_MAX: usize = 4096;
 /// `NAME_MAX` of every file system that matters here.
 pub const NAME_MAX: usize = 255;
 
-/// A checked path below a root.
+/// A checked path below a root. Clones share its bytes: a path may be 4 KiB long and is named in many places at once.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct RelPath(Box<[u8]>);
+pub struct RelPath(Arc<[u8]>);
 
 /// Why a path was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

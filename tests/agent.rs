@@ -1,12 +1,11 @@
 //! The agent as a process: ready line, signals, exit codes, and what its logs may not hold.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_longhaul");
+#[path = "support/agent.rs"]
+mod support;
 
 /// Ends the process when a test fails half way.
 struct Agent {
@@ -16,32 +15,21 @@ struct Agent {
 
 impl Agent {
     fn start(dir: &Path) -> Self {
-        let mut child = agent(dir)
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(dir.join("log")).unwrap())
-            .env("LONGHAUL_LOG", "trace")
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        Self { child, ready: serde_json::from_str(&line).expect("one line of JSON") }
+        let mut command = agent(dir);
+        command.env("LONGHAUL_LOG", "trace");
+        let (child, ready) = support::spawn(command, dir);
+        Self { child, ready }
     }
 
     fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap().success());
+        support::signal(self.child.id(), name);
     }
 
     /// The status code of a GET.
     fn get(&self, path: &str, token: &str) -> u16 {
-        let mut stream = TcpStream::connect(self.ready["http"].as_str().unwrap()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let token = token.trim();
-        let head =
-            format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text[9..12].parse().unwrap()
+        support::get(std::net::TcpStream::connect(self.ready["http"].as_str().unwrap()).unwrap(), path, token)[9..12]
+            .parse()
+            .unwrap()
     }
 }
 
@@ -53,15 +41,11 @@ impl Drop for Agent {
 }
 
 fn agent(dir: &Path) -> Command {
-    let mut command = Command::new(BINARY);
-    command.args(["agent", "--http", "127.0.0.1:0", "--data", "127.0.0.1:0"]);
-    command.arg("--root").arg(dir.join("root")).arg("--state").arg(dir.join("state"));
-    command.stdin(Stdio::null());
-    command
+    support::command(&[], dir, "127.0.0.1:0", "127.0.0.1:0")
 }
 
 fn token(dir: &Path, args: &[&str]) -> i32 {
-    let mut command = Command::new(BINARY);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
     command.arg("token").args(args).arg("--state").arg(dir.join("state"));
     command.stdout(Stdio::null()).status().unwrap().code().unwrap()
 }

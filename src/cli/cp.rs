@@ -1,8 +1,8 @@
 //! `longhaul cp`: pull, push, local and third-party copies.
 
-use super::fail::{Fail, INTERRUPTED, finish, say, show};
-use super::manifest_file::{ManifestHeader, rows_of, sha256_path, write_manifest, write_sha256};
-use super::operands::{From, Plan, Source, To, plan, relative};
+use super::cp_manifest::manifest;
+use super::fail::{Fail, INTERRUPTED, finish, say};
+use super::operands::{From, Plan, To, plan, relative};
 use super::progress::Progress;
 use super::report::{exit_code, json, text};
 use super::third_party::ThirdParty;
@@ -15,20 +15,18 @@ use crate::control::tls::Fingerprint;
 use crate::control::url::PeerUrl;
 use crate::engine::error::Class;
 use crate::engine::handle::{Engine, EngineConfig, TicketSource, TransferWatch};
+use crate::engine::rows::Rows;
 use crate::engine::spec::{
     DestinationSpec, EngineChoice, IfExists, IoChoice, Preserve, Report, TransferOptions, Verdict, Verify,
 };
 use crate::limits::{DEFAULT_ARENA_BYTES, DEFAULT_BLOCK, MAX_BLOCK, MAX_STREAMS, MIN_BLOCK};
-use crate::manifest::ManifestRow;
-use crate::relpath::RelPath;
 use crate::units::{Bytes, parse_rate, parse_size};
-use serde_json::{Value, json};
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long an interrupted transfer may take to write its checkpoint.
@@ -113,7 +111,7 @@ pub struct Args {
     /// Block buffers of this process [default: 96MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<u64>,
-    /// auto, buffered, dontcache or direct
+    /// auto, buffered, dontcache, direct or splice (unencrypted bytes go from the page cache to the socket)
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_word::<IoChoice>)]
     pub io: IoChoice,
 }
@@ -230,7 +228,8 @@ impl Args {
             return Err(Fail::usage("--also names another copy of one SRC that an agent has"));
         }
         if self.write_manifest.is_some() && matches!((&plan.from, &plan.to), (From::Agent(..), To::Agent(_))) {
-            let what = "--write-manifest needs one end here: the client of a copy between two agents sees no file";
+            let what = "--write-manifest needs one end here: of a copy between two agents the client is told the outcome, not \
+                        every file's digest; run `longhaul cp` on the source's or the destination's host instead";
             return Err(Fail::usage(what));
         }
         if let (To::Here(path), true) = (&plan.to, plan.needs_directory)
@@ -259,7 +258,8 @@ fn execute(args: &Args) -> Result<u8, Fail> {
         && !ended.interrupted
         && matches!(report.verdict, Verdict::Durable | Verdict::Verified)
     {
-        more.push(("manifest", manifest(args, &plan, path, &mut report)?));
+        let rows = ended.rows.map(|rows| rows.take()).unwrap_or_default();
+        more.push(("manifest", manifest(args, &plan, path, rows, &mut report)?));
     }
     say(&if args.json { format!("{}\n", json(&report, &more)) } else { text(&report) });
     if ended.interrupted {
@@ -274,6 +274,8 @@ fn execute(args: &Args) -> Result<u8, Fail> {
 struct Ended {
     report: Report,
     interrupted: bool,
+    /// Names and digests, if a manifest is to be written.
+    rows: Option<Arc<Rows>>,
 }
 
 async fn copy(args: &Args, plan: &Plan) -> Result<Ended, Fail> {
@@ -306,18 +308,21 @@ async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &m
     })?;
     let handle = engine.handle();
     let mut clients = Vec::new();
+    let rows = args.write_manifest.is_some().then(Arc::<Rows>::default);
     let to = match &plan.to {
         To::Here(path) => Some(DestinationSpec {
             base: PathBuf::from("/"),
             path: relative(path)?,
             becomes: plan.becomes,
             options: args.options(),
+            rows: rows.clone(),
         }),
         To::Agent(_) => None,
     };
     let watch = match (plan.source_spec(args.recursive, args.encrypt)?, to, &plan.from, &plan.to) {
         (Some(from), Some(to), ..) => handle.local(from, to).await?,
-        (Some(from), None, _, To::Agent(url)) => {
+        (Some(mut from), None, _, To::Agent(url)) => {
+            from.rows = rows.clone();
             let client = Arc::new(args.peer.client(url, false)?);
             clients.push(client.clone());
             require_directory(plan, &client).await?;
@@ -336,6 +341,7 @@ async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &m
         _ => return Err(Fail::usage("a copy between two agents does not pass through here")),
     };
     let mut ended = drive(watch, progress, stop).await?;
+    ended.rows = rows;
     ended.report.notes.extend(note);
     ended.report.notes.extend(clients.iter().flat_map(|client| client.notes()));
     handle.shutdown(CHECKPOINT_PATIENCE).await;
@@ -380,7 +386,7 @@ async fn drive(watch: TransferWatch, progress: &mut Progress, stop: &mut Stop) -
     let followed = {
         let follow = progress.follow(snapshot);
         tokio::select! {
-            report = &mut done => return Ok(Ended { report: report.map_err(lost)?, interrupted: false }),
+            report = &mut done => return Ok(Ended { report: report.map_err(lost)?, interrupted: false, rows: None }),
             () = stop.asked() => false,
             () = follow => true,
         }
@@ -388,7 +394,7 @@ async fn drive(watch: TransferWatch, progress: &mut Progress, stop: &mut Stop) -
     if followed {
         // The snapshots end a moment before the report.
         tokio::select! {
-            report = &mut done => return Ok(Ended { report: report.map_err(lost)?, interrupted: false }),
+            report = &mut done => return Ok(Ended { report: report.map_err(lost)?, interrupted: false, rows: None }),
             () = stop.asked() => {}
         }
     }
@@ -397,9 +403,9 @@ async fn drive(watch: TransferWatch, progress: &mut Progress, stop: &mut Stop) -
     tokio::select! {
         report = tokio::time::timeout(CHECKPOINT_PATIENCE, &mut done) => {
             let report = report.ok().and_then(Result::ok).unwrap_or_else(no_report);
-            Ok(Ended { report: interrupted(report), interrupted: true })
+            Ok(Ended { report: interrupted(report), interrupted: true, rows: None })
         }
-        () = stop.asked() => Ok(Ended { report: no_report(), interrupted: true }),
+        () = stop.asked() => Ok(Ended { report: no_report(), interrupted: true, rows: None }),
     }
 }
 
@@ -465,7 +471,7 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
                 progress.update(&view.snapshot);
                 if let Some(report) = view.report {
                     let report = if stopping.is_some() { interrupted(report) } else { report };
-                    return Ok(Ended { report, interrupted: stopping.is_some() });
+                    return Ok(Ended { report, interrupted: stopping.is_some(), rows: None });
                 }
             }
             Ok(None) => return Err(Fail::new(5, "the destination agent was restarted: repeat the command to resume")),
@@ -474,18 +480,18 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
             Err(error) => return Err(error.into()),
         }
         if stopping.is_some_and(|since| since.elapsed() > CHECKPOINT_PATIENCE) {
-            return Ok(Ended { report: no_report(), interrupted: true });
+            return Ok(Ended { report: no_report(), interrupted: true, rows: None });
         }
         tokio::select! {
             () = tokio::time::sleep(POLL) => {}
             () = stop.asked() => {
                 if stopping.is_some() {
-                    return Ok(Ended { report: no_report(), interrupted: true });
+                    return Ok(Ended { report: no_report(), interrupted: true, rows: None });
                 }
                 progress.say("longhaul: stopping; the destination agent writes its checkpoint");
                 if let Err(error) = copy.cancel().await {
                     progress.say(&format!("longhaul: it could not be told to stop: {error}"));
-                    return Ok(Ended { report: no_report(), interrupted: true });
+                    return Ok(Ended { report: no_report(), interrupted: true, rows: None });
                 }
                 stopping = Some(tokio::time::Instant::now());
             }
@@ -516,61 +522,6 @@ fn client_id(state: Option<PathBuf>) -> (crate::ids::AgentId, Option<String>) {
     seed.extend(nix::unistd::geteuid().as_raw().to_le_bytes());
     let why = "no state directory for this user: the client's identity is made from the machine's";
     (crate::ids::AgentId(crate::digest::of(&seed).0), Some(why.to_owned()))
-}
-
-/// Writes the manifest, and the `sha256sum` file, by reading the end that is here.
-fn manifest(args: &Args, plan: &Plan, path: &Path, report: &mut Report) -> Result<Value, Fail> {
-    let rows = manifest_rows(args, plan)?;
-    let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let header = ManifestHeader::new(report.transfer, created);
-    let written = write_manifest(path, &header, rows.iter().cloned().map(Ok))?;
-    report.notes.push("the manifest took a second read of the files at this end".to_owned());
-    let mut value = json!({ "path": show(path), "names": written.count, "files": written.files, "second_read": true });
-    if args.sha256 {
-        let sums = sha256_path(path);
-        // Computed in the same read as the digests.
-        let (files, _) = write_sha256(&sums, Path::new("/"), &rows)?;
-        value["sha256"] = json!({ "path": show(&sums), "files": files });
-    }
-    Ok(value)
-}
-
-/// The rows with the names they have at DST: of the files that arrived if DST is here, else of the sources.
-fn manifest_rows(args: &Args, plan: &Plan) -> Result<Vec<ManifestRow>, Fail> {
-    let wrong_name = |e| Fail::usage(format!("a name for the manifest: {e}"));
-    let real = |path: &Path| std::fs::canonicalize(path).map_err(|e| Fail::io("read", path, &e));
-    let mut kinds = args.checksum.clone();
-    if args.sha256 && !kinds.contains(&ChecksumKind::Sha256) {
-        kinds.push(ChecksumKind::Sha256);
-    }
-    // What to read, and the name it has below DST (below DST's parent, if one file became DST).
-    let tops: Vec<(PathBuf, Vec<u8>)> = match (&plan.from, &plan.to) {
-        (_, To::Here(_)) => plan.local_targets().into_iter().map(|path| (path.clone(), name_of(&path))).collect(),
-        (From::Here(sources), To::Agent(url)) => {
-            let below = |source: &Source| match plan.becomes {
-                true => url.rel_path().ok().and_then(|path| path.split_last().map(|(_, name)| name.to_vec())),
-                false => Some(name_of(&source.path)),
-            };
-            // SRC itself may be a symlink, which was followed.
-            sources.iter().map(|s| Ok((real(&s.path)?, below(s).unwrap_or_default()))).collect::<Result<_, Fail>>()?
-        }
-        _ => return Err(Fail::usage("--write-manifest needs one end here")),
-    };
-    let mut all = Vec::new();
-    for (top, name) in tops {
-        let prefix =
-            if plan.becomes && top.is_dir() { RelPath::default() } else { RelPath::new(&name).map_err(wrong_name)? };
-        let is_dir = std::fs::symlink_metadata(&top).is_ok_and(|meta| meta.is_dir());
-        for mut row in rows_of(&top, &kinds)? {
-            row.path = if is_dir { prefix.join(row.path.as_bytes()).map_err(wrong_name)? } else { prefix.clone() };
-            all.push(row);
-        }
-    }
-    Ok(all)
-}
-
-fn name_of(path: &Path) -> Vec<u8> {
-    path.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -359,7 +359,7 @@ fn conclude(as_json: bool, found: &Findings) -> (String, u8) {
         Some(resent) => {
             let share = resent as f64 * 100.0 / (found.facts.data_bytes.max(1)) as f64;
             let about = if found.sent.is_some_and(|sent| sent.exact) { "" } else { "about " };
-            let runs = if found.crash.is_some() { " over both runs" } else { "" };
+            let runs = if found.crash.is_some() { " over both runs, the killed one too" } else { "" };
             let resent = Bytes(resent);
             line("in all", format!("{about}{resent} sent more than once ({share:.2} %), counted by the source{runs}"));
         }

@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read as _, Write};
+#[cfg(test)]
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -434,8 +435,9 @@ pub fn sha256_path(manifest: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Rows of a local tree, by reading it: for a manifest of a transfer whose engine did not deliver them. A `tree` that is
-/// a file or symlink gives one row under its own name.
+/// Rows of a local tree, by reading it: an independent look, for tests. A `tree` that is a file or symlink gives one row
+/// under its own name.
+#[cfg(test)]
 pub fn rows_of(tree: &Path, checksums: &[ChecksumKind]) -> Result<Vec<ManifestRow>, Fail> {
     let meta = fs::symlink_metadata(tree).map_err(|e| Fail::io("read", tree, &e))?;
     let (base, items) = if meta.is_dir() {

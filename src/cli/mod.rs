@@ -4,6 +4,7 @@
 pub mod agent;
 pub mod clean;
 pub mod cp;
+pub mod cp_manifest;
 pub mod demo;
 pub mod demo_agent;
 pub mod demo_tree;

@@ -175,7 +175,7 @@ impl Plan {
     pub fn source_spec(&self, recursive: bool, encrypt: Option<bool>) -> Result<Option<SourceSpec>, Fail> {
         let From::Here(sources) = &self.from else { return Ok(None) };
         let roots = sources.iter().map(|source| relative(&source.path)).collect::<Result<_, _>>()?;
-        Ok(Some(SourceSpec { base: PathBuf::from("/"), roots, recursive, encrypt }))
+        Ok(Some(SourceSpec { base: PathBuf::from("/"), roots, recursive, encrypt, rows: None }))
     }
 
     /// The sources' paths for a ticket, if they are an agent's.

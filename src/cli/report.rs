@@ -145,6 +145,8 @@ fn moved(report: &Report) -> String {
 
 fn resent(report: &Report) -> String {
     let what = if report.resent_bytes == 0 { "nothing".to_owned() } else { Bytes(report.resent_bytes).to_string() };
+    // What the interrupted run had under way counts there.
+    let what = if report.resumed_bytes > 0 { format!("{what} in this run") } else { what };
     let bad = match report.failed_chunks {
         0 => String::new(),
         chunks => format!(" ({} arrived damaged and {} fetched again)", count(chunks, "chunk"), was(chunks)),
@@ -265,7 +267,7 @@ mod tests {
 VERIFIED: every file was synced, read back from storage and matched
   moved       4.0 GiB in 2,004 files, 12 directories, 1 symlink, 2.84 s at 12.1 Gbit/s
   resumed     2.0 GiB were durable from an interrupted run
-  sent twice  8.0 MiB (1 chunk arrived damaged and was fetched again); the source sent 4.0 GiB
+  sent twice  8.0 MiB in this run (1 chunk arrived damaged and was fetched again); the source sent 4.0 GiB
   limited by  disk write (disk write 62 %, network 30 %)
   streams     8, encrypted
   engine      io_uring at the source, epoll at the destination

@@ -189,13 +189,13 @@ impl App {
                     .map(|path| self.authorised(principal, Right::Read, path))
                     .collect::<Result<Vec<_>, _>>()?;
                 let encrypt = self.encryption(encrypt);
-                Access::Read(SourceSpec { base: self.root.path().to_owned(), roots, recursive, encrypt })
+                Access::Read(SourceSpec { base: self.root.path().to_owned(), roots, recursive, encrypt, rows: None })
             }
             TicketRequest::Write { path, becomes, options, encrypt } => {
                 self.has(Role::Destination)?;
                 let path = self.authorised(principal, Right::Write, &path)?;
                 let options = self.options(options, encrypt)?;
-                Access::Write(DestinationSpec { base: self.root.path().to_owned(), path, becomes, options })
+                Access::Write(DestinationSpec { base: self.root.path().to_owned(), path, becomes, options, rows: None })
             }
         };
         Ok(Grant { principal: principal.name.clone(), access, ttl_secs: TICKET_TTL_SECS })
@@ -314,7 +314,7 @@ async fn start_transfer(State(app): Shared, Extension(connection): Extension<Con
     }
     let options = app.options(asked.options, None)?;
     app.has_room().await?;
-    let to = DestinationSpec { base: app.root.path().to_owned(), path, becomes: asked.becomes, options };
+    let to = DestinationSpec { base: app.root.path().to_owned(), path, becomes: asked.becomes, options, rows: None };
     let random = |_| Problem::busy("the agent has no random numbers");
     let job = app.jobs.start(app.engine.clone(), &principal.name, asked.sources, to).map_err(random)?;
     let id = job.ok_or_else(|| Problem::busy("too many third-party transfers run: try again later"))?.view().id;

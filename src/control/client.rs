@@ -10,7 +10,7 @@ use super::messages::{
 use super::state;
 use super::tls::{Fingerprint, PinnedVerifier};
 use super::tokens::TokenText;
-use super::url::{PeerUrl, encode};
+use super::url::{HTTP_PORT, PeerUrl, encode};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
 use crate::engine::spec::Ticket;
@@ -23,8 +23,10 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -38,6 +40,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// From request to the end of the response; the server gives up after 30 s.
 const RESPONSE: Duration = Duration::from_secs(35);
+/// The same for the first one of a peer, which may be none.
+const FIRST_RESPONSE: Duration = Duration::from_secs(15);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 8;
 /// A response's body; a list of transfers with long reports is the largest.
@@ -68,6 +72,8 @@ pub struct PeerClient {
     pin: Option<Fingerprint>,
     insecure_http: bool,
     notes: Mutex<Vec<String>>,
+    /// Something that speaks HTTP was met there.
+    answered: AtomicBool,
 }
 
 /// What is spoken on a connection.
@@ -119,7 +125,14 @@ impl PeerClient {
             }
             (None, None) => None,
         };
-        let client = Self { url, token_file, pin, insecure_http: options.insecure_http, notes: Mutex::default() };
+        let client = Self {
+            url,
+            token_file,
+            pin,
+            insecure_http: options.insecure_http,
+            notes: Mutex::default(),
+            answered: AtomicBool::new(false),
+        };
         client.token()?;
         Ok(client)
     }
@@ -211,10 +224,20 @@ impl PeerClient {
         let stream = self.dial().await?;
         let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
         let stream = self.secure(stream, peer).await?;
-        let (status, bytes) = match timeout(RESPONSE, self.exchange(stream, request)).await {
+        let patience = if self.answered.load(Ordering::Relaxed) { RESPONSE } else { FIRST_RESPONSE };
+        let (status, bytes) = match timeout(patience, self.exchange(stream, request)).await {
             Ok(answer) => answer?,
-            Err(_) => return Err(self.fail(Class::Retry, "it did not answer within 35 s: is the host overloaded?")),
+            Err(_) if self.answered.load(Ordering::Relaxed) => {
+                return Err(self.fail(Class::Retry, "it did not answer within 35 s: is the host overloaded?"));
+            }
+            // Not worth another try: who speaks no HTTP will not do so later.
+            Err(_) => {
+                let what = "the port accepts connections but says nothing: is this an agent's HTTP port, and is its host \
+                            overloaded?";
+                return Err(self.fail(Class::Permanent, what));
+            }
         };
+        self.answered.store(true, Ordering::Relaxed);
         if !status.is_success() {
             return Err(self.refusal(status, &bytes));
         }
@@ -338,6 +361,11 @@ impl PeerClient {
                 let what = "it does not speak TLS: is this an agent's HTTP port? (the data port is another)";
                 self.fail(Class::Permanent, what)
             }
+            _ if matches!(failed.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+                let what = "it closed the connection instead of a TLS handshake: is this an agent's HTTP port? (the data port \
+                            is another)";
+                self.fail(Class::Reconnect, what)
+            }
             _ => self.fail(Class::Reconnect, format!("the TLS handshake failed: {}", words(&failed.to_string()))),
         }
     }
@@ -360,9 +388,12 @@ impl PeerClient {
                     Class::Permanent,
                     "it does not answer in HTTP: is this an agent's HTTP port? (the data port is another)",
                 );
-            } else if e.is_incomplete_message() {
-                "it closed the connection without an answer: is this its HTTP port, and has it too many connections?"
-                    .to_owned()
+            } else if closed(&e) {
+                let port = self.url.port;
+                format!(
+                    "it closed the connection without an answer in HTTP: is {port} an agent's HTTP port ({HTTP_PORT} \
+                     unless it was started otherwise), or its data port? A busy agent refuses connections as well"
+                )
             } else {
                 format!("the connection broke: {e}")
             };
@@ -412,6 +443,13 @@ impl PeerClient {
         };
         self.fail(class, detail)
     }
+}
+
+/// Whether the peer closed the connection, in one of the ways in which that comes to light.
+fn closed(error: &hyper::Error) -> bool {
+    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
+    let gone = |kind| matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof);
+    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || io.is_some_and(|io| gone(io.kind()))
 }
 
 /// A ticket's address as this host can use it: an unspecified one is the peer itself, a link-local one lies on the

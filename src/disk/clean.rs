@@ -3,7 +3,7 @@
 
 use super::confined::{DirHandle, Kind, Root, Stat, retrying};
 use super::error::{DiskError, Doing};
-use super::lock::{Acquired, acquire, empty, look, remove_states};
+use super::lock::{Acquired, DYING, PAUSE, acquire, empty, look, remove_states};
 use super::names::{STATE_DIR, part_id};
 use super::scan::{for_each_name, scan_ours};
 use crate::ids::TransferId;
@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What was done with a left-over.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub struct CleanReport {
 pub fn clean(root: &Root, older_than: Duration, dry_run: bool, each: &mut dyn FnMut(&CleanItem)) -> CleanReport {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let newest = i64::try_from(now.saturating_sub(older_than).as_secs()).unwrap_or(i64::MAX);
-    let cleaner = Cleaner { root, newest, dry_run };
+    let cleaner = Cleaner { root, newest, dry_run, deadline: Instant::now() + DYING };
     let mut report = CleanReport::default();
     let mut note = |item: CleanItem| {
         if item.verdict == CleanVerdict::Removed {
@@ -87,6 +87,8 @@ struct Cleaner<'a> {
     /// Unix seconds: what changed later is kept.
     newest: i64,
     dry_run: bool,
+    /// Until then the locks of processes that are gone may take to go as well.
+    deadline: Instant,
 }
 
 impl Cleaner<'_> {
@@ -118,7 +120,13 @@ impl Cleaner<'_> {
             };
         }
         let fd = dir.open_at(name, OFlag::O_RDONLY | OFlag::O_NONBLOCK, 0).map_err(dir.fail(Doing::Open, name))?;
-        match retrying(|| fsys::try_flock(fd.as_fd())) {
+        // Its transfer does not live, so this is the kernel's last hold, or somebody who only looks.
+        let mut locked = retrying(|| fsys::try_flock(fd.as_fd()));
+        while locked == Err(Errno::EWOULDBLOCK) && Instant::now() < self.deadline {
+            std::thread::sleep(PAUSE);
+            locked = retrying(|| fsys::try_flock(fd.as_fd()));
+        }
+        match locked {
             Err(Errno::EWOULDBLOCK) => Ok(CleanVerdict::InUse),
             _ if self.dry_run => Ok(CleanVerdict::Removed),
             _ => dir.unlink_same(name, fd.as_fd()).map(|()| CleanVerdict::Removed),
@@ -128,6 +136,16 @@ impl Cleaner<'_> {
     /// By change time: the modification time may be the source's already.
     fn is_young(&self, stat: &Stat) -> bool {
         stat.ctime.secs > self.newest
+    }
+
+    /// Whether somebody holds the lock of a state directory; of a process that has just been killed it goes in a moment.
+    fn lives(&self, state: &DirHandle, base: &RelPath) -> Result<bool, DiskError> {
+        loop {
+            match look(state, base)? {
+                Some(holder) if holder.is_gone() && Instant::now() < self.deadline => std::thread::sleep(PAUSE),
+                found => return Ok(found.is_some()),
+            }
+        }
     }
 
     /// Whether a state directory of this or a higher directory has a live lock of a transfer whose id begins so.
@@ -144,7 +162,7 @@ impl Cleaner<'_> {
                     }
                     let state = states.open_child_dir(name).map(|fd| DirHandle::new(fd, states.child(name)));
                     // What cannot be looked at counts as alive.
-                    lives = state.map_or(true, |state| !matches!(look(&state, &at), Ok(None)));
+                    lives = state.map_or(true, |state| self.lives(&state, &at).unwrap_or(true));
                     ControlFlow::Break(())
                 })?;
                 if lives {
@@ -204,7 +222,7 @@ impl Cleaner<'_> {
             }
             ControlFlow::Continue(())
         })?;
-        if look(&dir, home.path())?.is_some() {
+        if self.lives(&dir, home.path())? {
             return Ok(CleanVerdict::InUse);
         }
         if young {

@@ -5,13 +5,13 @@
 //! sandbox refuses `openat2`, each component is opened with `O_NOFOLLOW`. Creating, renaming and removing act on the
 //! descriptor of the parent and a single name, so that a directory exchanged for a symlink meanwhile changes nothing.
 
+use super::calls;
 use super::error::{DiskError, Doing};
 use crate::manifest::Mtime;
 use crate::relpath::RelPath;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat, openat2, renameat, renameat2};
-use nix::sys::stat::{FileStat, Mode, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, fsync, symlinkat, unlinkat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -392,12 +392,12 @@ impl DirHandle {
     /// The path is put together only when there is an error to tell.
     pub(super) fn fail(&self, doing: Doing, name: &[u8]) -> impl FnOnce(Errno) -> DiskError {
         debug_assert!(!name.contains(&b'/'), "one component");
-        move |errno| DiskError::new(doing, &self.child(name), errno)
+        move |errno| DiskError::new(doing, &self.child(name), errno).with_file_system(self.fd.as_fd())
     }
 
     pub(super) fn open_at(&self, name: &[u8], flags: OFlag, mode: u32) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
-        retrying(|| openat(self, name, flags, Mode::from_bits_truncate(mode)))
+        retrying(|| calls::open(self.as_fd(), name, flags, Mode::from_bits_truncate(mode)))
     }
 
     /// A file without a name in this directory, gone with its descriptor; not every file system has such.
@@ -427,7 +427,7 @@ impl DirHandle {
     }
 
     pub(super) fn make_dir(&self, name: &[u8]) -> Result<Made, DiskError> {
-        match mkdirat(self, name, Mode::S_IRWXU) {
+        match calls::make_dir(self.as_fd(), name, Mode::S_IRWXU) {
             Ok(()) => Ok(Made::New),
             Err(Errno::EEXIST) => match self.stat(name)?.kind {
                 Kind::Dir => Ok(Made::Existed),
@@ -439,11 +439,11 @@ impl DirHandle {
     }
 
     pub(super) fn unlink(&self, name: &[u8]) -> Result<(), DiskError> {
-        unlinkat(self, name, UnlinkatFlags::NoRemoveDir).map_err(self.fail(Doing::Remove, name))
+        calls::unlink(self.as_fd(), name).map_err(self.fail(Doing::Remove, name))
     }
 
     pub(super) fn remove_dir(&self, name: &[u8]) -> Result<(), DiskError> {
-        unlinkat(self, name, UnlinkatFlags::RemoveDir).map_err(self.fail(Doing::Remove, name))
+        calls::remove_dir(self.as_fd(), name).map_err(self.fail(Doing::Remove, name))
     }
 
     /// Removes a name only while it leads to the object that `fd` has open.
@@ -456,19 +456,20 @@ impl DirHandle {
     }
 
     pub(super) fn symlink(&self, target: &[u8], name: &[u8]) -> Result<(), DiskError> {
-        symlinkat(target, self, name).map_err(self.fail(Doing::Link, name))
+        calls::symlink(target, self.as_fd(), name).map_err(self.fail(Doing::Link, name))
     }
 
     pub(super) fn rename_replacing(&self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
-        renameat(self, from, self, to)
+        calls::rename(self.as_fd(), from, to)
     }
 
     pub(super) fn rename_noreplace(&self, from: &[u8], to: &[u8]) -> Result<(), Errno> {
-        renameat2(self, from, self, to, RenameFlags::RENAME_NOREPLACE)
+        calls::rename_noreplace(self.as_fd(), from, to)
     }
 
     /// Makes the names in this directory durable.
     pub fn sync(&self) -> Result<(), DiskError> {
-        fsync(self).map_err(|e| DiskError::new(Doing::SyncDir, &self.path, e))
+        let sync = || crate::sys::points::fails("directory.sync").and_then(|()| calls::sync(self.as_fd()));
+        sync().map_err(|e| DiskError::new(Doing::SyncDir, &self.path, e).with_file_system(self.fd.as_fd()))
     }
 }

@@ -1,8 +1,10 @@
 //! What can go wrong with a file, said so that a person knows which file and what to do.
 
+use super::probe::FsKind;
 use crate::relpath::RelPath;
 use crate::units::Bytes;
 use nix::errno::Errno;
+use std::os::fd::BorrowedFd;
 
 /// What was being done when a call failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,7 +164,7 @@ pub enum DiskError {
         path: RelPath,
     },
     /// Larger than the file system or this program can hold.
-    #[error("{path}: {} are more than this file system can hold in one file", Bytes(*size))]
+    #[error("{path}: {} are more than this file system, or `ulimit -f`, allows one file to have", Bytes(*size))]
     TooBig {
         /// Where.
         path: RelPath,
@@ -216,7 +218,7 @@ pub enum DiskError {
         missing: u64,
     },
     /// Anything else the kernel said.
-    #[error("{path}: cannot {doing}: {}", errno.desc())]
+    #[error("{path}: cannot {doing}{}: {}", on.map(|kind| format!(" on {kind}")).unwrap_or_default(), errno.desc())]
     Os {
         /// Where.
         path: RelPath,
@@ -224,6 +226,8 @@ pub enum DiskError {
         doing: Doing,
         /// What the kernel said.
         errno: Errno,
+        /// On which file system, where that could be found out.
+        on: Option<FsKind>,
     },
 }
 
@@ -233,8 +237,8 @@ impl DiskError {
         let path = path.clone();
         match errno {
             Errno::ELOOP => Self::SymlinkInTheWay { path },
-            // rename and link across mounts say EXDEV too, but those two are always in one directory here.
-            Errno::EXDEV => Self::Outside { path },
+            // Renames and links are always in one directory here: a file system that says so does not give both names to one file.
+            Errno::EXDEV if !matches!(doing, Doing::Rename | Doing::Link) => Self::Outside { path },
             Errno::ENOENT => Self::NotFound { path },
             Errno::EEXIST | Errno::ENOTEMPTY => Self::Exists { path },
             Errno::ENOTDIR => Self::NotADirectory { path },
@@ -246,8 +250,16 @@ impl DiskError {
             Errno::EFBIG => Self::TooBig { path, size: 0 },
             Errno::ENAMETOOLONG => Self::NameTooLong { path },
             Errno::EMFILE | Errno::ENFILE => Self::TooManyFiles { path },
-            errno => Self::Os { path, doing, errno },
+            errno => Self::Os { path, doing, errno, on: None },
         }
+    }
+
+    /// Says on which file system it was, where that may be the reason.
+    pub(super) fn with_file_system(mut self, fd: BorrowedFd<'_>) -> Self {
+        if let Self::Os { on, .. } = &mut self {
+            *on = FsKind::of(fd).ok();
+        }
+        self
     }
 
     /// The path it is about.
@@ -273,6 +285,16 @@ impl DiskError {
             | Self::Short { path, .. }
             | Self::Os { path, .. } => path,
         }
+    }
+
+    /// Whether the name is taken.
+    pub fn is_exists(&self) -> bool {
+        matches!(self, Self::Exists { .. })
+    }
+
+    /// Whether the name was given, and only making it durable has failed: to give it again would meet itself.
+    pub fn came_after_the_rename(&self) -> bool {
+        matches!(self, Self::Os { doing: Doing::SyncDir, .. })
     }
 
     /// Whether the same call may work later without anybody changing the request: room, quota, descriptors, a lock.

@@ -7,16 +7,17 @@
 //! Where `flock` is refused (some network file systems), the file's existence is the lock, and its holder counts as dead
 //! only when it is a process of this host that is gone.
 
+use super::calls;
 use super::confined::{DirHandle, Kind, Made, Root, Stat, retrying};
 use super::error::{DiskError, Doing};
 use super::names::{STATE_DIR, is_reserved};
 use super::scan::for_each_name;
+use crate::clock;
 use crate::ids::{Epoch, TransferId};
 use crate::relpath::{RelPath, escape};
 use crate::sys::fsys::{self, Caching};
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::unistd::ftruncate;
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,8 +29,11 @@ const LOCK: &[u8] = b"lock";
 const LOCK_TEXT_MAX: usize = 16 << 10;
 /// A dying predecessor, or somebody who only looks, lets go within this time.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for a process that is gone: the kernel closes what a ring of its holds some time after its end, and on a busy
+/// machine that can be seconds.
+pub(super) const DYING: Duration = Duration::from_secs(10);
 /// Between two tries.
-const PAUSE: Duration = Duration::from_millis(20);
+pub(super) const PAUSE: Duration = Duration::from_millis(20);
 /// Passes over a state directory while it is emptied: names that appear meanwhile are taken by the next one.
 const EMPTY_PASSES: usize = 16;
 
@@ -114,17 +118,18 @@ impl TreeLock {
         }
         let home_dir = root.open_dir(home)?;
         let held = |holder| LockError::Held { path: covers.clone(), holder: Box::new(holder) };
-        let deadline = Instant::now() + PATIENCE;
+        let (deadline, last) = (clock::now() + PATIENCE, clock::now() + DYING);
         loop {
-            let late = Instant::now() >= deadline;
-            match Self::try_take(root, &home_dir, covers, id, epoch, deadline)? {
+            let late = clock::now() >= deadline;
+            match Self::try_take(root, &home_dir, covers, id, epoch, clock::now() + PATIENCE)? {
                 Tried::Got(lock) => return Ok(*lock),
+                Tried::Held(holder) if holder.is_gone() && clock::now() < last => clock::pause(PAUSE),
                 // Complete and well-formed: no matter of milliseconds.
                 Tried::Held(holder) if late || (holder.pid != 0 && holder.id != id.to_string()) => {
                     return Err(held(holder));
                 }
                 Tried::Again if late => return Err(DiskError::Busy { path: covers.clone() }.into()),
-                Tried::Held(_) | Tried::Again => std::thread::sleep(PAUSE),
+                Tried::Held(_) | Tried::Again => clock::pause(PAUSE),
             }
         }
     }
@@ -161,7 +166,10 @@ impl TreeLock {
         lock.write_holder(covers, epoch)?;
         // Ours stands before others are looked for: of two that start at once, one above the other, one sees the other.
         match conflict(root, home.path(), covers, &lock.name) {
-            Ok(None) => Ok(Tried::Got(Box::new(lock))),
+            Ok(None) => {
+                crate::sys::points::at("lock.taken");
+                Ok(Tried::Got(Box::new(lock)))
+            }
             Ok(Some(holder)) => {
                 lock.undo();
                 Ok(Tried::Held(holder))
@@ -187,8 +195,8 @@ impl TreeLock {
             hex::encode(below),
         );
         let fail = |errno| self.dir.fail(Doing::Lock, LOCK)(errno);
-        retrying(|| ftruncate(&self.fd, 0)).map_err(fail)?;
-        let n = retrying(|| fsys::write_at(self.fd.as_fd(), text.as_bytes(), 0, Caching::Normal)).map_err(fail)?;
+        retrying(|| calls::truncate(self.fd.as_fd(), 0)).map_err(fail)?;
+        let n = retrying(|| calls::write_at(self.fd.as_fd(), text.as_bytes(), 0, Caching::Normal)).map_err(fail)?;
         if n == text.len() { Ok(()) } else { Err(fail(Errno::ENOSPC)) }
     }
 
@@ -228,6 +236,12 @@ impl TreeLock {
         }
     }
 
+    /// Gives a file of the state directory another's name. Durable after [`TreeLock::sync_dir`].
+    pub fn rename_file(&self, from: &str, to: &str) -> Result<(), DiskError> {
+        let renamed = self.dir.rename_replacing(from.as_bytes(), to.as_bytes());
+        renamed.map_err(self.dir.fail(Doing::Rename, to.as_bytes()))
+    }
+
     /// Makes the names in the state directory, and its own, durable: before the first record that relies on them.
     pub fn sync_dir(&self) -> Result<(), DiskError> {
         self.dir.sync()?;
@@ -243,7 +257,9 @@ impl TreeLock {
 
     /// After DONE: removes the state directory, and `.longhaul` when it is empty.
     pub fn finish(self) -> Result<(), DiskError> {
+        crate::sys::points::at("lock.finish");
         empty(&self.dir)?;
+        crate::sys::points::at("lock.emptied");
         self.dir.unlink_same(LOCK, self.fd.as_fd())?;
         self.states.remove_dir(self.name.as_bytes())?;
         remove_states(&self.home)?;
@@ -311,7 +327,7 @@ fn turn(states: &DirHandle, deadline: Instant) -> Result<Option<OwnedFd>, DiskEr
     loop {
         match retrying(|| fsys::try_flock(fd.as_fd())) {
             Ok(()) => return Ok(Some(fd)),
-            Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(Errno::EWOULDBLOCK) if clock::now() < deadline => clock::pause(PAUSE),
             Err(Errno::EWOULDBLOCK) => return Err(DiskError::Busy { path: states.path().clone() }),
             Err(_) => return Ok(None),
         }
@@ -465,6 +481,13 @@ impl Holder {
         }
         holder.covers = base.join(&covers?).ok()?;
         (holder.pid != 0).then_some(holder)
+    }
+
+    /// Whether the process that wrote it has certainly ended: what still holds its lock is the kernel, for a moment.
+    pub(super) fn is_gone(&self) -> bool {
+        self.pid != 0
+            && self.host == host()
+            && started(self.pid).is_none_or(|now| self.started != 0 && now != self.started)
     }
 
     /// Whether the process that wrote it may still run. Of another host nobody can tell: yes.

@@ -1,6 +1,7 @@
 //! Files: scanning, confined paths, part files, publishing, locks. Everything here blocks and is called from the pool of
 //! file-operation threads (DESIGN: domain 4). Knows nothing of the network or the wire.
 //!
+//! - [`calls`] the system calls that change anything
 //! - [`confined`] a directory that is never left; [`root`] how it is opened
 //! - [`mod@scan`] names, streamed; [`extents`] where a file has data
 //! - [`probe`] what a file system can do; [`plan`] how a file is therefore read and written
@@ -12,6 +13,7 @@
 //! part file gets its metadata, is synced, and is renamed over it; then the directory is synced.
 
 mod aligned;
+pub mod calls;
 pub mod clean;
 pub mod confined;
 pub mod error;
@@ -34,7 +36,7 @@ pub use aligned::{AlignedBuf, DIRECT_ALIGN};
 pub use confined::{DirHandle, Kind, Made, Resolver, Root, Stat};
 pub use error::DiskError;
 pub use lock::{LockError, TreeLock};
-pub use part::{PartFile, ReadBack};
+pub use part::{PartFile, ReadBack, sync_names};
 pub use plan::{IoWish, WritePlan, write_plan};
 pub use probe::{FsKind, ProbeCache};
 pub use publish::{Existing, Meta, RenamedBy, Replace, existing, finish_directory, make_symlink};

@@ -1,24 +1,25 @@
 //! Part files: where bytes lie until they are proved. Walk 9 places blocks in them, walk 10 syncs them.
 
 use super::aligned::{AlignedBuf, DIRECT_ALIGN};
+use super::calls;
 use super::confined::{DirHandle, Kind, Root, Stat, retrying};
 use super::error::{DiskError, Doing, Foreign};
 use super::names::{is_reserved, part_name};
 use super::plan::{LARGE, WritePlan};
 use super::probe::FsKind;
+use crate::clock;
 use crate::grid::{MAX_FILE_SIZE, Span};
 use crate::ids::TransferId;
 use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching};
-use crate::sys::{FileMode, FileRef};
+use crate::sys::{FileMode, FileRef, points};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise};
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::fstatvfs;
-use nix::unistd::{fdatasync, ftruncate};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the lock of a predecessor is waited for: io_uring's writes were seen to outlive a SIGKILL by 55 ms.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
@@ -78,6 +79,8 @@ pub struct PartFile {
     mode: FileMode,
     volatile: bool,
     poisoned: AtomicBool,
+    /// The directory was synced since this was opened.
+    named: AtomicBool,
     notes: Vec<PartNote>,
     #[cfg(test)]
     pub(super) fail_sync: AtomicBool,
@@ -101,6 +104,7 @@ impl PartFile {
         let name = part_name(final_name, id);
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
         let fd = dir.open_at(&name, flags, 0o600).map_err(dir.fail(Doing::Create, &name))?;
+        points::at("part.created");
         let made = Self::assemble(dir.clone(), name.clone(), final_name, fd, size, plan).and_then(|mut part| {
             match part.give_space(size, extents, plan) {
                 Ok(()) => Ok(part),
@@ -221,6 +225,7 @@ impl PartFile {
             mode,
             volatile,
             poisoned: AtomicBool::new(false),
+            named: AtomicBool::new(false),
             notes,
             #[cfg(test)]
             fail_sync: AtomicBool::new(false),
@@ -230,11 +235,11 @@ impl PartFile {
 
     /// Locks the description that the ring writes through: the kernel holds it as long as a write is in flight.
     fn lock(mut self) -> Result<Self, DiskError> {
-        let deadline = Instant::now() + LOCK_PATIENCE;
+        let deadline = clock::now() + LOCK_PATIENCE;
         let locked = loop {
             let fd = self.direct.as_ref().unwrap_or(&self.fd);
             match retrying(|| fsys::try_flock(fd.as_fd())) {
-                Err(Errno::EWOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(LOCK_PAUSE),
+                Err(Errno::EWOULDBLOCK) if clock::now() < deadline => clock::pause(LOCK_PAUSE),
                 Err(Errno::EWOULDBLOCK) => return Err(DiskError::Busy { path: self.dir.child(&self.name) }),
                 other => break other,
             }
@@ -247,8 +252,9 @@ impl PartFile {
 
     fn give_space(&mut self, size: u64, extents: Option<&[Span]>, plan: &WritePlan) -> Result<(), DiskError> {
         let fail = |errno| self.dir.fail(Doing::Allocate, &self.name)(errno);
+        points::fails("part.space").map_err(fail)?;
         let len = i64::try_from(size).map_err(|_| fail(Errno::EFBIG))?;
-        retrying(|| ftruncate(&self.fd, len)).map_err(|e| match e {
+        retrying(|| calls::truncate(self.fd.as_fd(), len)).map_err(|e| match e {
             Errno::EFBIG | Errno::EINVAL => DiskError::TooBig { path: self.dir.child(&self.name), size },
             e => fail(e),
         })?;
@@ -256,6 +262,7 @@ impl PartFile {
         let extents = extents.unwrap_or(if size == 0 { &[] } else { &whole });
         let needed = extents.iter().fold(0u64, |sum, span| sum.saturating_add(span.len));
         if !plan.preallocate {
+            self.notes.extend(plan.unallocated.map(PartNote::NotAllocated));
             // tmpfs without a limit has no blocks to count.
             let space = fstatvfs(&self.fd).ok().filter(|v| needed >= LARGE && v.blocks() > 0);
             return match space {
@@ -268,7 +275,7 @@ impl PartFile {
             let (Ok(offset), Ok(len), true) = (i64::try_from(span.offset), i64::try_from(span.len), inside) else {
                 return Err(fail(Errno::EINVAL));
             };
-            match retrying(|| fallocate(&self.fd, FallocateFlags::empty(), offset, len)) {
+            match retrying(|| calls::allocate(self.fd.as_fd(), offset, len)) {
                 Ok(()) => {}
                 Err(Errno::ENOSPC) => return Err(self.no_space(needed)),
                 Err(errno @ (Errno::EOPNOTSUPP | Errno::ENOSYS)) => {
@@ -294,6 +301,11 @@ impl PartFile {
     /// Its inode and device, for the journal.
     pub fn stat(&self) -> &Stat {
         &self.stat
+    }
+
+    /// The file system that it is on, for messages.
+    pub fn file_system(&self) -> Option<FsKind> {
+        FsKind::of(self.fd.as_fd()).ok()
     }
 
     /// What was not as asked.
@@ -335,7 +347,7 @@ impl PartFile {
         let mut caching = if self.mode == FileMode::DontCache { Caching::DontCache } else { Caching::Normal };
         let mut at = 0;
         while at < buf.len() {
-            match retrying(|| fsys::write_at(self.fd.as_fd(), &buf[at..], offset + at as u64, caching)) {
+            match retrying(|| calls::write_at(self.fd.as_fd(), &buf[at..], offset + at as u64, caching)) {
                 Ok(0) => return Err(fail(Errno::EIO)),
                 Ok(n) => at += n,
                 Err(Errno::EOPNOTSUPP) if caching == Caching::DontCache => caching = Caching::Normal,
@@ -357,8 +369,7 @@ impl PartFile {
         if len == 0 {
             return Ok(Punched::Hole);
         }
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        match retrying(|| fallocate(&self.fd, flags, offset, len)) {
+        match retrying(|| calls::punch(self.fd.as_fd(), offset, len)) {
             Ok(()) => Ok(Punched::Hole),
             Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => {
                 let zeros = [0; ZERO_STEP];
@@ -383,12 +394,17 @@ impl PartFile {
     /// Makes everything durable whose write has completed. After one failure the kernel's answers about this file prove
     /// nothing any more: it is poisoned for ever.
     pub fn sync_data(&self) -> Result<(), DiskError> {
-        self.sync_with(|fd| fdatasync(fd))
+        self.sync_with(calls::sync_data)
+    }
+
+    /// Whether its part name is known to be durable.
+    pub fn is_named(&self) -> bool {
+        self.named.load(Ordering::Acquire)
     }
 
     pub(super) fn sync_with(&self, sync: impl Fn(BorrowedFd<'_>) -> Result<(), Errno>) -> Result<(), DiskError> {
         self.not_poisoned()?;
-        let synced = retrying(|| sync(self.fd.as_fd()));
+        let synced = retrying(|| points::fails("part.sync").and_then(|()| sync(self.fd.as_fd())));
         #[cfg(test)]
         let synced = if self.fail_sync.load(Ordering::Relaxed) { Err(Errno::EIO) } else { synced };
         synced.map_err(|errno| {
@@ -479,6 +495,29 @@ impl PartFile {
     pub fn remove(self) -> Result<(), DiskError> {
         self.dir.unlink_same(&self.name, self.fd.as_fd())
     }
+}
+
+/// Makes the part names of these files durable, each directory synced once: a sync of a file alone promises nothing about
+/// its name. One result per file, in order.
+pub fn sync_names(parts: &[Arc<PartFile>]) -> Vec<Result<(), DiskError>> {
+    let mut synced: Vec<(&RelPath, Result<(), DiskError>)> = Vec::new();
+    let mut outcomes = Vec::with_capacity(parts.len());
+    for part in parts {
+        let path = part.dir.path();
+        let known = synced.iter().find(|(dir, _)| *dir == path).map(|(_, outcome)| outcome.clone());
+        let outcome = match known {
+            _ if part.is_named() => Ok(()),
+            Some(outcome) => outcome,
+            None => {
+                let outcome = part.dir.sync();
+                synced.push((path, outcome.clone()));
+                outcome
+            }
+        };
+        part.named.store(outcome.is_ok(), Ordering::Release);
+        outcomes.push(outcome);
+    }
+    outcomes
 }
 
 /// The open parent and the final name; a reserved or empty one is refused.

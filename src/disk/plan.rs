@@ -93,6 +93,8 @@ pub struct WritePlan {
     pub mode: FileMode,
     /// Allocate the data extents first.
     pub preallocate: bool,
+    /// Why not, where it would be done and the file system cannot.
+    pub unallocated: Option<Errno>,
     /// Start the write-back behind the writer ([`super::part::PartFile::write_behind`]).
     pub write_behind: bool,
     /// Why, for the report.
@@ -144,6 +146,7 @@ pub fn write_plan(facts: &FsFacts, size: u64, wish: IoWish) -> WritePlan {
         mode,
         // On tmpfs an allocation only moves the cost of the pages to before the first byte.
         preallocate: large && !volatile && facts.fallocate.is_ok(),
+        unallocated: facts.fallocate.err().filter(|_| large && !volatile),
         write_behind: large && !volatile && mode == FileMode::PageCache,
         reason,
     }

@@ -2,11 +2,15 @@
 //! mounts), so every feature is used once on a small file and its errno kept for the report.
 
 use super::aligned::{AlignedBuf, DIRECT_ALIGN};
-use super::confined::{DirHandle, Stat};
+use super::calls;
+use super::confined::{DirHandle, Root, Stat};
 use super::error::{DiskError, Doing};
+use super::names::STATE_DIR;
+use crate::ids::TransferId;
+use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching, DirectAlign};
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, OFlag, fallocate};
+use nix::fcntl::OFlag;
 use nix::sys::statfs::fstatfs;
 use std::collections::HashMap;
 use std::fmt;
@@ -88,6 +92,13 @@ impl FsKind {
     /// Whether SEEK_DATA and SEEK_HOLE are trusted there.
     pub fn tells_holes(self) -> bool {
         matches!(self, Self::Ext4 | Self::Xfs | Self::Btrfs | Self::Tmpfs)
+    }
+
+    /// Whether `syncfs` is known to do for all files what `fsync` does for one. FUSE never tells its daemon of it, and SMB
+    /// not its server.
+    pub fn syncs_whole(self) -> bool {
+        use FsKind::{Btrfs, Ceph, Ext4, F2fs, Nfs, Overlay, Ramfs, Tmpfs, Xfs};
+        matches!(self, Ext4 | Xfs | Btrfs | F2fs | Tmpfs | Ramfs | Overlay | Nfs | Ceph)
     }
 
     /// Whether every read crosses a network (or a user-space daemon), so that several should be in flight.
@@ -179,6 +190,7 @@ impl FsFacts {
         let (name, other) = probe_names();
         let fd = dir
             .open_at(&name, OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL, 0o600)
+            .inspect(|_| crate::sys::points::at("probe.created"))
             .map_err(dir.fail(Doing::Create, &name))?;
         let facts = Self::try_all(kind, dir, &name, &other, fd.as_fd());
         // Whatever was found: neither name stays behind.
@@ -190,12 +202,12 @@ impl FsFacts {
         let mut block = AlignedBuf::new(PROBE_BYTES);
         let all = PROBE_BYTES;
         let len = PROBE_BYTES as i64;
-        let fallocate = super::confined::retrying(|| fallocate(fd, FallocateFlags::empty(), 0, len));
-        let written = fsys::write_at(fd, &block, 0, Caching::Normal).and_then(|n| whole(n, all));
-        let dontcache_write = fsys::write_at(fd, &block, 0, Caching::DontCache).and_then(|n| whole(n, all));
+        let fallocate = super::confined::retrying(|| calls::allocate(fd, 0, len));
+        let written = calls::write_at(fd, &block, 0, Caching::Normal).and_then(|n| whole(n, all));
+        let dontcache_write = calls::write_at(fd, &block, 0, Caching::DontCache).and_then(|n| whole(n, all));
         let dontcache_read = fsys::read_at(fd, &mut block, 0, Caching::DontCache).and_then(|n| whole(n, all));
         let direct = written.and_then(|()| try_direct(dir, name, fd, &mut block, true));
-        let xattr = fsys::set_xattr(fd, c"user.longhaul", b"probe");
+        let xattr = calls::set_xattr(fd, c"user.longhaul", b"probe");
         let flock = fsys::try_flock(fd);
         let noreplace = dir.rename_noreplace(name, other);
         Self { kind, direct, fallocate, dontcache_read, dontcache_write, xattr, flock, noreplace }
@@ -245,7 +257,7 @@ fn try_direct(
         return Err(Errno::ESTALE);
     }
     if write {
-        whole(fsys::write_at(direct.as_fd(), block, 0, Caching::Normal)?, block.len())?;
+        whole(calls::write_at(direct.as_fd(), block, 0, Caching::Normal)?, block.len())?;
     }
     fsys::read_at(direct.as_fd(), block, 0, Caching::Normal)?;
     // It worked with our own alignment; where the kernel does not tell a finer one, that is what is known.
@@ -270,6 +282,21 @@ impl ProbeCache {
     pub fn destination(&self, dir: &DirHandle) -> Result<Arc<FsFacts>, DiskError> {
         let dev = Stat::of(dir.as_fd()).map_err(|e| DiskError::new(Doing::Stat, dir.path(), e))?.dev;
         self.get((dev, true), || FsFacts::of(dir))
+    }
+
+    /// The same, tried out in the state directory of the transfer that asks, if that lies on the same file system: it goes
+    /// with the transfer, so that a crash in the middle of the probe leaves nothing behind.
+    pub fn destination_of(
+        &self,
+        root: &Root,
+        home: &RelPath,
+        id: &TransferId,
+        dir: &DirHandle,
+    ) -> Result<Arc<FsFacts>, DiskError> {
+        let path = home.join(STATE_DIR).and_then(|states| states.join(id.to_string().as_bytes()));
+        let state = path.ok().and_then(|path| root.open_dir(&path).ok());
+        let dev = |dir: &DirHandle| Stat::of(dir.as_fd()).ok().map(|stat| stat.dev);
+        self.destination(state.as_ref().filter(|state| dev(state) == dev(dir)).unwrap_or(dir))
     }
 
     /// The facts of the file system of an open source file.

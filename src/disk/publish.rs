@@ -3,6 +3,7 @@
 //! Order: record and metadata on the part file -> fsync -> rename (never over something unless asked) -> fsync of the
 //! directory. A final name is never truncated and never removed first, so that a crash leaves the old file or the new.
 
+use super::calls;
 use super::confined::{DirHandle, Kind, Root, Stat};
 use super::error::{DiskError, Doing, Foreign};
 use super::names::part_name;
@@ -13,11 +14,11 @@ use crate::digest::Digest;
 use crate::ids::TransferId;
 use crate::manifest::Mtime;
 use crate::relpath::RelPath;
+use crate::sys::points;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, UtimensatFlags, fchmod, futimens, utimensat};
+use nix::fcntl::OFlag;
+use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
-use nix::unistd::{fsync, linkat};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 
@@ -93,14 +94,14 @@ pub(super) fn set_metadata(
     digest: Option<Digest>,
 ) -> Result<(Stat, Result<(), Errno>), Errno> {
     if let Some(mtime) = meta.mtime {
-        futimens(fd, &TimeSpec::UTIME_OMIT, &spec(mtime))?;
+        calls::set_time(fd, &spec(mtime))?;
     }
     let stat = Stat::of(fd)?;
     let record = match digest {
         None => Ok(()),
         Some(digest) => Record { size: stat.size, mtime: stat.mtime, digest }.store(fd),
     };
-    fchmod(fd, meta.mode_or(0o666))?;
+    calls::set_mode(fd, meta.mode_or(0o666))?;
     Ok((stat, record))
 }
 
@@ -110,7 +111,8 @@ impl PartFile {
     pub fn finish(&self, meta: &Meta, digest: Option<Digest>) -> Result<Result<(), Errno>, DiskError> {
         let (_, record) =
             set_metadata(self.fd.as_fd(), meta, digest).map_err(self.dir.fail(Doing::SetMetadata, &self.final_name))?;
-        self.sync_with(|fd| fsync(fd))?;
+        points::at("publish.metadata-set");
+        self.sync_with(calls::sync)?;
         Ok(record)
     }
 
@@ -149,6 +151,7 @@ pub(super) fn rename_one(
         return Err(swapped());
     }
     let fail = |errno| dir.fail(Doing::Rename, to)(errno);
+    points::fails("publish.rename").map_err(fail)?;
     let renamed = match replace {
         Replace::Yes => dir.rename_replacing(part, to).map(|()| RenamedBy::Replacing).map_err(fail)?,
         Replace::No => match dir.rename_noreplace(part, to) {
@@ -157,13 +160,14 @@ pub(super) fn rename_one(
             Err(errno) => return Err(fail(errno)),
         },
     };
+    points::at("publish.renamed");
     // Between the check and the rename somebody with access to the directory may have exchanged the part file.
     if dir.stat(to)?.same_object(ours) { Ok(renamed) } else { Err(swapped()) }
 }
 
 /// A link never replaces: the fallback where NOREPLACE is refused (NFS).
 fn rename_by_link(dir: &DirHandle, part: &[u8], to: &[u8], errno: Errno) -> Result<RenamedBy, DiskError> {
-    linkat(dir, part, dir, to, AtFlags::empty()).map_err(dir.fail(Doing::Rename, to))?;
+    calls::link(dir.as_fd(), part, to).map_err(dir.fail(Doing::Rename, to))?;
     dir.unlink(part)?;
     Ok(RenamedBy::Link(errno))
 }
@@ -172,10 +176,11 @@ fn rename_by_link(dir: &DirHandle, part: &[u8], to: &[u8], errno: Errno) -> Resu
 pub fn finish_directory(root: &Root, path: &RelPath, meta: &Meta) -> Result<(), DiskError> {
     let dir = root.open_dir(path)?;
     let set = || {
-        fchmod(&dir, meta.mode_or(0o777))?;
-        meta.mtime.map_or(Ok(()), |mtime| futimens(&dir, &TimeSpec::UTIME_OMIT, &spec(mtime)))
+        calls::set_mode(dir.as_fd(), meta.mode_or(0o777))?;
+        meta.mtime.map_or(Ok(()), |mtime| calls::set_time(dir.as_fd(), &spec(mtime)))
     };
-    set().map_err(|e| DiskError::new(Doing::SetMetadata, path, e))?;
+    set().map_err(|e| DiskError::new(Doing::SetMetadata, path, e).with_file_system(dir.as_fd()))?;
+    points::at("publish.directory-set");
     dir.sync()
 }
 
@@ -200,9 +205,9 @@ pub fn make_symlink(
         other => other?,
     }
     if let Some(mtime) = mtime {
-        utimensat(&dir, part.as_slice(), &TimeSpec::UTIME_OMIT, &spec(mtime), UtimensatFlags::NoFollowSymlink)
-            .map_err(dir.fail(Doing::SetMetadata, name))?;
+        calls::set_link_time(dir.as_fd(), &part, &spec(mtime)).map_err(dir.fail(Doing::SetMetadata, name))?;
     }
+    points::at("publish.symlink-made");
     let ours = dir.stat(&part)?;
     let renamed = rename_one(&dir, &part, name, &ours, replace);
     if matches!(renamed, Err(DiskError::Exists { .. } | DiskError::NotRegular { .. })) {

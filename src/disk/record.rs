@@ -3,10 +3,11 @@
 //!
 //! Layout, little-endian: `u8 version (1), u64 size, i64 seconds, u32 nanoseconds, 16 bytes file digest`.
 
+use super::calls;
 use super::confined::Stat;
 use crate::digest::{DIGEST_LEN, Digest};
 use crate::manifest::Mtime;
-use crate::sys::fsys::{get_xattr, set_xattr};
+use crate::sys::fsys::get_xattr;
 use nix::errno::Errno;
 use std::ffi::CStr;
 use std::os::fd::BorrowedFd;
@@ -52,7 +53,7 @@ impl Record {
 
     /// Writes it to an open file. Best effort: not every file system has attributes.
     pub(super) fn store(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
-        set_xattr(file, NAME, &self.encode())
+        calls::set_xattr(file, NAME, &self.encode())
     }
 
     /// The digest of an open file, if its record holds for what the file is now.

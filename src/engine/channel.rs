@@ -1,6 +1,7 @@
-//! Stream 0: control messages over a tokio socket, sealed like every other frame. Reader and writer are tasks of the
+//! Stream 0: control messages over a socket, sealed like every other frame. Reader and writer are tasks of the
 //! coordinator's thread; a silent peer is noticed by the reader, silence of ours is filled by the writer.
 
+use super::conn::Conn;
 use super::worker::Fault;
 use crate::limits::CONTROL_BODY_MAX;
 use crate::wire::WireError;
@@ -11,9 +12,7 @@ use bytes::BytesMut;
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
@@ -50,13 +49,13 @@ struct Backlog {
 
 impl Channel {
     /// Starts the two tasks on the current thread.
-    pub fn open(socket: TcpStream, sealer: Sealer, opener: Opener) -> Self {
+    pub fn open(socket: Conn, sealer: Sealer, opener: Opener) -> Self {
         // Messages are small and answer each other: without this each may wait 40 ms for a delayed ACK. An accepted socket
         // does not have it yet.
-        if let Err(error) = socket.set_nodelay(true) {
+        if let Err(error) = socket.set_nodelay() {
             tracing::debug!(%error, "TCP_NODELAY is refused: small transfers are slow");
         }
-        let (read, write) = socket.into_split();
+        let (read, write) = tokio::io::split(socket);
         let (tell, incoming) = mpsc::channel(READ_AHEAD);
         let (out, queued) = mpsc::unbounded_channel();
         let backlog = Rc::new(Backlog::default());
@@ -112,7 +111,7 @@ impl Drop for Channel {
     }
 }
 
-async fn read_all(mut socket: OwnedReadHalf, mut opener: Opener, tell: mpsc::Sender<Result<Message, Fault>>) {
+async fn read_all(mut socket: ReadHalf<Conn>, mut opener: Opener, tell: mpsc::Sender<Result<Message, Fault>>) {
     let mut frame = BytesMut::new();
     loop {
         let message = match tokio::time::timeout(SILENCE_MAX, read_one(&mut socket, &mut opener, &mut frame)).await {
@@ -127,7 +126,7 @@ async fn read_all(mut socket: OwnedReadHalf, mut opener: Opener, tell: mpsc::Sen
 }
 
 /// One message. `frame` is the buffer of the one before, used again.
-async fn read_one(socket: &mut OwnedReadHalf, opener: &mut Opener, frame: &mut BytesMut) -> Result<Message, Fault> {
+async fn read_one(socket: &mut ReadHalf<Conn>, opener: &mut Opener, frame: &mut BytesMut) -> Result<Message, Fault> {
     let broken = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::UnexpectedEof => Fault::Cut,
         _ => Fault::Socket(error.to_string()),
@@ -147,7 +146,7 @@ async fn read_one(socket: &mut OwnedReadHalf, opener: &mut Opener, frame: &mut B
 }
 
 async fn write_all(
-    socket: OwnedWriteHalf,
+    socket: WriteHalf<Conn>,
     sealer: Sealer,
     queued: mpsc::UnboundedReceiver<Message>,
     backlog: Rc<Backlog>,
@@ -162,7 +161,7 @@ async fn write_all(
 }
 
 async fn write_queued(
-    mut socket: OwnedWriteHalf,
+    mut socket: WriteHalf<Conn>,
     mut sealer: Sealer,
     mut queued: mpsc::UnboundedReceiver<Message>,
     backlog: &Backlog,
@@ -209,7 +208,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
             let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-            let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let near = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let (accepted, _) = listener.accept().await.unwrap();
             for socket in [near, accepted] {
                 let socket = socket.into_std().unwrap();
@@ -217,7 +216,8 @@ mod tests {
                 assert!(!same.nodelay().unwrap(), "the test would show nothing");
                 let plain = || (Sealer::new(FrameKey::plain()), Opener::new(FrameKey::plain()));
                 let (sealer, opener) = plain();
-                let _channel = Channel::open(TcpStream::from_std(socket).unwrap(), sealer, opener);
+                let _channel =
+                    Channel::open(Conn::Tcp(tokio::net::TcpStream::from_std(socket).unwrap()), sealer, opener);
                 assert!(same.nodelay().unwrap());
             }
         });

@@ -37,7 +37,7 @@ pub struct ClaimTable {
     files: BTreeMap<Handle, File>,
     /// Files with free chunks, oldest first.
     open: BTreeSet<Handle>,
-    streams: HashMap<StreamKey, Stream>,
+    streams: BTreeMap<StreamKey, Stream>,
 }
 
 /// Consecutive free chunks, now held.

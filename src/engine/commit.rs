@@ -9,15 +9,20 @@
 use super::pool::Pool;
 use super::spec::Verify;
 use crate::digest::{self, Digest};
+use crate::disk::calls;
 use crate::disk::{
-    AlignedBuf, DiskError, Meta, PartFile, ReadBack, RenamedBy, Replace, SmallFile, TreeLock, rename_batch, sync_batch,
+    AlignedBuf, DiskError, FsKind, Meta, PartFile, ReadBack, RenamedBy, Replace, Root, SmallFile, TreeLock,
+    rename_batch, sync_batch, sync_names,
 };
 use crate::grid::{Grid, Span};
 use crate::ids::{Handle, PathKey};
 use crate::journal::{Checkpoint, DoneFile, FileRecord, Forget, Inconsistent, Publishing, Record, Run, Writer};
 use crate::manifest::Mtime;
+use crate::relpath::RelPath;
+use crate::sys::points;
 use std::cell::RefCell;
-use std::os::unix::fs::FileExt;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -56,6 +61,11 @@ pub struct Journal {
     /// What is durable.
     pub checkpoint: Rc<RefCell<Checkpoint>>,
     pending: Vec<Record>,
+    /// An append or its sync has failed: what the kernel says about the file from then on proves nothing, so nothing more
+    /// is recorded. The next session writes what it can read of it to a new file.
+    broken: bool,
+    /// For messages.
+    on: Option<FsKind>,
 }
 
 impl std::fmt::Debug for Journal {
@@ -87,11 +97,20 @@ impl Journal {
         writer: Writer,
         checkpoint: Checkpoint,
     ) -> Self {
+        let on = FsKind::of(file.as_fd()).ok();
         let file = match io {
             CommitIo::Uring => JournalFile::Uring(tokio_uring::fs::File::from_std(file)),
             CommitIo::Pool(_) => JournalFile::Pool(Arc::new(file), pool.clone()),
         };
-        Self { file, len, writer, checkpoint: Rc::new(RefCell::new(checkpoint)), pending: Vec::new() }
+        Self {
+            file,
+            len,
+            writer,
+            checkpoint: Rc::new(RefCell::new(checkpoint)),
+            pending: Vec::new(),
+            broken: false,
+            on,
+        }
     }
 
     /// Adds a record to the next append.
@@ -100,24 +119,46 @@ impl Journal {
         self.pending.push(record);
     }
 
-    /// Appends what was recorded and makes it durable; then, and only then, the checkpoint takes it in.
+    /// Appends what was recorded and makes it durable; then, and only then, the checkpoint takes it in. After one failure
+    /// nothing more is appended: behind a gap no record could be read, and after a failed sync no second one proves anything.
     pub async fn append_and_sync(&mut self) -> Result<(), JournalFailure> {
+        if self.broken {
+            return Err(std::io::Error::other("it could not be written before").into());
+        }
+        let done = self.append().await;
+        self.broken = done.is_err();
+        done.map_err(|failure| match (failure, self.on) {
+            (JournalFailure::Io(error), Some(kind)) => {
+                std::io::Error::new(error.kind(), format!("{error}, on {kind}")).into()
+            }
+            (failure, _) => failure,
+        })
+    }
+
+    async fn append(&mut self) -> Result<(), JournalFailure> {
         let bytes = self.writer.take();
         if bytes.is_empty() {
             return Ok(());
         }
         let (len, at) = (bytes.len() as u64, self.len);
+        points::fails("journal.append").map_err(std::io::Error::from)?;
         match &self.file {
             JournalFile::Uring(file) => {
                 let (written, _) = file.write_all_at(bytes, at).await;
                 written?;
+                points::fails("journal.sync").map_err(std::io::Error::from)?;
                 file.sync_data().await?;
             }
             JournalFile::Pool(file, pool) => {
                 let file = file.clone();
-                pool.run(move || file.write_all_at(&bytes, at).and_then(|()| file.sync_data())).await?;
+                let write = move || {
+                    calls::write_all_at(&file, &bytes, at)?;
+                    calls::sync_data(file.as_fd()).map_err(std::io::Error::from)
+                };
+                pool.run(write).await?;
             }
         }
+        points::at("journal.synced");
         self.len += len;
         let mut checkpoint = self.checkpoint.borrow_mut();
         for record in self.pending.drain(..) {
@@ -185,6 +226,17 @@ pub struct CreatedSmall {
     pub mtime: Mtime,
 }
 
+/// A file that an earlier run renamed, and died before it could say so.
+#[derive(Debug)]
+pub struct Renamed {
+    /// The record to come.
+    pub done: DoneFile,
+    /// Where it is.
+    pub root: Arc<Root>,
+    /// Its final name.
+    pub path: RelPath,
+}
+
 /// What one commit makes durable.
 #[derive(Debug, Default)]
 pub struct Batch {
@@ -199,7 +251,7 @@ pub struct Batch {
     /// Files to publish; their last chunks may be in `placed`.
     pub publish: Vec<PublishFile>,
     /// Renames that an earlier run made and did not get to record.
-    pub renamed: Vec<DoneFile>,
+    pub renamed: Vec<Renamed>,
 }
 
 impl Batch {
@@ -271,6 +323,7 @@ fn reads_back(part: &PartFile, span: Span, want: Digest) -> Result<(bool, ReadBa
 /// One file's part of the first step: sync, and read back for VERIFIED.
 fn sync_and_check(placed: &PlacedChunks, verify: Verify) -> Result<(Vec<u32>, Option<ReadBack>), DiskError> {
     placed.part.sync_data()?;
+    points::at("commit.chunks-synced");
     let (mut bad, mut how) = (Vec::new(), None);
     if verify == Verify::Disk {
         let grid = Grid::new(placed.part.size()).expect("sizes are checked when a manifest comes in");
@@ -312,6 +365,7 @@ pub async fn commit_batch(
     small_replace: Replace,
 ) -> Result<Durable, JournalFailure> {
     let mut durable = Durable::default();
+    points::at("commit.begin");
 
     // The data first: every part file with new chunks, all at once, and the small files.
     let mut syncing = Vec::new();
@@ -329,6 +383,7 @@ pub async fn commit_batch(
     let small_sync = pool.run(move || {
         let (files, rest): (Vec<_>, Vec<_>) = small.into_iter().map(split_small).unzip();
         let synced = sync_batch(&files, false).map(|_| ());
+        points::at("commit.small-synced");
         let mut small: Vec<CreatedSmall> = files.into_iter().zip(rest).map(join_small).collect();
         let mut failed = Vec::new();
         if let Err(error) = synced {
@@ -372,7 +427,24 @@ pub async fn commit_batch(
         }
     }
 
+    // And the names of part files that are new, or that a killed run left: no record about a file without one.
+    if synced.iter().any(|(placed, _)| !placed.part.is_named()) {
+        let parts: Vec<Arc<PartFile>> = synced.iter().map(|(placed, _)| placed.part.clone()).collect();
+        let outcomes = pool.run(move || sync_names(&parts)).await;
+        let all = std::mem::take(&mut synced);
+        for ((placed, bad), outcome) in all.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(()) => synced.push((placed, bad)),
+                Err(error) => {
+                    let chunks = placed.chunks.iter().map(|(index, _)| *index).collect();
+                    durable.poisoned.push((placed.handle, chunks, error));
+                }
+            }
+        }
+    }
+
     // Then the claim about it, and about the renames to come; then the claim made durable.
+    points::at("commit.data-durable");
     batch.begun.into_iter().for_each(|file| journal.record(Record::File(file)));
     batch.forget.into_iter().for_each(|(key, what)| journal.record(Record::Forget { key, what }));
     for (placed, bad) in synced {
@@ -406,7 +478,9 @@ pub async fn commit_batch(
     journal.append_and_sync().await?;
 
     // The names, their directories synced; then the journal's word that it is done.
-    let mut done = batch.renamed;
+    points::at("commit.announced");
+    let (mut done, failed) = pool.run(move || sync_renamed(batch.renamed)).await;
+    durable.notes.extend(failed.iter().map(|error| format!("a name could not be made durable: {error}")));
     let named = publish_all(pool, publish, small, small_replace).await;
     for (handle, key, result) in named.files {
         if let Ok(digest) = &result {
@@ -421,9 +495,25 @@ pub async fn commit_batch(
         durable.small.push((handle, result));
     }
     durable.notes.extend(named.notes);
+    points::at("commit.named");
     journal.record(Record::Done(done));
     journal.append_and_sync().await?;
+    points::at("commit.done");
     Ok(durable)
+}
+
+/// An earlier run may have died between its rename and the sync of the directory.
+fn sync_renamed(renamed: Vec<Renamed>) -> (Vec<DoneFile>, Vec<DiskError>) {
+    let mut synced: BTreeMap<RelPath, Result<(), DiskError>> = BTreeMap::new();
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for Renamed { done: record, root, path } in renamed {
+        let (dir, _) = path.split_last().unwrap_or_default();
+        match synced.entry(dir).or_insert_with_key(|dir| root.sync_dir(dir)) {
+            Ok(()) => done.push(record),
+            Err(error) => failed.push(error.clone()),
+        }
+    }
+    (done, failed)
 }
 
 /// Small files that one pool job renames: a batch is worth several threads.
@@ -511,6 +601,23 @@ fn join_small((file, rest): (SmallFile, SmallRest)) -> CreatedSmall {
 
 /// The journal's file name in the state directory.
 pub const JOURNAL: &str = "journal";
+
+/// The same under this name until it is whole.
+const JOURNAL_NEW: &str = "journal.new";
+
+/// Writes what was recovered to a new journal that takes the old one's place. What was read may be in the page cache alone,
+/// after a sync that failed or a kill before one: only a file that we have synced ourselves is built upon.
+pub fn renew_journal_file(lock: &TreeLock, bytes: &[u8]) -> Result<std::fs::File, DiskError> {
+    let file = lock.open_file(JOURNAL_NEW, true)?.expect("created if it was not there");
+    let write = || {
+        calls::truncate(file.as_fd(), 0)?;
+        calls::write_all_at(&file, bytes, 0)?;
+        calls::sync_data(file.as_fd()).map_err(std::io::Error::from)
+    };
+    write().map_err(|error: std::io::Error| lock.io_error(JOURNAL_NEW, &error))?;
+    lock.rename_file(JOURNAL_NEW, JOURNAL)?;
+    Ok(file)
+}
 
 /// Opens or creates the journal of a locked transfer; what is torn at its end is cut off.
 pub fn open_journal_file(lock: &TreeLock) -> Result<(std::fs::File, Vec<u8>), DiskError> {

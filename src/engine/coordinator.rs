@@ -1,7 +1,11 @@
 //! The coordinator's thread: everything that is per session or per batch. It runs on tokio-uring, whose runtime carries
 //! tokio's sockets and timers too; where io_uring is refused it runs on tokio alone, and the facts say so.
 
+#[cfg(feature = "testing")]
+pub mod simulated;
+
 use super::commit::CommitIo;
+use super::conn::Conn;
 use super::crowd::Crowd;
 use super::error::{Class, TransferError};
 use super::handle::{EngineConfig, TransferStatus, TransferWatch};
@@ -11,6 +15,8 @@ use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Secret, 
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
 use super::{destination, handle::Request, source};
+
+use crate::clock;
 use crate::disk::{ProbeCache, Resolver};
 use crate::ids::{AgentId, SessionId, TicketId};
 use crate::limits::{MAX_SESSIONS, MAX_STREAMS, MAX_TICKETS};
@@ -21,7 +27,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -69,6 +75,9 @@ pub struct Ctx {
     transfers: RefCell<Vec<Rc<Entry>>>,
     ended: broadcast::Sender<TransferStatus>,
     unauthenticated: RefCell<Crowd>,
+    /// Where connections come from, if not from the kernel.
+    #[cfg(feature = "testing")]
+    pub network: Option<Rc<dyn simulated::Network>>,
 }
 
 impl std::fmt::Debug for Ctx {
@@ -127,6 +136,13 @@ impl Ctx {
     /// A session takes no more streams.
     pub fn end_session(&self, id: SessionId) {
         self.sessions.borrow_mut().remove(&id);
+    }
+
+    /// Gives a worker's event to its session.
+    fn hand_on(&self, event: Event) {
+        if let Some(route) = self.routes.borrow().get(&event.stream()) {
+            let _ = route.send(event); // a session that has ended does not care
+        }
     }
 
     /// Data streams that fit the arena: each may hold a few slots.
@@ -214,14 +230,9 @@ struct Issued {
     expires: u64,
 }
 
-/// Unix time in seconds.
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
 impl Tickets {
     fn purge(&mut self) {
-        let now = unix_now();
+        let now = clock::unix_now();
         self.0.retain(|_, issued| issued.expires > now);
     }
 
@@ -238,8 +249,9 @@ impl Tickets {
         let random = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut key));
         random.map_err(|_| TransferError::new(Class::Retry, "the system gives no random numbers"))?;
         let (id, key) = (TicketId(id), Secret(key));
-        let expires = unix_now() + grant.ttl_secs;
+        let expires = clock::unix_now() + grant.ttl_secs;
         self.0.insert(id, Issued { key: key.clone(), grant, expires });
+        crate::sys::points::at("ticket.issued");
         Ok(Ticket { id, key, data, agent, expires })
     }
 
@@ -518,6 +530,8 @@ fn set_up(
         transfers: RefCell::default(),
         ended,
         unauthenticated: RefCell::default(),
+        #[cfg(feature = "testing")]
+        network: None,
     });
     Ok((ctx, listener, (wake, outbox)))
 }
@@ -575,17 +589,7 @@ async fn pump_events(ctx: Rc<Ctx>, (wake, inbox): (WakeSource, Arc<Mailbox<Event
             Err(_) => return,
         }
         while let Some(event) = inbox.take() {
-            let stream = match &event {
-                Event::Placed { stream, .. }
-                | Event::ChunkFailed { stream, .. }
-                | Event::ChunkDigest { stream, .. }
-                | Event::Released { stream, .. }
-                | Event::Pack { stream, .. }
-                | Event::Dead { stream, .. } => *stream,
-            };
-            if let Some(route) = ctx.routes.borrow().get(&stream) {
-                let _ = route.send(event); // a session that has ended does not care
-            }
+            ctx.hand_on(event);
         }
     }
 }
@@ -626,7 +630,7 @@ async fn accept_all(ctx: Rc<Ctx>, listener: TcpListener) {
         let task = tokio::task::spawn_local({
             let ctx = ctx.clone();
             async move {
-                session::accept(ctx.clone(), socket, peer).await;
+                session::accept(ctx.clone(), Conn::Tcp(socket), peer).await;
                 ctx.unauthenticated.borrow_mut().leave(key, number);
             }
         });
@@ -652,7 +656,7 @@ mod tests {
     #[test]
     fn tickets_open_once_and_expire() {
         let mut tickets = Tickets::default();
-        let spec = SourceSpec { base: "/".into(), roots: vec![], recursive: true, encrypt: None };
+        let spec = SourceSpec { base: "/".into(), roots: vec![], recursive: true, encrypt: None, rows: None };
         let grant = |ttl_secs| Grant { principal: "p".into(), access: Access::Read(spec.clone()), ttl_secs };
         let ticket = tickets.issue(grant(60), AgentId([1; 16]), vec![]).unwrap();
         assert!(tickets.key_of(ticket.id).is_some() && !tickets.allows_plain(ticket.id));

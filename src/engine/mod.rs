@@ -2,15 +2,17 @@
 //!
 //! - [`handle`] bridge 1: commands in, snapshots and reports out; [`spec`] what they say; [`error`] what goes wrong
 //! - [`coordinator`] the thread on which everything below runs; [`pool`] threads for calls that block
-//! - [`session`] connections through their handshake, a session's streams; [`channel`] its control stream
+//! - [`session`] connections through their handshake, a session's streams; [`conn`] one connection; [`channel`] the control stream
 //! - [`source`] the end that answers; [`destination`] the end that drives
 //! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
+//! - [`rows`] names and digests of a transfer, for its manifest
 //! - [`worker`] bridge 2 and the threads that move bytes
 
 pub mod backoff;
 pub mod channel;
 pub mod claims;
 pub mod commit;
+pub mod conn;
 pub mod coordinator;
 mod crowd;
 pub mod destination;
@@ -18,6 +20,7 @@ pub mod error;
 pub mod handle;
 pub mod plan;
 pub mod pool;
+pub mod rows;
 pub mod session;
 pub mod source;
 pub mod spec;

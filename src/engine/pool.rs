@@ -16,7 +16,8 @@ pub fn raise_descriptor_limit() -> u64 {
     if soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_err() { soft } else { wanted }
 }
 
-type Job = Box<dyn FnOnce() + Send>;
+/// A call that blocks.
+pub type Job = Box<dyn FnOnce() + Send>;
 
 /// What waits, and whether anybody can still bring more.
 #[derive(Default)]
@@ -59,6 +60,9 @@ impl Drop for Handle {
 #[derive(Clone)]
 pub struct Pool {
     handle: Arc<Handle>,
+    /// Takes the jobs in the threads' stead.
+    #[cfg(feature = "testing")]
+    instead: Option<Arc<dyn Fn(Job) + Send + Sync>>,
 }
 
 impl std::fmt::Debug for Pool {
@@ -80,11 +84,33 @@ impl Pool {
                 }
             })?;
         }
-        Ok(Self { handle: Arc::new(handle) })
+        Ok(Self {
+            handle: Arc::new(handle),
+            #[cfg(feature = "testing")]
+            instead: None,
+        })
+    }
+
+    /// A pool without threads: `take` gets every job and runs it when and in which order it likes.
+    #[cfg(feature = "testing")]
+    pub fn simulated(take: Arc<dyn Fn(Job) + Send + Sync>) -> Self {
+        Self { handle: Arc::new(Handle(Arc::new(Shared::default()))), instead: Some(take) }
+    }
+
+    /// Whether jobs run in the thread of who submits them: then none may wait for another.
+    pub fn is_simulated(&self) -> bool {
+        #[cfg(feature = "testing")]
+        return self.instead.is_some();
+        #[cfg(not(feature = "testing"))]
+        false
     }
 
     /// Runs `job` some time soon.
     pub fn submit(&self, job: impl FnOnce() + Send + 'static) {
+        #[cfg(feature = "testing")]
+        if let Some(take) = &self.instead {
+            return take(Box::new(job));
+        }
         self.handle.0.waiting.lock().unwrap_or_else(PoisonError::into_inner).jobs.push_back(Box::new(job));
         self.handle.0.more.notify_one();
     }

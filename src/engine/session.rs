@@ -1,5 +1,6 @@
 //! Sessions: connections through their handshake, and the set of data streams that a session has, lost and dials again.
 
+use super::conn::{Conn, Parked};
 use super::coordinator::Ctx;
 use super::error::{Class, TransferError};
 use super::spec::{Grant, Ticket};
@@ -7,21 +8,20 @@ use super::worker::{Attach, Command, Event, Extra, Fault, Packer, SessionKey, St
 use crate::ids::{SessionId, StreamIndex};
 use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
 use crate::net::{self, DialError, DialOptions, SocketOptions};
+use crate::sys::SendPath;
 use crate::wire::crypt::{FrameKey, Opener, Sealer};
 use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
     SERVER_HELLO_LEN, ServerHello, refuse,
 };
 use std::cell::Cell;
-use std::collections::HashMap;
-use std::net::{SocketAddr, TcpStream as StdStream};
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 /// How long one dial may take, name resolution excluded.
@@ -44,8 +44,8 @@ pub const NEAR_RTT_US: u32 = 1_000;
 pub struct Joined {
     /// Which stream of its session.
     pub index: StreamIndex,
-    /// The socket, back in blocking hands.
-    pub socket: StdStream,
+    /// The socket, out of tokio's hands.
+    pub socket: Parked,
     /// Opens what comes in.
     pub opener: Opener,
     /// Seals what goes out.
@@ -131,21 +131,27 @@ fn dial_error(error: &DialError, at: SocketAddr) -> TransferError {
     TransferError::new(Class::Reconnect, error.to_string()).at(at)
 }
 
-async fn connect(
-    ctx: &Ctx,
-    addr: SocketAddr,
-    options: &SocketOptions,
-) -> Result<(StdStream, Vec<String>), TransferError> {
+async fn connect(ctx: &Ctx, addr: SocketAddr, options: &SocketOptions) -> Result<(Parked, Vec<String>), TransferError> {
+    #[cfg(feature = "testing")]
+    if let Some(network) = &ctx.network {
+        let end = network.connect(addr).await.map_err(|error| io_error(error, addr))?;
+        return Ok((Parked::Simulated(end), Vec::new()));
+    }
     let options = DialOptions { timeout: DIAL_TIMEOUT, bind: None, socket: options.clone() };
     let dialled = ctx.pool.run(move || net::dial(addr, &options)).await;
     let (socket, notes) = dialled.map_err(|error| dial_error(&error, addr))?;
     socket.set_nonblocking(true).map_err(|error| io_error(error, addr))?;
-    Ok((socket, notes.iter().map(ToString::to_string).collect()))
+    Ok((Parked::Tcp(socket), notes.iter().map(ToString::to_string).collect()))
 }
 
 /// Options of a data stream whose round trip is known by now. Below a millisecond large buffers only push the bytes in
 /// flight out of the cache (datapath research, sections 0.6 and 6).
-fn tune(socket: &StdStream, options: &SocketOptions, near: bool) -> Vec<String> {
+fn tune(socket: &Parked, options: &SocketOptions, near: bool) -> Vec<String> {
+    let socket = match socket {
+        Parked::Tcp(socket) => socket,
+        #[cfg(feature = "testing")]
+        Parked::Simulated(_) => return Vec::new(),
+    };
     let peer = socket.peer_addr().ok();
     let mut notes = net::apply(socket, options, peer);
     if near && options.window.is_none() {
@@ -154,7 +160,7 @@ fn tune(socket: &StdStream, options: &SocketOptions, near: bool) -> Vec<String> 
     notes.iter().map(ToString::to_string).collect()
 }
 
-async fn shake(socket: &mut TcpStream, dialer: &Dialer, addr: SocketAddr) -> Result<Agreed, TransferError> {
+async fn shake(socket: &mut Conn, dialer: &Dialer, addr: SocketAddr) -> Result<Agreed, TransferError> {
     let talk = async {
         socket.write_all(dialer.hello()).await?;
         let mut answer = [0; SERVER_HELLO_LEN];
@@ -203,22 +209,23 @@ pub async fn open(
                 continue;
             }
         };
-        let rtt_us = crate::sys::TcpInfo::of(&socket).map(|info| info.rtt_us).unwrap_or(0);
-        let local = socket.local_addr().map_err(|error| io_error(error, addr))?;
+        let rtt_us = socket.rtt_us();
         let wanted = streams.unwrap_or(if rtt_us < NEAR_RTT_US { STREAMS_NEAR } else { STREAMS_FAR });
         let dialer = Dialer::new(Purpose::Open(ticket.id), StreamIndex(0), 1, wanted, allow_plain, &ticket.key.0)
             .map_err(|error| handshake_error(error, addr))?;
-        let mut socket = TcpStream::from_std(socket).map_err(|error| io_error(error, addr))?;
+        let mut socket = socket.wake().map_err(|error| io_error(error, addr))?;
+        let local = socket.local_addr().map_err(|error| io_error(error, addr))?;
         let agreed = match shake(&mut socket, &dialer, addr).await {
             Ok(agreed) => agreed,
             // The ticket is spent or the peer is not ours: another address of it would say the same.
             Err(error) => return Err(error),
         };
+        crate::sys::points::at("session.opened");
         let (sealer, opener) = keys(&agreed, true);
         let (tell, joining) = mpsc::unbounded_channel();
         let hello = agreed.hello;
         let plan = DialPlan { addr, session: hello.session, join: agreed.join, allow_plain, tell };
-        let socket = socket.into_std().map_err(|error| io_error(error, addr))?;
+        let socket = socket.park().map_err(|error| io_error(error, addr))?;
         return Ok(Opened {
             id: hello.session,
             control: Joined { index: StreamIndex(0), socket, opener, sealer, notes },
@@ -242,12 +249,13 @@ async fn dial_stream(
     options: &SocketOptions,
 ) -> Result<Joined, TransferError> {
     let (socket, notes) = connect(ctx, plan.addr, options).await?;
-    let mut socket = TcpStream::from_std(socket).map_err(|error| io_error(error, plan.addr))?;
+    let mut socket = socket.wake().map_err(|error| io_error(error, plan.addr))?;
     let dialer = Dialer::new(Purpose::Join(plan.session), index, attempt, 0, plan.allow_plain, &plan.join)
         .map_err(|error| handshake_error(error, plan.addr))?;
     let agreed = shake(&mut socket, &dialer, plan.addr).await?;
+    crate::sys::points::at("session.stream-dialled");
     let (sealer, opener) = keys(&agreed, true);
-    let socket = socket.into_std().map_err(|error| io_error(error, plan.addr))?;
+    let socket = socket.park().map_err(|error| io_error(error, plan.addr))?;
     Ok(Joined { index, socket, opener, sealer, notes })
 }
 
@@ -258,8 +266,8 @@ pub struct Live {
     pub index: StreamIndex,
     /// Counters.
     pub stats: Arc<StreamStats>,
-    /// A second descriptor of the socket, for TCP_INFO.
-    pub socket: OwnedFd,
+    /// A second handle of the socket, by which it can be cut.
+    pub socket: Parked,
     worker: usize,
 }
 
@@ -270,7 +278,7 @@ pub struct Links {
     pub session: SessionKey,
     id: SessionId,
     /// Streams alive.
-    pub live: HashMap<StreamKey, Live>,
+    pub live: BTreeMap<StreamKey, Live>,
     /// Streams that died, in all.
     pub lost: u64,
     /// Payload and wasted bytes, waits of streams that are gone.
@@ -285,6 +293,8 @@ pub struct Links {
     near: bool,
     /// What options were clamped, each said once.
     pub notes: Vec<String>,
+    /// How streams that are gone sent their blocks.
+    gone_paths: Vec<SendPath>,
     /// Takes the payload bytes of all streams when this is dropped.
     pub tally: Option<Rc<Cell<u64>>>,
 }
@@ -351,7 +361,7 @@ impl Links {
             ctx,
             session,
             id,
-            live: HashMap::new(),
+            live: BTreeMap::new(),
             lost: 0,
             gone: Totals::default(),
             source,
@@ -363,6 +373,7 @@ impl Links {
             options,
             near,
             notes: Vec::new(),
+            gone_paths: Vec::new(),
             tally: None,
         }
     }
@@ -411,7 +422,7 @@ impl Links {
         let attach = Box::new(Attach {
             stream,
             session: self.session,
-            socket: socket.into(),
+            socket: socket.into_descriptor()?,
             opener,
             sealer,
             block: self.block,
@@ -422,7 +433,7 @@ impl Links {
         let command =
             if self.packer.is_some() { Command::AttachSource(attach) } else { Command::AttachDestination(attach) };
         self.ctx.workers[worker].inbox.send(command);
-        self.live.insert(stream, Live { index, stats, socket: spare.into(), worker });
+        self.live.insert(stream, Live { index, stats, socket: spare, worker });
         Ok(stream)
     }
 
@@ -438,6 +449,8 @@ impl Links {
         self.ctx.unroute(stream);
         let Some(live) = self.live.remove(&stream) else { return false };
         self.gone.add(&live.stats);
+        self.gone_paths.push(live.stats.send_path.get());
+        self.gone_paths.dedup();
         if !matches!(why, Fault::Detached) {
             self.lost += 1;
             tracing::info!(session = %self.id, stream = live.index.0, %why, "data stream lost");
@@ -449,7 +462,7 @@ impl Links {
     /// Cuts a stream that hangs: its worker notices, and it is dialled again like any that was lost.
     pub fn cut(&self, stream: StreamKey) {
         if let Some(live) = self.live.get(&stream) {
-            let _ = socket2::SockRef::from(&live.socket).shutdown(std::net::Shutdown::Both);
+            live.socket.cut();
         }
     }
 
@@ -458,6 +471,15 @@ impl Links {
         let mut totals = self.gone;
         self.live.values().for_each(|live| totals.add(&live.stats));
         totals
+    }
+
+    /// How blocks were sent, each way named once.
+    pub fn send_paths(&self) -> Vec<SendPath> {
+        let live = self.live.values().map(|live| live.stats.send_path.get());
+        let mut paths: Vec<SendPath> = live.chain(self.gone_paths.iter().copied()).collect();
+        paths.sort_unstable();
+        paths.dedup();
+        paths
     }
 
     /// Closes all streams.
@@ -498,7 +520,7 @@ pub struct Joinable {
 }
 
 /// One incoming connection, from accept to a session or a stream of one.
-pub async fn accept(ctx: Rc<Ctx>, socket: TcpStream, peer: SocketAddr) {
+pub async fn accept(ctx: Rc<Ctx>, socket: Conn, peer: SocketAddr) {
     let deadline = Duration::from_secs(HANDSHAKE_DEADLINE_SECS);
     match tokio::time::timeout(deadline, accept_inner(&ctx, socket, peer)).await {
         Ok(Ok(Some((grant, opened)))) => ctx.serve(grant, opened),
@@ -510,7 +532,7 @@ pub async fn accept(ctx: Rc<Ctx>, socket: TcpStream, peer: SocketAddr) {
 
 async fn accept_inner(
     ctx: &Rc<Ctx>,
-    mut socket: TcpStream,
+    mut socket: Conn,
     peer: SocketAddr,
 ) -> Result<Option<(Grant, Opened)>, TransferError> {
     let broken = |error| io_error(error, peer);
@@ -536,13 +558,15 @@ async fn accept_inner(
         }
     };
     socket.write_all(listener.hello()).await.map_err(broken)?;
+    crate::sys::points::at("session.answered");
     let mut finish = [0; FINISH_LEN];
     socket.read_exact(&mut finish).await.map_err(broken)?;
     let agreed = listener.finish(&finish).map_err(|error| handshake_error(error, peer))?;
+    crate::sys::points::at("session.accepted");
     let (sealer, opener) = keys(&agreed, false);
     let local = socket.local_addr().map_err(broken)?;
-    let socket = socket.into_std().map_err(broken)?;
-    let rtt_us = crate::sys::TcpInfo::of(&socket).map(|info| info.rtt_us).unwrap_or(0);
+    let socket = socket.park().map_err(broken)?;
+    let rtt_us = socket.rtt_us();
     let joined = Joined { index: hello.stream, socket, opener, sealer, notes: Vec::new() };
     match opening {
         None => {

@@ -1,34 +1,38 @@
 //! A source's session: offers its roots, streams the manifest, opens what is asked for, and looks once more before the
 //! destination publishes. It keeps nothing that a crash could lose.
 
+mod opening;
 mod packer;
+mod scanning;
 
 use super::channel::Channel;
-use super::coordinator::{Ctx, Entry, unix_now};
+use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
+use super::rows::Rows;
 use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
 use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
 use super::worker::mailbox::Mailbox;
-use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, SourceIo, StreamKey};
+use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
+use crate::clock;
 use crate::digest::{chunk, wire_check};
-use crate::disk::{self, Expect, IoWish, ProbeCache, Root, ScanTotals, Scanned, SourceError, SourceFile};
+use crate::disk::{self, Expect, IoWish, Root, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
 use crate::limits::{MAX_BLOCK, MIN_BLOCK, SEGMENT_CREDIT};
-use crate::manifest::SegmentBuilder;
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
-use crate::sys::{Arena, FileMode, SLOT_HEAD};
-use crate::wire::control::{
-    Accept, Bind, Bound, EXTENTS_MAX, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats,
-};
+use crate::sys::{Arena, SLOT_HEAD, SendPath};
+use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
+pub(super) use opening::SPLICE;
+pub use opening::mode_word;
+use opening::{open_one, place, source_io, status_of, wish};
 use packer::SourcePacker;
+use scanning::{Scan, ScanJob, StopOnDrop, spawn_scan};
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,8 +40,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// A segment goes out after so long even if it is not full: data moves while the scan still runs.
-const SEGMENT_LATENCY: Duration = Duration::from_millis(20);
 /// How long a destination may take for lock and journal before it accepts. Re-digesting after a crash happens later.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Files a peer may have open here at once.
@@ -48,9 +50,6 @@ const PHASE_MAX: usize = 40;
 const BOUND_BYTES: usize = 128 << 10;
 /// Elements of a list in a peer's report, and keys of a map, that are kept.
 const REPORT_LIST_MAX: usize = 100;
-/// Reads in flight for a stream: the page cache needs one ahead, a device several (datapath research, section 1.5).
-const DEPTH_CACHED: usize = 1;
-const DEPTH_DEVICE: usize = 8;
 
 /// An idle stream is probed after so long.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -103,6 +102,7 @@ pub async fn push(
             Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await
         };
         let error = tokio::select! {
+            biased;
             done = attempt => match done {
                 Ok(report) => return counted(report, &sent),
                 Err(error) => error,
@@ -110,6 +110,9 @@ pub async fn push(
             _ = cancel.wait_for(|c| *c) => interrupted(),
             _ = stopping.wait_for(|c| *c) => interrupted(),
         };
+        if opened_one.get() {
+            backoff.met();
+        }
         if sent.get() > before && error.class == Class::Reconnect {
             backoff.worked();
         }
@@ -145,17 +148,12 @@ struct Session<'a> {
     links: Links,
     files: HashMap<Handle, Arc<SourceFile>>,
     wish: IoWish,
+    splice: bool,
+    rows: Option<Arc<Rows>>,
     how: BTreeSet<String>,
     began: Instant,
     cpu_ns: u64,
     worker_ns: (u64, u64),
-}
-
-/// What the scan's thread sends.
-enum Scan {
-    Segment(Vec<u8>),
-    Problem { root: u16, path: Vec<u8>, what: String },
-    End { segments: u32, totals: ScanTotals },
 }
 
 /// Blocks tile chunks, and the arithmetic of the workers rests on it.
@@ -231,7 +229,27 @@ pub fn disk_error(error: &disk::DiskError) -> TransferError {
         _ if error.may_pass() => Class::Retry,
         _ => Class::Permanent,
     };
-    TransferError::new(class, error.to_string())
+    let text = error.to_string();
+    // A disk error begins with the path that it is about.
+    match text.split_once(": ") {
+        Some((path, what)) => TransferError::new(class, what).at(path),
+        None => TransferError::new(class, text),
+    }
+}
+
+/// An error about a path below `base`: below `/`, which is what a local end has, its path is shown as an absolute one.
+pub(super) fn rooted(mut error: TransferError, base: &Path) -> TransferError {
+    if base == Path::new("/")
+        && let Some(at) = &mut error.at
+    {
+        *at = absolute(at);
+    }
+    error
+}
+
+/// A path as shown, below `/`.
+pub(super) fn absolute(shown: &str) -> String {
+    format!("/{}", if shown == "." { "" } else { shown })
 }
 
 fn lost(fault: &Fault) -> TransferError {
@@ -247,13 +265,12 @@ impl<'a> Session<'a> {
         entry: &'a Rc<Entry>,
         sent: &Rc<Cell<u64>>,
     ) -> Result<Report, TransferError> {
-        let Opened { id, control, streams, rtt_us, source, mut joining, peer, .. } = opened;
+        let Opened { id, control, streams, encrypted, rtt_us, source, mut joining, peer, .. } = opened;
         let Joined { socket, sealer, opener, notes, .. } = control;
-        let socket = tokio::net::TcpStream::from_std(socket)
-            .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+        let socket = socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
         let mut channel = Channel::open(socket, sealer, opener);
-        let recursive = spec.recursive;
-        let prepared = ctx.pool.run(move || prepare(&spec)).await;
+        let (recursive, base, rows) = (spec.recursive, spec.base.clone(), spec.rows.clone());
+        let prepared = ctx.pool.run(move || prepare(&spec).map_err(|error| rooted(error, &spec.base))).await;
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
@@ -267,6 +284,7 @@ impl<'a> Session<'a> {
             engine: ctx.engine.engine.to_owned(),
             notes: notes.into_iter().chain(ctx.fallbacks()).collect(),
             process: u64::from(std::process::id()),
+            digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
         let accept = match accepted(&mut channel).await {
@@ -306,11 +324,23 @@ impl<'a> Session<'a> {
         };
         let mut links = Links::new(ctx.clone(), config, Some(packer), events);
         links.tally = Some(sent.clone());
+        let splice = accept.io == SPLICE && !encrypted;
+        if accept.io == SPLICE && encrypted {
+            links.notes.push("--io splice needs --encrypt off at both ends: files are read and sealed".to_owned());
+        }
         links.dial_all(used);
         let (scan, mut scanned) = mpsc::channel(4);
         let stop_scan = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(stop_scan.clone());
-        spawn_scan(prepared.root.clone(), roots.clone(), recursive, scan, stop_scan);
+        let scan = ScanJob {
+            root: prepared.root.clone(),
+            base,
+            roots: roots.clone(),
+            recursive,
+            rows: rows.clone(),
+            tell: scan,
+        };
+        spawn_scan(&ctx.pool, scan, stop_scan);
         let mut session = Session {
             ctx,
             entry,
@@ -320,8 +350,10 @@ impl<'a> Session<'a> {
             links,
             files: HashMap::new(),
             wish: wish(&accept.io),
+            splice,
+            rows,
             how: BTreeSet::new(),
-            began: Instant::now(),
+            began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: worker_totals(ctx),
         };
@@ -351,6 +383,7 @@ impl<'a> Session<'a> {
         let mut cancel = entry.cancel.subscribe();
         loop {
             tokio::select! {
+                biased;
                 message = session.channel.recv_in_step() => match message {
                     Ok(Message::Credit(more)) => credit = credit.saturating_add(more).min(2 * SEGMENT_CREDIT),
                     Ok(Message::Verdict(report)) => return Ok(End::Verdict(report)),
@@ -364,6 +397,7 @@ impl<'a> Session<'a> {
                 Some(scan) = scanned.recv(), if credit > 0 => match scan {
                     Scan::Segment(bytes) => {
                         credit -= 1;
+                        crate::sys::points::at("source.segment");
                         session.channel.send(Message::Segment(bytes));
                     }
                     Scan::Problem { root, path, what } => {
@@ -371,6 +405,7 @@ impl<'a> Session<'a> {
                     }
                     Scan::End { segments, totals } => {
                         tracing::debug!(?totals, "scan ended");
+                        crate::sys::points::at("source.manifest-end");
                         session.channel.send(Message::ManifestEnd(segments));
                     }
                 },
@@ -414,6 +449,11 @@ impl<'a> Session<'a> {
                 });
                 Ok(())
             }
+            Message::Digests(files) => {
+                let rows = self.rows.iter();
+                rows.for_each(|rows| files.iter().for_each(|(key, digest)| rows.arrived(*key, *digest)));
+                Ok(())
+            }
             Message::StatsRequest => {
                 self.channel.send(Message::Stats(self.stats()));
                 Ok(())
@@ -437,8 +477,9 @@ impl<'a> Session<'a> {
             let (status, object, extents) = match result {
                 Ok(file) => {
                     let plan = file.plan();
-                    self.how.insert(format!("{} ({})", mode_word(plan.mode), plan.reason));
-                    let io = Arc::new(source_io(&file));
+                    let io = Arc::new(source_io(&file, self.splice));
+                    let sent = if io.splice { ", sent from there" } else { "" };
+                    self.how.insert(format!("{}{sent} ({})", mode_word(plan.mode), plan.reason));
                     let extents = io.extents.clone();
                     let identity = file.identity();
                     self.links.broadcast(|| Command::Bound(self.links.session, handle, io.clone()));
@@ -455,6 +496,7 @@ impl<'a> Session<'a> {
                 bytes = 0;
             }
         }
+        crate::sys::points::at("source.bound");
         if !answers.is_empty() {
             self.channel.send(Message::Bound(answers));
         }
@@ -475,6 +517,7 @@ impl<'a> Session<'a> {
             files.into_iter().map(look).collect::<Vec<_>>()
         });
         let sealed = sealed.await;
+        crate::sys::points::at("source.sealed");
         self.channel.send(Message::Sealed(sealed));
         self.close(&handles);
         Ok(())
@@ -488,6 +531,16 @@ impl<'a> Session<'a> {
     fn stats(&self) -> SourceStats {
         let totals = self.links.totals();
         let (busy, _) = worker_totals(self.ctx);
+        let mut how = self.how.clone();
+        let mut notes = self.links.notes.clone();
+        for path in self.links.send_paths() {
+            match path {
+                SendPath::Plain => {}
+                SendPath::ZeroCopy => drop(how.insert("SEND_ZC".to_owned())),
+                SendPath::Copies => notes.push("zero-copy send copies on this path: plain sends".to_owned()),
+                SendPath::Refused => notes.push("zero-copy send was refused: plain sends".to_owned()),
+            }
+        }
         SourceStats {
             sent_bytes: totals.payload,
             cpu_ns: crate::sys::process_cpu_time_ns() - self.cpu_ns,
@@ -495,8 +548,8 @@ impl<'a> Session<'a> {
             read_wait_ns: totals.disk_wait,
             idle_ns: totals.idle,
             busy_ns: busy - self.worker_ns.0,
-            io: self.how.iter().cloned().collect::<Vec<_>>().join(", "),
-            notes: self.links.notes.clone(),
+            io: how.into_iter().collect::<Vec<_>>().join(", "),
+            notes,
         }
     }
 
@@ -504,9 +557,10 @@ impl<'a> Session<'a> {
         let unreadable = |_| TransferError::new(Class::Permanent, "the destination's report cannot be read");
         let report: serde_json::Value = serde_json::from_slice(report).map_err(unreadable)?;
         let report: Report = serde_json::from_value(harmless(report)).map_err(unreadable)?;
+        crate::sys::points::at("source.told");
         self.channel.send(Message::Bye);
         self.channel.finish(Duration::from_secs(2)).await;
-        tracing::debug!(verdict = ?report.verdict, after = ?self.began.elapsed(), at = unix_now(), "session ended");
+        tracing::debug!(verdict = ?report.verdict, after = ?clock::since(self.began), at = clock::unix_now(), "session ended");
         Ok(report)
     }
 }
@@ -555,126 +609,6 @@ async fn accepted(channel: &mut Channel) -> Result<Accept, TransferError> {
         Ok(Ok(_)) => Err(TransferError::new(Class::Permanent, "the destination did not answer the offer")),
         Ok(Err(fault)) => Err(lost(&fault)),
         Err(_) => Err(TransferError::new(Class::Retry, "the destination did not answer the offer in time")),
-    }
-}
-
-fn wish(word: &str) -> IoWish {
-    match word {
-        "buffered" => IoWish::Buffered,
-        "dontcache" => IoWish::DontCache,
-        "direct" => IoWish::Direct,
-        _ => IoWish::Auto,
-    }
-}
-
-/// The word for a mode in reports.
-pub fn mode_word(mode: FileMode) -> &'static str {
-    match mode {
-        FileMode::PageCache => "page cache",
-        FileMode::DontCache => "RWF_DONTCACHE",
-        FileMode::Direct => "O_DIRECT",
-        FileMode::Deferred => "buffered, several in flight",
-    }
-}
-
-fn status_of(error: &SourceError) -> Status {
-    match error {
-        SourceError::Changed { .. } | SourceError::NotRegular { .. } => Status::Changed,
-        SourceError::Gone { .. } => Status::Gone,
-        SourceError::Denied { .. } => Status::Denied,
-        SourceError::Disk(_) => Status::Failed,
-    }
-}
-
-fn place(roots: &[RelPath], root: u16, path: &RelPath) -> Option<RelPath> {
-    // Journals, locks and part files of other transfers are no part of what is offered; the scan leaves them out too.
-    if disk::names::is_reserved(path) {
-        return None;
-    }
-    roots.get(usize::from(root))?.join(path.as_bytes()).ok()
-}
-
-fn open_one(
-    root: &Root,
-    roots: &[RelPath],
-    probes: &ProbeCache,
-    wish: IoWish,
-    bind: &Bind,
-) -> Result<SourceFile, Status> {
-    // Only what was offered: the path is taken beneath the root it names.
-    let path = place(roots, bind.root, &bind.path).ok_or(Status::Gone)?;
-    let expect = Expect::Version { size: bind.size, mtime: bind.mtime };
-    SourceFile::open(root, &path, expect, probes, wish).map_err(|error| status_of(&error))
-}
-
-fn source_io(file: &SourceFile) -> SourceIo {
-    let chosen = file.file_ref();
-    let direct = (chosen.mode == FileMode::Direct).then(|| chosen.clone());
-    let depth = match chosen.mode {
-        FileMode::PageCache | FileMode::DontCache => DEPTH_CACHED,
-        FileMode::Direct | FileMode::Deferred => DEPTH_DEVICE,
-    };
-    SourceIo {
-        file: if direct.is_some() { file.buffered() } else { chosen },
-        direct,
-        size: file.identity().size,
-        extents: file.extents().filter(|e| e.len() <= EXTENTS_MAX).map(<[Span]>::to_vec),
-        depth,
-    }
-}
-
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Walk 4: scans the roots in a thread of its own, in segments that are usable as they arrive.
-fn spawn_scan(
-    root: Arc<Root>,
-    roots: Arc<Vec<RelPath>>,
-    recursive: bool,
-    tell: mpsc::Sender<Scan>,
-    stop: Arc<AtomicBool>,
-) {
-    let work = move || {
-        let mut builder = SegmentBuilder::default();
-        let mut segments = 0;
-        let mut last = Instant::now();
-        let mut emit = |scanned: Scanned| {
-            let full = match scanned {
-                Scanned::Entry(entry) => builder.push(&entry),
-                Scanned::Problem { root, path, error } => {
-                    let what = error.to_string();
-                    if tell.blocking_send(Scan::Problem { root, path: path.as_bytes().to_vec(), what }).is_err() {
-                        return ControlFlow::Break(());
-                    }
-                    None
-                }
-            };
-            let due = if full.is_none() && last.elapsed() > SEGMENT_LATENCY { builder.finish() } else { None };
-            for segment in full.into_iter().chain(due) {
-                segments += 1;
-                last = Instant::now();
-                if tell.blocking_send(Scan::Segment(segment)).is_err() {
-                    return ControlFlow::Break(());
-                }
-            }
-            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let totals = disk::scan(&root, &roots, recursive, &[], &mut emit);
-        if let Some(segment) = builder.finish() {
-            segments += 1;
-            if tell.blocking_send(Scan::Segment(segment)).is_err() {
-                return;
-            }
-        }
-        let _ = tell.blocking_send(Scan::End { segments, totals });
-    };
-    if let Err(error) = std::thread::Builder::new().name("lh-scan".to_owned()).spawn(work) {
-        tracing::error!(%error, "no thread for the scan");
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a transfer is asked to do, and what it says when it has ended. Owned by the engine; `control` and `cli` fill
 //! and read these.
 
+use super::rows::Rows;
 pub use crate::checksum::{ChecksumKind, Expected};
 use crate::digest::Digest;
 use crate::ids::{SessionId, TicketId, TransferId};
@@ -8,6 +9,7 @@ use crate::relpath::RelPath;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// How far the destination proves a file before it tells anyone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, PartialOrd, Ord)]
@@ -82,7 +84,7 @@ pub struct TransferOptions {
     pub checksums: Vec<ChecksumKind>,
     /// The SRC was given with `-r`: directories are allowed.
     pub recursive: bool,
-    /// Read and write through the page cache, with O_DIRECT, or as probed.
+    /// Read and write through the page cache, with O_DIRECT, by `sendfile`, or as probed.
     pub io: IoChoice,
 }
 
@@ -120,6 +122,8 @@ pub enum IoChoice {
     DontCache,
     /// O_DIRECT.
     Direct,
+    /// Buffered, and what is not encrypted goes from the page cache to the socket (`sendfile`); written as `Auto`.
+    Splice,
 }
 
 /// Which queue the workers use.
@@ -212,6 +216,8 @@ pub struct SourceSpec {
     pub recursive: bool,
     /// This end's wish; off only if both ends say off.
     pub encrypt: Option<bool>,
+    /// Takes every name, with the digests that the destination tells.
+    pub rows: Option<Arc<Rows>>,
 }
 
 /// The destination end: where it goes and how.
@@ -225,6 +231,8 @@ pub struct DestinationSpec {
     pub becomes: bool,
     /// How.
     pub options: TransferOptions,
+    /// Takes every name and its digest.
+    pub rows: Option<Arc<Rows>>,
 }
 
 /// One finished transfer, as people and scripts read it. Integers are bytes, bits per second and nanoseconds.

@@ -15,6 +15,10 @@ pub const NEAR_RTT: Duration = Duration::from_millis(1);
 pub const NEAR_BUFFER: u64 = 1 << 20;
 /// The largest window that can be asked for: the option is a signed 32-bit number that the kernel doubles.
 pub const WINDOW_MAX: u64 = (1 << 30) - 1;
+/// Segments are not made smaller than this: every path carries it.
+const SEGMENT_MIN: u32 = 536;
+/// The largest segment that TCP_MAXSEG takes (MAX_TCP_WINDOW).
+const SEGMENT_MAX: u32 = 32_767;
 /// On loopback BBR halves the rate.
 const LOOPBACK_CONGESTION: &str = "cubic";
 /// Names of congestion controls are shorter than this (TCP_CA_NAME_MAX).
@@ -172,6 +176,24 @@ pub fn set_buffers(socket: &impl AsFd, bytes: u64) -> Vec<SocketNote> {
         }
     }
     notes
+}
+
+/// Keeps segments, both ways, to half of a small window. Call it before `connect`: the size is settled with the first
+/// segment.
+///
+/// The accepting end learns the window only after the handshake, when it has announced a larger one. The sender then goes by
+/// the largest window it has seen, and on loopback (64 KiB a segment) not one segment fits the window there is: each waits
+/// for the persist timer, 200 ms.
+pub fn fit_segments(socket: &impl AsFd, window: u64) -> Option<SocketNote> {
+    let half = u32::try_from(window / 2).unwrap_or(u32::MAX).max(SEGMENT_MIN);
+    if half > SEGMENT_MAX {
+        return None;
+    }
+    let handle = SockRef::from(socket);
+    let mut notes = Vec::new();
+    let got = handle.set_tcp_mss(half).and_then(|()| handle.tcp_mss());
+    settle("TCP_MAXSEG", u64::from(half), got.map(u64::from), &mut notes);
+    notes.pop()
 }
 
 fn congestion(handle: &SockRef<'_>, asked: Option<&str>, peer: Option<SocketAddr>, notes: &mut Vec<SocketNote>) {

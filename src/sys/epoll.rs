@@ -173,7 +173,7 @@ impl IoQueue for Epoll {
         };
         match flight.kind {
             Kind::Recv { socket } => self.start_socket(flight, socket, false),
-            Kind::Send { socket } => self.start_socket(flight, socket, true),
+            Kind::Send { socket } | Kind::SendFile { socket } => self.start_socket(flight, socket, true),
             kind if kind.is_slow() => self.pool.start(flight),
             _ => match flight.run(&mut self.page_cache) {
                 Step::Done(result) => self.ready.push(flight.complete(result)),

@@ -5,11 +5,12 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::sys::sendfile::sendfile64;
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::uio::{pread, pwrite};
 
 use super::syscall::{preadv2_dontcache, pwritev2_dontcache};
-use super::{Completion, FileMode, Op, Slot, SocketRef};
+use super::{Completion, FileMode, Op, Slot, SocketRef, points};
 
 /// O_DIRECT works in multiples of this; a read that stops elsewhere has met the end of the file.
 const DIRECT_ALIGN: u32 = 4096;
@@ -18,6 +19,7 @@ const DIRECT_ALIGN: u32 = 4096;
 pub(super) enum Kind {
     Recv { socket: u32 },
     Send { socket: u32 },
+    SendFile { socket: u32 },
     Read(FileMode),
     Write(FileMode),
 }
@@ -25,7 +27,7 @@ pub(super) enum Kind {
 impl Kind {
     /// Whether the op waits for a peer (and a `shutdown` ends it).
     pub(super) fn is_socket(self) -> bool {
-        matches!(self, Self::Recv { .. } | Self::Send { .. })
+        matches!(self, Self::Recv { .. } | Self::Send { .. } | Self::SendFile { .. })
     }
 
     /// Whether the op may take long in the calling thread.
@@ -45,6 +47,14 @@ pub(super) struct Flight {
     done: u32,
     offset: u64,
     token: u64,
+    /// SendFile: the file, and which bytes of the slot it has too. `None` once it does not serve.
+    pages: Option<(Arc<OwnedFd>, std::ops::Range<u32>)>,
+    /// The trial or proof by which this is a zero-copy send (see `ring::zerocopy`); `None` for all others.
+    pub(super) zero_copy: Option<u32>,
+    /// Notices that the kernel still owes: until then it may read the slot.
+    pub(super) notices: u32,
+    /// The completion has been handed out, without the slot.
+    pub(super) told: bool,
 }
 
 /// What an attempt led to.
@@ -61,12 +71,24 @@ pub(super) enum Step {
 impl Flight {
     /// Takes an op apart; an `Err` is the completion of an op that makes no sense.
     pub(super) fn new(op: Op) -> Result<Self, Completion> {
+        let mut pages = None;
         let (kind, fd, offset, slot, range, token) = match op {
             Op::Recv { socket: SocketRef { fd, index }, slot, range, token } => {
                 (Kind::Recv { socket: index }, fd, 0, slot, range, token)
             }
             Op::Send { socket: SocketRef { fd, index }, slot, range, token } => {
                 (Kind::Send { socket: index }, fd, 0, slot, range, token)
+            }
+            Op::SendFile { socket: SocketRef { fd, index }, file, offset, slot, range, payload, token } => {
+                if payload.start < range.start || payload.end < payload.start || payload.end > range.end {
+                    return Err(Completion {
+                        token,
+                        slot: Some(slot),
+                        result: Err(io::ErrorKind::InvalidInput.into()),
+                    });
+                }
+                pages = Some((file.fd, payload));
+                (Kind::SendFile { socket: index }, fd, offset, slot, range, token)
             }
             Op::Read { file, offset, slot, range, token } => {
                 (Kind::Read(file.mode), file.fd, offset, slot, range, token)
@@ -79,16 +101,24 @@ impl Flight {
         let empty = range.start == range.end;
         let end_of_file = offset.checked_add(u64::from(range.end)).is_some_and(|end| i64::try_from(end).is_ok());
         if !fits || !end_of_file || (empty && matches!(kind, Kind::Recv { .. })) {
-            return Err(Completion { token, slot, result: Err(io::ErrorKind::InvalidInput.into()) });
+            return Err(Completion { token, slot: Some(slot), result: Err(io::ErrorKind::InvalidInput.into()) });
         }
         if empty {
-            return Err(Completion { token, slot, result: Ok(0) });
+            return Err(Completion { token, slot: Some(slot), result: Ok(0) });
         }
-        Ok(Self { kind, fd, slot, start: range.start, len: range.end - range.start, done: 0, offset, token })
+        let (start, len) = (range.start, range.end - range.start);
+        let (done, zero_copy, notices, told) = (0, None, 0, false);
+        Ok(Self { kind, fd, slot, start, len, done, offset, token, pages, zero_copy, notices, told })
     }
 
     pub(super) fn complete(self, result: io::Result<u32>) -> Completion {
-        Completion { token: self.token, slot: self.slot, result }
+        Completion { token: self.token, slot: Some(self.slot), result }
+    }
+
+    /// The completion of a send whose bytes the kernel still reads.
+    pub(super) fn tell(&mut self, result: io::Result<u32>) -> Completion {
+        self.told = true;
+        Completion { token: self.token, slot: None, result }
     }
 
     /// Bytes still to move.
@@ -106,6 +136,19 @@ impl Flight {
         &self.slot
     }
 
+    /// The rest, for who moves it without the kernel.
+    #[cfg(feature = "testing")]
+    pub(super) fn rest_mut(&mut self) -> &mut [u8] {
+        let (first, last) = (self.first(), self.last());
+        &mut self.slot.as_mut_slice()[first..last]
+    }
+
+    /// What its owner calls it.
+    #[cfg(feature = "testing")]
+    pub(super) fn token(&self) -> u64 {
+        self.token
+    }
+
     fn first(&self) -> usize {
         (self.start + self.done) as usize
     }
@@ -121,6 +164,11 @@ impl Flight {
 
     /// Takes the result of one attempt (bytes, or an errno), and says how to go on.
     pub(super) fn advance(&mut self, result: Result<usize, Errno>) -> Step {
+        let result = match self.kind {
+            Kind::Read(_) => points::fails("io.read").and(result),
+            Kind::Write(_) => points::fails("io.write").and(result),
+            _ => result,
+        };
         let moved = match result {
             Ok(moved) => moved as u32,
             Err(Errno::EINTR) => return Step::Again,
@@ -133,7 +181,9 @@ impl Flight {
             _ if self.done == self.len => Step::Done(Ok(self.len)),
             Kind::Read(_) if moved == 0 => Step::Done(Ok(self.done)),
             Kind::Read(FileMode::Direct) if !self.done.is_multiple_of(DIRECT_ALIGN) => Step::Done(Ok(self.done)),
-            Kind::Send { .. } | Kind::Write(_) if moved == 0 => Step::Done(Err(io::ErrorKind::WriteZero.into())),
+            Kind::Send { .. } | Kind::SendFile { .. } | Kind::Write(_) if moved == 0 => {
+                Step::Done(Err(io::ErrorKind::WriteZero.into()))
+            }
             _ => Step::Again,
         }
     }
@@ -143,6 +193,11 @@ impl Flight {
         loop {
             let (first, last) = (self.first(), self.last());
             let at = self.file_offset();
+            let last = match self.kind {
+                Kind::Read(_) => first + points::short("io.read-length", last - first),
+                Kind::Write(_) => first + points::short("io.write-length", last - first),
+                _ => last,
+            };
             let result = match self.kind {
                 Kind::Recv { .. } => {
                     recv(self.fd.as_raw_fd(), &mut self.slot.as_mut_slice()[first..last], MsgFlags::MSG_DONTWAIT)
@@ -151,6 +206,7 @@ impl Flight {
                     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
                     send(self.fd.as_raw_fd(), &self.slot.as_slice()[first..last], flags)
                 }
+                Kind::SendFile { .. } => self.send_pages(),
                 Kind::Read(mode) => page_cache.read(mode, &self.fd, &mut self.slot.as_mut_slice()[first..last], at),
                 Kind::Write(mode) => page_cache.write(mode, &self.fd, &self.slot.as_slice()[first..last], at),
             };
@@ -159,6 +215,34 @@ impl Flight {
                 step => return step,
             }
         }
+    }
+}
+
+impl Flight {
+    /// One call of a SendFile: what lies before the payload, the payload, or what lies behind it. The calls do not wait for
+    /// each other's acknowledgement: MSG_MORE holds the first part back until the pages follow. (`sendfile` has no
+    /// MSG_NOSIGNAL: Rust's runtime ignores SIGPIPE.)
+    fn send_pages(&mut self) -> Result<usize, Errno> {
+        let (first, last) = (self.first(), self.last());
+        let mut flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let mut end = last;
+        if let Some((file, payload)) = &self.pages {
+            let (from, to) = (payload.start as usize, payload.end as usize);
+            if first < from {
+                end = from;
+                flags |= MsgFlags::from_bits_retain(libc::MSG_MORE);
+            } else if first < to {
+                let mut at = (self.offset + (first - from) as u64) as i64;
+                match sendfile64(&*self.fd, file, Some(&mut at), to - first) {
+                    Ok(moved) if moved > 0 => return Ok(moved),
+                    Err(errno @ (Errno::EAGAIN | Errno::EINTR)) => return Err(errno),
+                    // Shorter than it was, unreadable, or not a file that can be sent from: the slot has the bytes. A
+                    // socket that is at fault says so once more.
+                    _ => self.pages = None,
+                }
+            }
+        }
+        send(self.fd.as_raw_fd(), &self.slot.as_slice()[first..end], flags)
     }
 }
 

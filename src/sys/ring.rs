@@ -6,6 +6,7 @@
 //! leaves it with the op's one completion.
 
 mod setup;
+mod zerocopy;
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,13 +15,14 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::flight::{Flight, Kind, PageCache, Step, Table};
-use super::{Arena, Completion, EngineFacts, FileMode, IoQueue, Op, SocketRef, Wait, WakeSource, Waker};
+use super::{Arena, Completion, EngineFacts, FileMode, IoQueue, Op, SendPath, SocketRef, Wait, WakeSource, Waker};
 use setup::FixedBuffers;
+use zerocopy::ZeroCopy;
 
 /// Submission entries: at least one op and the wake-up, at most what keeps the ring's own memory below 1 MiB.
 const ENTRIES: std::ops::RangeInclusive<u32> = 8..=4096;
@@ -30,6 +32,9 @@ const WAKE: u64 = u64::MAX;
 const UNREGISTERED: u32 = u32::MAX;
 /// Pause before the kernel is asked again when it had no memory for a submission.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
+
+/// How long a dropped queue waits for a peer's acknowledgement of zero-copy sends before it resets the connection.
+const DROP_GRACE: Duration = Duration::from_secs(1);
 
 /// Where a send or a receive is tried first.
 ///
@@ -64,7 +69,10 @@ pub struct Uring {
     on_ring: u32,
     /// How many of them there may be, so that the completion queue cannot overflow.
     on_ring_max: u32,
-    completed: Vec<(u64, i32)>,
+    completed: Vec<(u64, i32, u32)>,
+    /// Flights that are told and wait for the kernel's last notice.
+    told: usize,
+    zero_copy: ZeroCopy,
     wake: WakeSource,
     wake_armed: bool,
     /// Free places in the table of registered descriptors.
@@ -100,14 +108,24 @@ impl Uring {
     /// # Errors
     /// The first refusal, with the call's name in front: `io_uring_setup: EPERM`.
     pub fn open(arena: &Arc<Arena>, entries: u32) -> io::Result<Self> {
-        Self::open_with(arena, entries, SocketPath::Inline)
+        Self::open_with(arena, entries, SocketPath::Inline, true)
     }
 
-    /// The same with the other way for sockets, for tests and measurements.
-    pub fn open_with(arena: &Arc<Arena>, entries: u32, sockets: SocketPath) -> io::Result<Self> {
+    /// The same with the other way for sockets, or as on a kernel without zero-copy sends, for tests and measurements.
+    pub fn open_with(arena: &Arc<Arena>, entries: u32, sockets: SocketPath, zero_copy: bool) -> io::Result<Self> {
         let entries = entries.clamp(*ENTRIES.start(), *ENTRIES.end()).next_power_of_two();
         let mut facts = EngineFacts { engine: "io_uring", ..EngineFacts::default() };
-        let ring = setup::open(entries, &mut facts.features, &mut facts.refused)?;
+        let (ring, known) = setup::open(entries, &mut facts.features, &mut facts.refused)?;
+        let zero_copy = match known && zero_copy {
+            true => {
+                facts.features.push("SEND_ZC");
+                ZeroCopy::new(setup::SOCKET_TABLE)
+            }
+            false => {
+                facts.refused.push("SEND_ZC: not in this kernel".to_owned());
+                ZeroCopy::new(0)
+            }
+        };
         let places = match setup::register_sockets(&ring, &mut facts.refused) {
             true => {
                 facts.features.push("registered files");
@@ -123,6 +141,8 @@ impl Uring {
             on_ring: 0,
             on_ring_max,
             completed: Vec::with_capacity(ring.params().cq_entries() as usize),
+            told: 0,
+            zero_copy,
             wake: WakeSource::new()?,
             wake_armed: false,
             places,
@@ -166,14 +186,16 @@ impl Uring {
     }
 
     fn put_on_ring(&mut self, index: u32) -> bool {
-        if self.on_ring >= self.on_ring_max {
+        if self.on_ring + 1 >= self.on_ring_max {
             return false;
         }
         let fixed = self.fixed;
         let Some(flight) = self.flights.get_mut(index) else { return true };
+        // A zero-copy send ends with two completions.
+        let completions = 1 + u32::from(flight.zero_copy.is_some());
         let entry = entry_for(flight, fixed).user_data(u64::from(index));
         let queued = self.queue_entry(&entry);
-        self.on_ring += u32::from(queued);
+        self.on_ring += u32::from(queued) * completions;
         queued
     }
 
@@ -216,25 +238,54 @@ impl Uring {
     /// Takes the kernel's completions; `true` when the waker was among them.
     fn reap(&mut self) -> bool {
         let mut completed = std::mem::take(&mut self.completed);
-        completed.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result())));
+        completed.extend(self.ring.completion().map(|entry| (entry.user_data(), entry.result(), entry.flags())));
         let mut woken = false;
-        for (data, result) in completed.drain(..) {
+        for (data, result, flags) in completed.drain(..) {
             if data == WAKE {
                 self.wake_armed = false;
                 woken |= self.wake.drain();
             } else {
-                self.settle(data as u32, result);
+                self.settle(data as u32, result, flags);
             }
         }
         self.completed = completed;
         woken
     }
 
-    fn settle(&mut self, index: u32, result: i32) {
+    fn settle(&mut self, index: u32, result: i32, flags: u32) {
+        if cqueue::notif(flags) {
+            return self.noticed(index, zerocopy::copied(result));
+        }
         self.on_ring -= 1;
         let Some(flight) = self.flights.get_mut(index) else { return };
-        let result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as usize) };
-        match flight.advance(result) {
+        let mut result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as usize) };
+        if let Some(mark) = flight.zero_copy {
+            let owed = cqueue::more(flags);
+            flight.notices += u32::from(owed);
+            self.on_ring -= u32::from(!owed);
+            let Kind::Send { socket } = flight.kind else { unreachable!("only a Send is marked") };
+            if !owed {
+                self.zero_copy.without_notice(socket, mark);
+            }
+            if let Err(errno) = result
+                && zerocopy::refuses(errno)
+            {
+                // The same bytes again, plainly; a connection that is at fault says so once more.
+                self.zero_copy.refused(socket, mark);
+                flight.zero_copy = None;
+                result = Err(Errno::EINTR);
+            }
+        }
+        let step = match (flight.kind, result) {
+            // The ring has only waited until the socket takes more.
+            (Kind::SendFile { .. }, Ok(_)) => flight.run(&mut self.page_cache),
+            (_, result) => flight.advance(result),
+        };
+        match step {
+            Step::Done(result) if flight.notices > 0 => {
+                self.told += 1;
+                self.ready.push(flight.tell(result));
+            }
             Step::Done(result) => {
                 if let Some(flight) = self.flights.remove(index) {
                     self.ready.push(flight.complete(result));
@@ -243,6 +294,36 @@ impl Uring {
             // The ring waits for readiness by itself, so a blocked socket goes back as it is.
             Step::Again | Step::Blocked => self.backlog.push_back(index),
         }
+    }
+
+    /// The kernel reads a slot no longer.
+    fn noticed(&mut self, index: u32, copied: bool) {
+        self.on_ring -= 1;
+        let Some(flight) = self.flights.get_mut(index) else { return };
+        flight.notices -= 1;
+        if let (Kind::Send { socket }, Some(mark)) = (flight.kind, flight.zero_copy) {
+            self.zero_copy.noticed(socket, mark, copied);
+        }
+        if flight.told && flight.notices == 0 {
+            self.told -= 1;
+            drop(self.flights.remove(index));
+        }
+    }
+
+    /// Marks a send that is to go without a copy.
+    fn mark_zero_copy(&mut self, flight: &mut Flight) -> bool {
+        let Kind::Send { socket } = flight.kind else { return false };
+        // A slot comes back a round trip later. Half of them stay for plain sends and everything else, and half of the
+        // ring: else a long link would stop what is due now.
+        let room = self.arena.free() * 2 >= self.arena.slots() && self.on_ring * 2 < self.on_ring_max;
+        if !room || flight.rest() < zerocopy::WORTH {
+            return false;
+        }
+        flight.zero_copy = self.zero_copy.mark(socket);
+        if self.zero_copy.path(socket) == SendPath::ZeroCopy && matches!(self.fixed, Fixed::Untried) {
+            self.register_arena();
+        }
+        flight.zero_copy.is_some()
     }
 
     fn register_arena(&mut self) {
@@ -265,7 +346,15 @@ fn entry_for(flight: &mut Flight, fixed: Fixed) -> squeue::Entry {
     };
     // MSG_WAITALL lets the kernel continue a partial send itself (5.19 on); earlier ones ignore it.
     let send_flags = libc::MSG_WAITALL | libc::MSG_NOSIGNAL;
+    if flight.zero_copy.is_some()
+        && let Kind::Send { socket } = flight.kind
+    {
+        let send = opcode::SendZc::new(types::Fixed(socket), pointer, rest);
+        return send.flags(send_flags).zc_flags(zerocopy::REPORT_USAGE).buf_index(fixed).build();
+    }
     match flight.kind {
+        Kind::SendFile { socket: UNREGISTERED } => opcode::PollAdd::new(fd, libc::POLLOUT as u32).build(),
+        Kind::SendFile { socket } => opcode::PollAdd::new(types::Fixed(socket), libc::POLLOUT as u32).build(),
         Kind::Recv { socket: UNREGISTERED } => opcode::Recv::new(fd, pointer, rest).build(),
         Kind::Recv { socket } => opcode::Recv::new(types::Fixed(socket), pointer, rest).build(),
         Kind::Send { socket: UNREGISTERED } => opcode::Send::new(fd, pointer, rest).flags(send_flags).build(),
@@ -294,6 +383,9 @@ impl IoQueue for Uring {
                 }
             },
         };
+        if index != UNREGISTERED {
+            self.zero_copy.attach(index, zerocopy::may_help(&socket));
+        }
         Ok(SocketRef { fd: socket, index })
     }
 
@@ -301,6 +393,7 @@ impl IoQueue for Uring {
         if socket.index == UNREGISTERED {
             return;
         }
+        self.zero_copy.attach(socket.index, false);
         // An error would leave the old socket in its place, open for longer than asked; the place is then not used again.
         if self.ring.submitter().register_files_update(socket.index, &[-1 as RawFd]).is_ok() {
             self.places.push(socket.index);
@@ -313,6 +406,13 @@ impl IoQueue for Uring {
             Err(completion) => return self.ready.push(completion),
         };
         let foreign = !Arc::ptr_eq(flight.slot().arena(), &self.arena);
+        if foreign {
+            // Its number would name another slot's registered buffer.
+            return self.ready.push(flight.complete(Err(io::ErrorKind::InvalidInput.into())));
+        }
+        if self.mark_zero_copy(&mut flight) {
+            return self.start(flight);
+        }
         let inline = match flight.kind {
             Kind::Read(FileMode::Direct) | Kind::Write(FileMode::Direct) => {
                 if matches!(self.fixed, Fixed::Untried) {
@@ -320,14 +420,11 @@ impl IoQueue for Uring {
                 }
                 false
             }
+            Kind::SendFile { .. } => true,
             kind if kind.is_slow() => false,
             kind if kind.is_socket() => self.sockets == SocketPath::Inline,
             _ => true,
         };
-        if foreign {
-            // Its number would name another slot's registered buffer.
-            return self.ready.push(flight.complete(Err(io::ErrorKind::InvalidInput.into())));
-        }
         if inline && let Step::Done(result) = flight.run(&mut self.page_cache) {
             return self.ready.push(flight.complete(result));
         }
@@ -359,7 +456,11 @@ impl IoQueue for Uring {
     }
 
     fn in_flight(&self) -> usize {
-        self.flights.len() + self.ready.len()
+        self.flights.len() - self.told + self.ready.len()
+    }
+
+    fn send_path(&self, socket: &SocketRef) -> SendPath {
+        self.zero_copy.path(socket.index)
     }
 
     fn waker(&self) -> Waker {
@@ -374,13 +475,20 @@ impl IoQueue for Uring {
 }
 
 impl Drop for Uring {
-    /// Ends what waits for a peer, then waits for the rest: until an op's completion the kernel may write into its slot.
+    /// Ends what waits for a peer, then waits for the rest: until an op's completion the kernel may write into its slot, or
+    /// read it. A peer that does not acknowledge what was sent without a copy gets a reset.
     fn drop(&mut self) {
         for flight in self.flights.iter().filter(|flight| flight.kind.is_socket()) {
             let _ = shutdown(flight.fd.as_raw_fd(), Shutdown::Both);
         }
+        let begin = Instant::now();
         while self.flights.len() > 0 {
             self.drain_backlog();
+            if begin.elapsed() > DROP_GRACE {
+                for flight in self.flights.iter().filter(|flight| flight.notices > 0) {
+                    let _ = super::syscall::disconnect(&flight.fd);
+                }
+            }
             if self.enter(Some(BUSY_PAUSE)).is_err() {
                 // The ring itself is broken. Better to lose the buffers than to hand them out while they may be written.
                 std::mem::forget(std::mem::take(&mut self.flights));

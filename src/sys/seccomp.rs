@@ -225,7 +225,7 @@ mod tests {
     #[ignore = "run by refusals_choose_the_fallback_and_are_told, under a filter"]
     fn with_an_old_ring() {
         let facts = facts();
-        assert_eq!((facts.engine, facts.features), ("io_uring", vec!["CQSIZE", "registered files"]));
+        assert_eq!((facts.engine, facts.features), ("io_uring", vec!["CQSIZE", "SEND_ZC", "registered files"]));
         let refused = ["SUBMIT_ALL: EINVAL", "COOP_TASKRUN: EINVAL", "TASKRUN_FLAG: needs COOP_TASKRUN"];
         assert_eq!(facts.refused[..3], refused);
         assert_eq!(facts.refused[3..], ["SINGLE_ISSUER: EINVAL", "DEFER_TASKRUN: needs SINGLE_ISSUER"]);

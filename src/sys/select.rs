@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{Arena, Completion, EngineFacts, Epoll, IoQueue, Op, SocketRef, Uring, Wait, Waker};
+use super::{Arena, Completion, EngineFacts, Epoll, IoQueue, Op, SendPath, SocketRef, Uring, Wait, Waker};
 
 /// What was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,6 +74,10 @@ impl IoQueue for Queue {
 
     fn in_flight(&self) -> usize {
         either!(self, queue => queue.in_flight())
+    }
+
+    fn send_path(&self, socket: &SocketRef) -> SendPath {
+        either!(self, queue => queue.send_path(socket))
     }
 
     fn waker(&self) -> Waker {

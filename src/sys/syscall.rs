@@ -27,6 +27,12 @@ pub fn one_heap() {
     }
 }
 
+/// A write beyond `ulimit -f` gives EFBIG, instead of the signal that ends the process.
+pub fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed, the signal is only ignored; nothing else in the program changes it.
+    let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
+}
+
 /// `openat2`: opens `path` below `dir` with `O_*` flags (O_CLOEXEC is added), a mode for new files and `RESOLVE_*` flags.
 ///
 /// # Errors
@@ -191,6 +197,20 @@ pub fn pin_thread(cpu: usize) -> io::Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu)?;
     Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// Ends a TCP connection at once: a reset instead of what was not yet acknowledged, whose buffers the kernel lets go.
+///
+/// # Errors
+/// Not a TCP socket; it was never connected.
+pub(super) fn disconnect(fd: &OwnedFd) -> io::Result<()> {
+    let mut nobody = MaybeUninit::<libc::sockaddr>::zeroed();
+    // SAFETY: all-zero bytes are a valid sockaddr (AF_UNSPEC is 0), and it lives through the call with the length given.
+    let code = unsafe {
+        nobody.assume_init_mut().sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+        libc::connect(fd.as_raw_fd(), nobody.as_ptr(), size_of::<libc::sockaddr>() as libc::socklen_t)
+    };
+    Errno::result(code).map(drop).map_err(io::Error::from)
 }
 
 pub(super) fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {

@@ -1,6 +1,9 @@
 //! One suite for every queue, on the real kernel: loopback sockets and files in the working directory.
 #![allow(unsafe_code)]
 
+mod pages;
+mod zero_copy;
+
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -13,6 +16,7 @@ use socket2::SockRef;
 
 use super::ring::SocketPath;
 use super::*;
+use pages::pages_go_out_with_their_frame;
 
 const BLOCK: u32 = 64 << 10;
 const HEAD: u32 = SLOT_HEAD;
@@ -29,10 +33,10 @@ type Open = fn(&Arc<Arena>, u32) -> Queue;
 macro_rules! conformance {
     ($($test:ident,)*) => {
         conformance!(@ uring_inline_sockets, |arena, entries| {
-            Queue::Uring(Box::new(Uring::open_with(arena, entries, SocketPath::Inline).unwrap()))
+            Queue::Uring(Box::new(Uring::open_with(arena, entries, SocketPath::Inline, true).unwrap()))
         }, $($test,)*);
         conformance!(@ uring_ring_sockets, |arena, entries| {
-            Queue::Uring(Box::new(Uring::open_with(arena, entries, SocketPath::Ring).unwrap()))
+            Queue::Uring(Box::new(Uring::open_with(arena, entries, SocketPath::Ring, true).unwrap()))
         }, $($test,)*);
         conformance!(@ epoll, |arena, entries| open_queue(QueueChoice::Epoll, arena, entries).unwrap(), $($test,)*);
         // What a host gets; the sandboxed tests run this one.
@@ -58,6 +62,7 @@ conformance!(
     an_end_that_is_not_aligned_ends_a_direct_read,
     errors_of_files_come_back,
     nonsense_is_refused,
+    pages_go_out_with_their_frame,
     a_slot_stays_with_the_queue_until_it_is_done,
     drop_waits_for_what_is_under_way,
     nothing_is_written_after_a_drop,
@@ -65,6 +70,13 @@ conformance!(
     waits_no_longer_than_told,
     sockets_come_and_go,
 );
+
+/// A completion of an op whose slot comes back with it.
+struct Done {
+    token: u64,
+    slot: Slot,
+    result: io::Result<u32>,
+}
 
 /// A queue with what came out of it.
 struct Rig {
@@ -78,7 +90,12 @@ impl Rig {
     }
 
     /// The next completion; a hang fails the test.
-    fn next(&mut self) -> Completion {
+    fn next(&mut self) -> Done {
+        let Completion { token, slot, result } = self.next_completion();
+        Done { token, slot: slot.expect("only a zero-copy send keeps its slot"), result }
+    }
+
+    fn next_completion(&mut self) -> Completion {
         let end = Instant::now() + PATIENCE;
         while self.out.is_empty() {
             assert!(Instant::now() < end, "nothing completed; {} in flight", self.queue.in_flight());
@@ -145,7 +162,7 @@ fn echoes_megabytes_through_tiny_buffers(open: Open) {
     rig.recv(&far, arena.take().unwrap(), HEAD..HEAD + BLOCK, 2);
     let (mut sent, mut back) = (0, 0);
     while back < TOTAL {
-        let Completion { token, mut slot, result } = rig.next();
+        let Done { token, mut slot, result } = rig.next();
         let count = result.unwrap();
         match token {
             0 => {
@@ -190,7 +207,7 @@ fn serves_many_sockets_at_once(open: Open) {
     let mut rounds = vec![0; PAIRS as usize];
     let mut left = PAIRS * ROUNDS;
     while left > 0 {
-        let Completion { token, slot, result } = rig.next();
+        let Done { token, slot, result } = rig.next();
         assert_eq!(result.unwrap(), 8);
         let (near, far) = &sockets[(token % 1000) as usize];
         if token >= 1000 {
@@ -302,7 +319,7 @@ fn files_of_every_mode_read_back(open: Open) {
             rig.queue.push(Op::Read { file: file.clone(), offset, slot, range: HEAD..HEAD + BLOCK, token: offset });
         }
         for _ in 0..BLOCKS {
-            let Completion { token, slot, result } = rig.next();
+            let Done { token, slot, result } = rig.next();
             assert_eq!(result.unwrap(), BLOCK, "{mode:?}");
             check(&slot, HEAD..HEAD + BLOCK, token);
             assert_eq!((slot.as_slice()[HEAD as usize - 1], slot.as_slice()[(HEAD + BLOCK) as usize]), (0, 0));

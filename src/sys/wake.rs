@@ -15,6 +15,20 @@ struct Shared {
     fd: OwnedFd,
     /// A wake was sent and not yet drained.
     pending: AtomicBool,
+    /// Called at every wake: a simulated thread has no descriptor to wait for.
+    #[cfg(feature = "testing")]
+    instead: Option<Instead>,
+}
+
+/// What is called in the descriptor's stead.
+#[cfg(feature = "testing")]
+struct Instead(Box<dyn Fn() + Send + Sync>);
+
+#[cfg(feature = "testing")]
+impl std::fmt::Debug for Instead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Instead")
+    }
 }
 
 /// Ends the wait of a queue (or of whoever watches a [`WakeSource`]) from another thread.
@@ -25,11 +39,25 @@ impl Waker {
     /// Ends the present wait, or the next one. Whatever was written before the call is visible to the woken thread after
     /// it returns from its wait. Never blocks.
     pub fn wake(&self) {
+        #[cfg(feature = "testing")]
+        if let Some(instead) = &self.0.instead {
+            return instead.0();
+        }
         if self.0.pending.swap(true, Ordering::AcqRel) {
             return;
         }
         // EAGAIN would mean a counter at its limit, so the descriptor is readable anyhow.
         while write(&self.0.fd, &1u64.to_ne_bytes()) == Err(Errno::EINTR) {}
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Waker {
+    /// A waker that calls `wake` and nothing else.
+    pub fn calling(wake: impl Fn() + Send + Sync + 'static) -> io::Result<Self> {
+        let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?.into();
+        let instead = Some(Instead(Box::new(wake)));
+        Ok(Self(Arc::new(Shared { fd, pending: AtomicBool::new(false), instead })))
     }
 }
 
@@ -42,7 +70,12 @@ impl WakeSource {
     pub fn new() -> io::Result<Self> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let fd = EventFd::from_value_and_flags(0, flags)?.into();
-        Ok(Self(Arc::new(Shared { fd, pending: AtomicBool::new(false) })))
+        Ok(Self(Arc::new(Shared {
+            fd,
+            pending: AtomicBool::new(false),
+            #[cfg(feature = "testing")]
+            instead: None,
+        })))
     }
 
     /// The descriptor to wait for, readable after a wake.

@@ -3,8 +3,9 @@
 
 use super::data::Status;
 use super::{Reader, WireError, put_long, put_short};
+use crate::digest::Digest;
 use crate::grid::Span;
-use crate::ids::{AgentId, Epoch, Handle, TransferId};
+use crate::ids::{AgentId, Epoch, Handle, PathKey, TransferId};
 use crate::limits::{CONTROL_BODY_MAX, MAX_ROOTS};
 use crate::manifest::Mtime;
 use crate::relpath::RelPath;
@@ -29,6 +30,9 @@ pub struct Offer {
     pub notes: Vec<String>,
     /// The source's process: the same as the destination's for a copy inside one process.
     pub process: u64,
+    /// It wants to be told the digest of every file that is there in the end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub digests: bool,
 }
 
 /// One root of an [`Offer`].
@@ -63,7 +67,7 @@ pub struct Accept {
     pub congestion: Option<String>,
     /// Socket buffers.
     pub window: Option<u64>,
-    /// How the source is to read: `auto`, `buffered`, `dontcache` or `direct`.
+    /// How the source is to read: `auto`, `buffered`, `dontcache`, `direct` or `splice`; a word it does not know is `auto`.
     pub io: String,
     /// Segments the source may send at first.
     pub credit: u32,
@@ -206,6 +210,8 @@ pub enum Message {
     Ping,
     /// Either: done, closing.
     Bye,
+    /// Destination, if the offer asks for it: these files are there, with these digests.
+    Digests(Vec<(PathKey, Digest)>),
 }
 
 fn json<T: Serialize>(out: &mut Vec<u8>, tag: u8, value: &T) {
@@ -289,6 +295,13 @@ impl Message {
             Message::Error(v) => json(&mut out, 16, v),
             Message::Ping => out.push(17),
             Message::Bye => out.push(18),
+            Message::Digests(files) => {
+                out.push(19);
+                for (key, digest) in files {
+                    out.extend_from_slice(&key.0);
+                    out.extend_from_slice(&digest.0);
+                }
+            }
         }
         out
     }
@@ -330,6 +343,7 @@ impl Message {
             16 => Message::Error(from_json(fields.rest(), "error")?),
             17 => Message::Ping,
             18 => Message::Bye,
+            19 => Message::Digests(batch(&mut fields, |f| Ok((PathKey(f.array()?), Digest(f.array()?))))?),
             _ => return Err(WireError::Range("message")),
         };
         fields.end()?;
@@ -435,6 +449,7 @@ mod tests {
             Message::Error(PeerError { class: "retry".into(), what: "full".into() }),
             Message::Ping,
             Message::Bye,
+            Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16])), (PathKey([3; 16]), Digest([4; 16]))]),
         ]
     }
 
@@ -443,6 +458,26 @@ mod tests {
         for message in samples() {
             assert_eq!(Message::decode(&message.encode()).unwrap(), message);
         }
+    }
+
+    /// Version 1's bytes: a source that does not ask says nothing of it, and is understood by older peers.
+    #[test]
+    fn digests_are_asked_for_and_told_in_these_bytes() {
+        let mut offer = Offer {
+            agent: AgentId([1; 16]),
+            roots: vec![],
+            engine: "epoll".into(),
+            notes: vec![],
+            process: 7,
+            digests: false,
+        };
+        let plain = "{\"agent\":\"01010101010101010101010101010101\",\"roots\":[],\"engine\":\"epoll\",\"notes\":[],\"process\":7}";
+        assert_eq!(serde_json::to_string(&offer).unwrap(), plain);
+        assert_eq!(serde_json::from_str::<Offer>(plain).unwrap(), offer);
+        offer.digests = true;
+        assert_eq!(serde_json::to_string(&offer).unwrap(), plain.replace("7}", "7,\"digests\":true}"));
+        let bytes = Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16]))]).encode();
+        assert_eq!(hex::encode(bytes), format!("13{}{}", "01".repeat(16), "02".repeat(16)));
     }
 
     #[test]

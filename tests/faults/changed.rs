@@ -1,6 +1,6 @@
 //! A source that changed between two runs: what still matches by digest is kept, the rest is fetched.
 
-use crate::support::{Agent, CHUNK, MIB, copy, data_file, difference, leftovers, scratch};
+use crate::support::{Agent, CHUNK, MIB, copy, data_file, difference, durable_chunks, leftovers, scratch};
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::Duration;
@@ -15,10 +15,12 @@ fn repeated(change: impl FnOnce(&std::fs::File)) -> (u64, serde_json::Value) {
     data_file(&path, BYTES, 4);
     let to = dir.path().join("copy");
     let (from, target) = (agent.url("file"), to.to_str().unwrap().to_owned());
-    let mut run = copy(dir.path(), &agent.token_file(), &["--rate", "20MiB", &from, &target]);
-    assert!(run.runs_for(Duration::from_millis(2_000)), "it ended before it could be interrupted");
+    let mut run = copy(dir.path(), &agent.token_file(), &["--rate", "12MiB", &from, &target]);
+    while durable_chunks(dir.path()) < 8 {
+        assert!(run.runs_for(Duration::from_millis(5)), "it ended before it could be interrupted");
+    }
     assert!(Command::new("kill").args(["-s", "INT", &run.child.id().to_string()]).status().unwrap().success());
-    let (code, first, errors) = run.ends(Duration::from_secs(20));
+    let (code, first, errors) = run.ends(Duration::from_secs(60));
     assert_eq!(code, Some(130), "{errors}");
     let had = first["received_bytes"].as_u64().unwrap();
     assert!((8 * CHUNK..BYTES - 2 * CHUNK).contains(&had), "{had} bytes are no interrupted copy");

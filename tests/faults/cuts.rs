@@ -46,7 +46,7 @@ impl Scene {
 
     /// Waits until every data stream has carried something.
     fn moving(&self, run: &mut Copy) {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         while self.relay.connections() < 5 || (1..5).any(|n| self.relay.carried(n) < MIB) {
             assert!(
                 Instant::now() < end && run.runs_for(Duration::from_millis(5)),
@@ -67,9 +67,9 @@ fn one_reset_stream_of_four_is_replaced_and_the_others_go_on() {
     scene.moving(&mut run);
     let before: Vec<u64> = (0..5).map(|n| scene.relay.carried(n)).collect();
     scene.relay.reset(2);
-    assert!(run.runs_for(Duration::from_millis(700)), "it ended before the others could be seen going on");
-    for n in [1, 3, 4] {
-        assert!(scene.relay.carried(n) > before[n] + MIB, "stream {n} stood still");
+    // Each of the others goes on while the transfer runs.
+    while [1, 3, 4].iter().any(|n| scene.relay.carried(*n) <= before[*n] + MIB) {
+        assert!(run.runs_for(Duration::from_millis(5)), "a stream stood still: {before:?}");
     }
     let report = run.succeeds(PATIENCE);
     assert_eq!(number(&report, "reconnects"), 1, "{report:#}");
@@ -100,7 +100,7 @@ fn a_silent_stream_loses_its_claims_to_the_others() {
     let began = Instant::now();
     let report = run.succeeds(PATIENCE);
     scene.equal();
-    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
     assert!(number(&report, "sent_bytes") <= 128 * MIB + 6 * CHUNK, "{report:#}");
 }
 
@@ -122,7 +122,7 @@ fn flipped(encrypt: &str) {
     let scene = Scene::new(96 * MIB, &["--encrypt", encrypt]);
     // In the middle of a block's payload: handshake, headers and trailers come to about 1 KiB here.
     scene.relay.flip(2, 3 * MIB + 100_000);
-    let report = scene.begin(&["--encrypt", encrypt]).succeeds(PATIENCE);
+    let report = scene.begin(&["--encrypt", encrypt, "--rate", "48MiB"]).succeeds(PATIENCE);
     assert!(scene.relay.flipped(), "no byte was flipped");
     assert_eq!(report["encrypted"], encrypt == "on");
     assert_eq!(number(&report, "failed_chunks"), 1, "{report:#}");
@@ -159,7 +159,7 @@ fn holes_stay_holes_through_a_cut() {
     file.write_all_at(&vec![9; 12 * MIB as usize], (1 << 30) + 12_345).unwrap();
     let to = dir.path().join("copy");
     let (from, target) = (agent.url("file"), to.to_str().unwrap().to_owned());
-    let mut run = copy(dir.path(), &agent.token_file(), &[&from, &target, "--rate", "16MiB"]);
+    let mut run = copy(dir.path(), &agent.token_file(), &[&from, &target, "--rate", "6MiB"]);
     assert!(run.runs_for(Duration::from_millis(900)));
     run.kill();
     let report = copy(dir.path(), &agent.token_file(), &[&from, &target]).succeeds(PATIENCE);

@@ -1,7 +1,9 @@
 //! A long link (`scripts/wanlab`: two namespaces, 1 Gbit/s, 200 ms): the rate, and what kills cost there, by the source's
 //! own count and by the interface's.
 
-use crate::support::{Agent, CHUNK, Copy, MIB, Random, copy_command, data_file, difference, long, scratch, skip};
+use crate::support::{
+    Agent, CHUNK, Copy, MIB, Random, copy_command, data_file, difference, long, received_in, scratch, skip,
+};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -62,13 +64,9 @@ impl Link {
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Bytes that the interface of side a has received, by the kernel's count.
+    /// Bytes that the interface of side a has received.
     fn received(&self) -> u64 {
-        let (_, text) = self.run_in("a", &["cat", "/proc/net/dev"]);
-        let lines = text.lines().filter(|line| line.contains(':') && !line.trim_start().starts_with("lo:"));
-        lines
-            .map(|line| line.split_once(':').unwrap().1.split_whitespace().next().unwrap().parse::<u64>().unwrap())
-            .sum()
+        received_in(&self.namespace("a"), |interface| interface != "lo")
     }
 }
 
@@ -160,4 +158,34 @@ fn kills_on_a_long_link_cost_no_more_than_their_bound() {
     // Headers cost some 5 %; what was in the buffers of a killed end was counted and never travelled.
     assert!(wire >= bytes && wire <= sent + sent / 10 + 8 * MIB, "{wire} bytes over the interface, {sent} counted");
     scene.agent.kill();
+}
+
+/// Needs root: network namespaces and a TUN device; skipped without.
+#[test]
+fn a_source_far_away_is_killed_and_one_cp_survives_it() {
+    let (bytes, kills, life) = if long() { (8 << 30, 10, (4_000, 6_000)) } else { (512 * MIB, 2, (2_500, 3_500)) };
+    let Some(mut scene) = Scene::new("lhs", "200ms", bytes) else { return };
+    let before = scene.link.received();
+    let mut random = Random::told("far source");
+    let mut run = scene.begin();
+    for kill in 0..kills {
+        assert!(run.runs_for(Duration::from_millis(random.between(life.0, life.1))), "kill {kill} came too late");
+        scene.agent.kill();
+        scene.agent.restart();
+    }
+    let report = run.succeeds(PATIENCE);
+    assert_eq!(difference(&scene.agent.root().join("file"), &scene.target()), None);
+    let (received, wire) = (report["received_bytes"].as_u64().unwrap(), scene.link.received() - before);
+    let again = received - bytes;
+    let bound = kills * (STREAMS * (CHUNK + BUFFERS) + longhaul::limits::commit_window(bytes));
+    eprintln!(
+        "1 Gbit/s x 200 ms, {kills} kills of the source: {} MiB of {} received again, {} MiB over the interface",
+        again / MIB,
+        bytes / MIB,
+        wire / MIB
+    );
+    assert!(report["reconnects"].as_u64().unwrap() >= kills, "{report:#}");
+    assert!(again <= bound, "{again} bytes again, {bound} are allowed");
+    // What a dying stream brought of a chunk that it did not finish is seen by the interface alone.
+    assert!(wire >= received && wire <= received + received / 10 + bound, "{wire} bytes over the interface");
 }

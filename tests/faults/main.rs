@@ -7,4 +7,5 @@ mod far;
 mod memory;
 mod relay;
 mod sources;
+mod storm;
 mod support;

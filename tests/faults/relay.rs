@@ -10,16 +10,21 @@ struct Pair {
     client: TcpStream,
     server: TcpStream,
     silent: AtomicBool,
-    /// Bytes that the agent has sent through it.
+    /// One side is closed and the other is not told.
+    half_open: AtomicBool,
+    /// A pump has ended.
+    over: AtomicBool,
+    /// Bytes that the agent has sent through it, and those that it was sent.
     down: AtomicU64,
+    up: AtomicU64,
 }
 
 #[derive(Default)]
 struct Shared {
     target: Mutex<Option<SocketAddr>>,
     pairs: Mutex<Vec<Arc<Pair>>>,
-    /// Connection and offset in what the agent sends.
-    flip: Mutex<Option<(usize, u64)>>,
+    /// Connection, whether in what the agent sends, and the offset there.
+    flip: Mutex<Option<(usize, bool, u64)>>,
 }
 
 #[derive(Clone)]
@@ -39,7 +44,15 @@ impl Relay {
             for client in listener.incoming().map_while(Result::ok) {
                 let target = *inner.target.lock().unwrap();
                 let Some(server) = target.and_then(|target| TcpStream::connect(target).ok()) else { continue };
-                let pair = Arc::new(Pair { client, server, silent: AtomicBool::new(false), down: AtomicU64::new(0) });
+                let pair = Arc::new(Pair {
+                    client,
+                    server,
+                    silent: AtomicBool::new(false),
+                    half_open: AtomicBool::new(false),
+                    over: AtomicBool::new(false),
+                    down: AtomicU64::new(0),
+                    up: AtomicU64::new(0),
+                });
                 let number = {
                     let mut pairs = inner.pairs.lock().unwrap();
                     pairs.push(pair.clone());
@@ -60,7 +73,22 @@ impl Relay {
 
     /// Flips one bit of what the agent sends on a connection.
     pub fn flip(&self, connection: usize, offset: u64) {
-        *self.shared.flip.lock().unwrap() = Some((connection, offset));
+        *self.shared.flip.lock().unwrap() = Some((connection, true, offset));
+    }
+
+    /// The same in what the agent is sent.
+    pub fn flip_up(&self, connection: usize, offset: u64) {
+        *self.shared.flip.lock().unwrap() = Some((connection, false, offset));
+    }
+
+    /// What the agent was sent through a connection.
+    pub fn carried_up(&self, connection: usize) -> u64 {
+        self.shared.pairs.lock().unwrap()[connection].up.load(Ordering::Relaxed)
+    }
+
+    /// Takes back a flip that has not happened, and says whether there was one.
+    pub fn unflip(&self) -> bool {
+        self.shared.flip.lock().unwrap().take().is_some()
     }
 
     /// Whether the flip has happened.
@@ -91,6 +119,25 @@ impl Relay {
         (0..self.connections()).for_each(|n| self.reset(n));
     }
 
+    /// Whether a connection is open and carries what it is given.
+    pub fn alive(&self, connection: usize) -> bool {
+        let pair = self.shared.pairs.lock().unwrap()[connection].clone();
+        ![&pair.silent, &pair.half_open, &pair.over].iter().any(|flag| flag.load(Ordering::Relaxed))
+    }
+
+    /// Ends a connection in order at the side that dialled; the other learns it when it sends.
+    pub fn fin(&self, connection: usize) {
+        let pair = self.shared.pairs.lock().unwrap()[connection].clone();
+        let _ = pair.client.shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Closes the agent's side; the side that dialled keeps a connection that answers nothing.
+    pub fn half_open(&self, connection: usize) {
+        let pair = self.shared.pairs.lock().unwrap()[connection].clone();
+        pair.half_open.store(true, Ordering::Relaxed);
+        let _ = pair.server.shutdown(std::net::Shutdown::Both);
+    }
+
     /// A connection stays open and carries nothing any more.
     pub fn silence(&self, connection: usize) {
         self.shared.pairs.lock().unwrap()[connection].silent.store(true, Ordering::Relaxed);
@@ -108,11 +155,12 @@ fn pump(pair: &Pair, down: bool, number: usize, shared: &Shared) {
         while pair.silent.load(Ordering::Relaxed) {
             std::thread::sleep(std::time::Duration::from_millis(20));
         }
-        if down {
+        {
             let mut flip = shared.flip.lock().unwrap();
-            if let Some((_, offset)) =
-                flip.filter(|(n, offset)| *n == number && (at..at + count as u64).contains(offset))
-            {
+            let here = |(n, way, offset): &(usize, bool, u64)| {
+                (*n, *way) == (number, down) && (at..at + count as u64).contains(offset)
+            };
+            if let Some((.., offset)) = flip.filter(here) {
                 buffer[(offset - at) as usize] ^= 0x10;
                 *flip = None;
             }
@@ -121,10 +169,11 @@ fn pump(pair: &Pair, down: bool, number: usize, shared: &Shared) {
         if to.write_all(&buffer[..count]).is_err() {
             break;
         }
-        if down {
-            pair.down.fetch_add(count as u64, Ordering::Relaxed);
-        }
+        if down { &pair.down } else { &pair.up }.fetch_add(count as u64, Ordering::Relaxed);
     }
-    let _ = from.shutdown(std::net::Shutdown::Both);
-    let _ = to.shutdown(std::net::Shutdown::Both);
+    pair.over.store(true, Ordering::Relaxed);
+    if !pair.half_open.load(Ordering::Relaxed) {
+        let _ = from.shutdown(std::net::Shutdown::Both);
+        let _ = to.shutdown(std::net::Shutdown::Both);
+    }
 }

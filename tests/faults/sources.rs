@@ -34,7 +34,7 @@ fn digest(dir: &Path, agent: &Agent) -> String {
 
 /// What an agent has sent once `sessions` of its sessions have ended.
 fn sent(agent: &Agent, sessions: usize) -> u64 {
-    for _ in 0..100 {
+    for _ in 0..600 {
         if agent.transfers().len() >= sessions {
             break;
         }

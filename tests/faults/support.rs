@@ -1,7 +1,10 @@
 //! What the fault tests share: agents that can be killed and started again on their ports, `cp` runs, data, comparison.
 
+#[path = "../support/agent.rs"]
+mod agent;
+
 use serde_json::Value;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -153,28 +156,9 @@ impl Agent {
     }
 
     fn spawn(dir: &Path, prefix: &[String], extra: &[String], http: &str, data: &str) -> (Child, Value) {
-        let mut words = prefix.to_vec();
-        words.extend([BINARY, "agent", "--http", http, "--data", data].map(str::to_owned));
-        let log = std::fs::OpenOptions::new().append(true).create(true).open(dir.join("log")).unwrap();
-        let mut child = Command::new(&words[0])
-            .args(&words[1..])
-            .arg("--root")
-            .arg(dir.join("root"))
-            .arg("--state")
-            .arg(dir.join("state"))
-            .arg("--transfer-log")
-            .arg(dir.join("transfers"))
-            .args(extra)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-        let ready = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the agent did not start: {}", log()));
-        (child, ready)
+        let mut command = agent::command(prefix, dir, http, data);
+        command.arg("--transfer-log").arg(dir.join("transfers")).args(extra);
+        agent::spawn(command, dir)
     }
 
     /// SIGKILL.
@@ -190,7 +174,7 @@ impl Agent {
     }
 
     pub fn signal(&self, name: &str) {
-        assert!(Command::new("kill").args(["-s", name, &self.pid().to_string()]).status().unwrap().success());
+        agent::signal(self.pid(), name);
     }
 
     pub fn pid(&self) -> u32 {
@@ -230,16 +214,28 @@ impl Agent {
 
     /// What it answers on its HTTP port, body and all.
     pub fn get(&self, path: &str) -> String {
-        let token = std::fs::read_to_string(self.token_file()).unwrap();
-        let mut stream = TcpStream::connect(self.http()).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        let token = token.trim();
-        let head =
-            format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\nconnection: close\r\n\r\n");
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut text = String::new();
-        let _ = stream.read_to_string(&mut text);
-        text
+        agent::get(self.connect(), path, &std::fs::read_to_string(self.token_file()).unwrap())
+    }
+
+    /// A connection to its HTTP port, from the namespace it runs in: a socket stays where it was made.
+    fn connect(&self) -> TcpStream {
+        let http = self.http();
+        let Some(namespace) = self.prefix.get(3).cloned() else { return TcpStream::connect(http).unwrap() };
+        let join = std::thread::spawn(move || {
+            let file = std::fs::File::open(Path::new("/run/netns").join(namespace)).unwrap();
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            TcpStream::connect(http).unwrap()
+        });
+        join.join().unwrap()
+    }
+
+    /// Waits until it has had `count` sessions since its start, the one that runs counted.
+    pub fn has_sessions(&self, count: usize) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.get("/v1/transfers").matches("\"role\":").count() < count {
+            assert!(Instant::now() < end, "not {count} sessions within a minute: {}", self.get("/v1/transfers"));
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
@@ -326,6 +322,58 @@ pub fn peak_rss(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// A network namespace with nothing but its own loopback, whose counters see these transfers alone.
+pub struct Net(String);
+
+impl Net {
+    /// `None`, said why, without root.
+    pub fn up(name: &str) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            skip("interface counters of a namespace need root");
+            return None;
+        }
+        let net = Self(format!("{name}{}", std::process::id()));
+        for words in [["netns", "add", &net.0].as_slice(), &["-n", &net.0, "link", "set", "lo", "up"]] {
+            assert!(Command::new("ip").args(words).status().unwrap().success(), "ip {words:?}");
+        }
+        Some(net)
+    }
+
+    /// What runs a command in it.
+    pub fn prefix(net: Option<&Self>) -> Vec<&str> {
+        net.map_or(Vec::new(), |net| vec!["ip", "netns", "exec", &net.0])
+    }
+
+    /// Bytes that its loopback has carried.
+    pub fn carried(&self) -> u64 {
+        received_in(&self.0, |interface| interface == "lo")
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+/// Bytes that the interfaces of a namespace have received, by the kernel's count.
+pub fn received_in(namespace: &str, counts: impl Fn(&str) -> bool) -> u64 {
+    let words = ["netns", "exec", namespace, "cat", "/proc/net/dev"];
+    let text = Command::new("ip").args(words).output().unwrap().stdout;
+    let text = String::from_utf8(text).unwrap();
+    let lines = text.lines().filter_map(|line| line.trim_start().split_once(':'));
+    let counted = lines.filter(|(name, _)| counts(name));
+    counted.map(|(_, rest)| rest.split_whitespace().next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+/// Chunks that the first journal in `home` has as durable; none before there is one.
+pub fn durable_chunks(home: &Path) -> u64 {
+    let states = std::fs::read_dir(home.join(".longhaul")).into_iter().flatten().flatten();
+    let journals = states.filter_map(|state| std::fs::read(state.path().join("journal")).ok());
+    let mut counts = journals.filter_map(|bytes| longhaul::journal::recover(&bytes).ok());
+    counts.next().map_or(0, |recovered| recovered.checkpoint.durable_chunks())
 }
 
 /// What a kill may cost at most, with the buffers of near streams (1 MiB at each end): DESIGN, rules.

@@ -1,7 +1,7 @@
 //! Agents while transfers run: signals, copies between two of them, the transfer log, what they say about themselves.
 
 use crate::support::tree::{self, Compare, assert_same};
-use crate::support::{SOON, Sandbox, left_over, noise, wait_for};
+use crate::support::{SOON, Sandbox, left_over, noise, wait_durable, wait_for};
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ fn sigterm_of_the_destination_checkpoints() {
     let (token, url) = (agent.token_file(), agent.url("dst"));
     let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", "src", &url]);
     wait_for("a part file", SOON, || has_part(&sandbox, "far/dst"));
-    std::thread::sleep(Duration::from_millis(1800));
+    wait_durable(&sandbox.at("far/dst"), 1);
     let began = Instant::now();
     let stopped = agent.stop().expect(0);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
@@ -39,7 +39,7 @@ fn a_pull_outlives_its_source() {
     let (token, url, http) = (agent.token_file(), agent.url("src"), agent.http);
     let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", &url, "dst"]);
     wait_for("a part file", SOON, || has_part(&sandbox, "dst"));
-    std::thread::sleep(Duration::from_millis(1500));
+    wait_durable(&sandbox.at("dst"), 1);
     agent.stop().expect(0);
     let _agent = sandbox.agent("far", &["--http", &format!("127.0.0.1:{http}")]);
     let outcome = running.wait(SOON).expect(0);
@@ -56,7 +56,7 @@ fn a_push_outlives_its_destination() {
     let (token, url, http) = (agent.token_file(), agent.url("dst"), agent.http);
     let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", "src", &url]);
     wait_for("a part file", SOON, || has_part(&sandbox, "far/dst"));
-    std::thread::sleep(Duration::from_millis(2500));
+    wait_durable(&sandbox.at("far/dst"), 1);
     agent.stop().expect(0);
     let _agent = sandbox.agent("far", &["--http", &format!("127.0.0.1:{http}")]);
     let outcome = running.wait(SOON).expect(0);
@@ -70,7 +70,7 @@ fn sighup_disturbs_no_transfer() {
     let agent = sandbox.agent("far", &[]);
     sandbox.write("far/src/a", &noise(30 << 20, 1));
     let (token, url) = (agent.token_file(), agent.url("src"));
-    let mut running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", &url, "dst"]);
+    let mut running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "5MiB", &url, "dst"]);
     wait_for("a part file", SOON, || has_part(&sandbox, "dst"));
     for _ in 0..3 {
         agent.running.signal(Signal::SIGHUP);
@@ -123,6 +123,10 @@ fn show_config_names_origins_and_findings() {
         assert!(shown["engine"][key].is_string(), "{key}: {shown}");
     }
     assert_eq!(shown["engine"]["workers"], "1");
+    if shown["engine"]["engine"] == "io_uring" {
+        let probed = format!("{}{}", shown["engine"]["engine.features"], shown["engine"]["engine.refused"]);
+        assert!(probed.contains("SEND_ZC"), "whether the kernel sends without a copy: {shown}");
+    }
     assert!(!sandbox.at("s/token").exists(), "looking makes nothing");
 }
 
@@ -158,9 +162,9 @@ fn a_third_party_copy_is_interrupted_and_resumed() {
     let args = ["-r", "--source-token-file", &source, "--token-file", &destination, &from, &to];
     let running = sandbox.start_cp(&[&["--rate", "8MiB"], &args[..]].concat());
     wait_for("a part file", SOON, || has_part(&sandbox, "two/dst"));
-    std::thread::sleep(Duration::from_millis(1800));
+    wait_durable(&sandbox.at("two/dst"), 1);
     running.signal(Signal::SIGINT);
-    running.wait(Duration::from_secs(20)).expect(130);
+    running.wait(SOON).expect(130);
     let outcome = sandbox.cp(&args).expect(0);
     assert!(outcome.number("resumed_bytes") > 0, "{}", outcome.out);
     assert_same(&sandbox.at("one/src"), &sandbox.at("two/dst"), Compare::DEFAULT);

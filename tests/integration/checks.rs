@@ -153,10 +153,10 @@ fn clean_and_journal_after_an_interruption() {
     let token = agent.token_file();
     sandbox.write("far/src/a", &noise(48 << 20, 1));
     let url = agent.url("src");
-    let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", &url, "dst"]);
+    let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "8MiB", &url, "dst"]);
     let part = || left_over(&sandbox.at("dst")).into_iter().find(|p| p.to_string_lossy().ends_with(".part"));
     crate::support::wait_for("a part file", Duration::from_secs(30), || part().is_some());
-    std::thread::sleep(Duration::from_millis(1600));
+    crate::support::wait_durable(&sandbox.at("dst"), 1);
     // A live transfer's files are left alone.
     sandbox.run(&["clean", "--older-than", "0", "dst"]).expect(0);
     assert!(part().is_some());
@@ -194,7 +194,7 @@ fn torn_and_damaged_journals() {
     sandbox.write("far/src/a", &noise(40 << 20, 1));
     let url = agent.url("src");
     let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", &url, "dst"]);
-    std::thread::sleep(Duration::from_millis(2500));
+    crate::support::wait_durable(&sandbox.at("dst"), 1);
     drop(running);
     let state = fs::read_dir(sandbox.at("dst/.longhaul")).unwrap().next().unwrap().unwrap().path();
     let journal = state.join("journal");
@@ -207,4 +207,146 @@ fn torn_and_damaged_journals() {
         &sandbox.at("dst"),
         crate::support::tree::Compare::DEFAULT,
     );
+}
+
+/// Changes a byte and leaves size and time as they were.
+fn flip(path: &Path, at: u64) {
+    use std::os::unix::fs::FileExt;
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let when = file.metadata().unwrap().modified().unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+    file.set_modified(when).unwrap();
+}
+
+/// A byte that changed in a record with whole ones behind it: no crash does that.
+#[test]
+fn a_journal_damaged_in_the_middle() {
+    let sandbox = Sandbox::new();
+    let agent = sandbox.agent("far", &[]);
+    let token = agent.token_file();
+    sandbox.write("far/src/a", &noise(48 << 20, 1));
+    let url = agent.url("src");
+    let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "8MiB", &url, "dst"]);
+    crate::support::wait_durable(&sandbox.at("dst"), 3);
+    running.signal(Signal::SIGKILL);
+    assert_ne!(running.wait(SOON).code, 0);
+    let state = fs::read_dir(sandbox.at("dst/.longhaul")).unwrap().next().unwrap().unwrap().path();
+    let journal = state.join("journal");
+    let mut bytes = fs::read(&journal).unwrap();
+    let mut offsets = Vec::new();
+    let scanned = longhaul::journal::scan(&bytes, |found| {
+        offsets.push(found.offset);
+        Ok(())
+    });
+    scanned.unwrap();
+    assert!(offsets.len() > 3, "{offsets:?}");
+    // In the body of the second record.
+    let damaged = offsets[1];
+    bytes[damaged as usize + 18] ^= 1;
+    fs::write(&journal, &bytes).unwrap();
+
+    let args = ["-r", "--token-file", &token, &url, "dst"];
+    let words = ["the journal is damaged", "`longhaul journal` shows it", "`longhaul clean` removes it"];
+    sandbox.cp(&args).says(7, &words);
+    assert_eq!(fs::read(&journal).unwrap(), bytes, "evidence is left as it is");
+    let shown = sandbox.run(&["journal", "--json", journal.to_str().unwrap()]).expect(7);
+    assert_eq!(shown.number("offset"), damaged, "{}", shown.out);
+    assert_eq!(shown.json["records"].as_array().unwrap().len(), 1, "the whole ones before it are listed");
+    sandbox.run(&["journal", journal.to_str().unwrap()]).says(7, &[&format!("offset {damaged}")]);
+    sandbox.run(&["clean", "--older-than", "0", "dst"]).says(0, &["removed"]);
+    assert_eq!(left_over(&sandbox.at("dst")), Vec::<std::path::PathBuf>::new());
+    sandbox.cp(&args).expect(0);
+    let compare = crate::support::tree::Compare::DEFAULT;
+    crate::support::tree::assert_same(&sandbox.at("far/src"), &sandbox.at("dst"), compare);
+}
+
+#[test]
+fn clean_takes_only_what_is_older() {
+    let sandbox = Sandbox::new();
+    let (old, young) = (".old.lh-0123456789abcdef.part", ".young.lh-0123456789abcdef.part");
+    sandbox.write(&format!("dst/{old}"), b"half");
+    sandbox.write("dst/whole", b"whole");
+    std::thread::sleep(Duration::from_millis(13_200));
+    sandbox.write(&format!("dst/{young}"), b"half");
+    let there = |name: &str| sandbox.at("dst").join(name).exists();
+    sandbox.run(&["clean", "--older-than", "1h", "dst"]).expect(0);
+    assert!(there(old) && there(young));
+    let cleaned = sandbox.run(&["clean", "--older-than", "12s", "--json", "dst"]).expect(0);
+    assert_eq!((cleaned.number("removed"), cleaned.number("kept")), (1, 1), "{}", cleaned.out);
+    assert!(!there(old) && there(young) && there("whole"));
+    sandbox.run(&["clean", "--older-than", "yesterday", "dst"]).says(2, &["is not an age"]);
+    sandbox.run(&["clean", "--older-than", "0", "dst"]).says(0, &["removed"]);
+    assert!(!there(young) && there("whole"));
+}
+
+/// Paths of this host are shown as its users write them.
+#[test]
+fn local_paths_begin_with_one_slash() {
+    let sandbox = Sandbox::new();
+    sandbox.write("src/a", b"from the source");
+    sandbox.write("src/b", &noise(40 << 20, 3));
+    sandbox.write("dst/a", b"other");
+    let place = fs::canonicalize(sandbox.at("dst/a")).unwrap();
+    let outcome = sandbox.cp(&["-r", "src", "dst"]).expect(3);
+    assert_eq!(outcome.json["failures"][0]["path"], place.to_str().unwrap(), "{}", outcome.out);
+    assert!(outcome.text("error").starts_with(&format!("{}: exists", place.display())), "{}", outcome.out);
+    // What is kept for a later run names its source in the same way.
+    let state = fs::read_dir(sandbox.at("dst/.longhaul")).unwrap().next().unwrap().unwrap().path();
+    let shown = sandbox.run(&["journal", "--json", state.join("journal").to_str().unwrap()]).expect(0);
+    let source = fs::canonicalize(sandbox.at("src")).unwrap();
+    assert_eq!(shown.json["records"][0]["body"]["source"], source.to_str().unwrap(), "{}", shown.out);
+    sandbox.write("file", b"no directory");
+    sandbox.dir("to");
+    let file = fs::canonicalize(sandbox.at("file")).unwrap();
+    sandbox.cp(&["-r", "src", "file"]).says(7, &[&format!("\"{}: exists and is not a directory", file.display())]);
+}
+
+#[test]
+fn a_manifest_says_what_was_sent_whatever_became_of_it() {
+    let sandbox = Sandbox::new();
+    let agent = sandbox.agent("far", &["--verify", "wire"]);
+    let token = agent.token_file();
+    sandbox.write("src/a", &noise(5 << 20, 1));
+    sandbox.write("src/sub/b", b"small");
+    std::os::unix::fs::symlink("a", sandbox.at("src/l")).unwrap();
+    let no_read = |outcome: &Outcome| {
+        assert_eq!(outcome.json["manifest"]["second_read"], false, "{}", outcome.out);
+        assert_eq!(outcome.json["manifest"]["files"], 2, "{}", outcome.out);
+    };
+
+    // Pushed: the destination tells the digests of what it has received.
+    let up = agent.url("up");
+    let args = ["-r", "--token-file", &token, "--write-manifest", "pushed", "src", &up];
+    no_read(&sandbox.cp(&args).expect(0));
+    sandbox.run(&["verify", "--strict", "--metadata", "--manifest", "pushed", "far/up"]).expect(0);
+    // Again, when nothing is sent: the destination's own records.
+    no_read(&sandbox.cp(&args).expect(0));
+    sandbox.run(&["verify", "--strict", "--metadata", "--manifest", "pushed", "far/up"]).expect(0);
+    flip(&sandbox.at("far/up/sub/b"), 2);
+    sandbox.run(&["verify", "--manifest", "pushed", "far/up"]).says(6, &["sub/b"]);
+
+    // Pulled, in two runs: between them a bit of a finished file flips. The second run knows what was sent.
+    sandbox.write("dst/sub/b", b"in the way");
+    let pull = ["-r", "--token-file", &token, &agent.url("up"), "dst"];
+    flip(&sandbox.at("far/up/sub/b"), 2);
+    sandbox.cp(&pull).expect(3);
+    flip(&sandbox.at("dst/a"), 3_000_000);
+    fs::remove_file(sandbox.at("dst/sub/b")).unwrap();
+    let outcome = sandbox.cp(&[&["--write-manifest", "pulled"], &pull[..]].concat()).expect(0);
+    no_read(&outcome);
+    let found = sandbox.run(&["verify", "--json", "--manifest", "pulled", "dst"]).expect(6);
+    assert_eq!(found.json["differences"].as_array().unwrap().len(), 1, "{}", found.out);
+    assert_eq!(found.json["differences"][0]["path"], "a", "{}", found.out);
+    // The checksum file is a second read, and what it would read is not what was sent.
+    let args = [&["--write-manifest", "summed", "--sha256"], &pull[..]].concat();
+    sandbox.cp(&args).says(6, &["dst/a is not what was moved any more"]);
+    assert!(!sandbox.at("summed").exists());
+
+    // Between two agents nobody here knows the digests.
+    let other = sandbox.agent("other", &[]);
+    let (from, to) = (agent.url("up"), other.url("x"));
+    let between = ["-r", "--token-file", &token, "--write-manifest", "m", &from, &to];
+    sandbox.cp(&between).says(2, &["--write-manifest needs one end here", "destination's host instead"]);
 }

@@ -9,6 +9,7 @@ mod checks;
 mod fallbacks;
 mod matrix;
 mod operands;
+mod paths;
 mod peers;
 mod rerun;
 mod secrecy;

@@ -206,13 +206,14 @@ fn an_expired_ticket_opens_nothing() {
             roots: vec![RelPath::new(b"src").unwrap()],
             recursive: true,
             encrypt: None,
+            rows: None,
         };
-        let grant = Grant { principal: "t".to_owned(), access: Access::Read(from), ttl_secs: 2 };
+        let grant = Grant { principal: "t".to_owned(), access: Access::Read(from), ttl_secs: 6 };
         runtime.block_on(engine.handle().issue(grant)).unwrap()
     };
     let (fresh, old) = (issue(), issue());
     assert!(knock(address, fresh.id, &fresh.key.0, |_| {}).is_ok());
-    std::thread::sleep(Duration::from_millis(3200));
+    std::thread::sleep(Duration::from_millis(7200));
     assert_eq!(refused(knock(address, old.id, &old.key.0, |_| {})), Refusal::Ticket);
 }
 
@@ -226,11 +227,11 @@ fn silence_is_cut_off() {
     http.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
     http.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     assert_eq!(http.read(&mut [0; 64]).unwrap_or(0), 0, "a browser is not answered");
-    silent.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    silent.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let began = Instant::now();
     assert_eq!(silent.read(&mut [0; 1]).unwrap_or(0), 0);
     let took = began.elapsed();
-    assert!(took > Duration::from_secs(5) && took < Duration::from_secs(20), "{took:?}");
+    assert!(took > Duration::from_secs(5) && took < Duration::from_secs(40), "{took:?}");
 }
 
 const KEY: [u8; 32] = [5; 32];
@@ -310,10 +311,10 @@ fn data_ports_that_speak_something_else() {
     pull_from(&Sandbox::new(), refusing).says(7, &["no common protocol version", "upgrade"]);
     let mute = data_port(|mut socket| {
         hello_of(&mut socket);
-        std::thread::sleep(Duration::from_secs(30));
+        std::thread::sleep(Duration::from_secs(60));
     });
     let outcome = pull_from(&Sandbox::new(), mute).says(7, &["says nothing"]);
-    assert!(outcome.took < Duration::from_secs(25), "{:?}", outcome.took);
+    assert!(outcome.took < Duration::from_secs(45), "{:?}", outcome.took);
     // Somebody who answers in our language but does not know the ticket.
     let impostor = data_port(|mut socket| {
         let bytes = hello_of(&mut socket);
@@ -370,6 +371,7 @@ fn hostile(root_name: &'static [u8], segment: Vec<u8>) -> SocketAddr {
             engine: "io_uring".to_owned(),
             notes: vec!["\x1b[2Jnote".to_owned()],
             process: 1,
+            digests: false,
         }));
         match spoken.hear() {
             Some(Message::Accept(_)) => {}
@@ -475,19 +477,52 @@ fn bytes_that_make_no_sense_to_an_agent() {
     assert_eq!(fs::read(sandbox.at("dst/a")).unwrap(), b"a");
 }
 
+/// Nobody was ever met there: no minute of tries, and a sentence with the address.
 #[test]
-#[ignore = "a minute of patience; run it with --ignored"]
 fn nobody_there() {
-    let sandbox = Sandbox::new();
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    pull_from(&sandbox, closed).says(5, &["refuses connections"]);
+    let outcome = pull_from(&Sandbox::new(), closed).says(5, &["refuses connections", &closed.to_string()]);
+    assert!(outcome.took < GIVEN_UP, "{:?}", outcome.took);
+    let sandbox = Sandbox::new();
+    let token = sandbox.agent("far", &[]).token_file();
+    sandbox.write("src/a", b"a");
+    let dead = format!("lh://{closed}/x");
+    let push = sandbox.cp(&["-r", "--token-file", &token, "src", &dead]);
+    let push = push.says(5, &["nothing listens there", &closed.to_string(), "is the agent running"]);
+    assert!(push.took < GIVEN_UP, "{:?}", push.took);
+    let nowhere = "lh://no-such-host.invalid/x";
+    let pull = sandbox.cp(&["-r", "--token-file", &token, nowhere, "dst"]);
+    let pull = pull.says(5, &["no-such-host.invalid", "check its spelling"]);
+    assert!(pull.took < GIVEN_UP && !sandbox.at("dst").exists(), "{:?}", pull.took);
 }
 
+/// Far below the minute for which a peer is tried that was met, far above what a busy machine takes.
+const GIVEN_UP: Duration = Duration::from_secs(40);
+
 #[test]
-#[ignore = "a minute of patience; run it with --ignored"]
 fn the_data_port_is_no_http_port() {
     let sandbox = Sandbox::new();
     let agent = sandbox.agent("far", &[]);
     let wrong = format!("lh://127.0.0.1:{}/src", agent.data);
-    sandbox.cp(&["-r", "--token-file", &agent.token_file(), &wrong, "dst"]).says(5, &["HTTP port"]);
+    let outcome = sandbox.cp(&["-r", "--token-file", &agent.token_file(), &wrong, "dst"]);
+    let port = agent.data.to_string();
+    let outcome = outcome.says(5, &["without an answer in HTTP", "HTTP port", "or its data port", &port]);
+    assert!(outcome.took < GIVEN_UP, "{:?}", outcome.took);
+}
+
+/// Other things where an agent's HTTP port should be: each is named at once or after one deadline.
+#[test]
+fn http_ports_that_speak_something_else_or_nothing() {
+    let tls = data_port(|mut socket| {
+        let _ = socket.read(&mut [0; 4096]);
+        let _ = socket.write_all(&[0x15, 3, 1, 0, 2, 2, 40]);
+    });
+    let mute = data_port(|mut socket| while socket.read(&mut [0; 4096]).is_ok_and(|n| n > 0) {});
+    for (port, words) in [(tls, "it does not answer in HTTP"), (mute, "says nothing")] {
+        let sandbox = Sandbox::new();
+        let token = sandbox.agent("far", &[]).token_file();
+        let outcome = sandbox.cp(&["-r", "--token-file", &token, &format!("lh://{port}/src"), "dst"]);
+        let outcome = outcome.says(7, &[words, &port.to_string(), "HTTP port"]);
+        assert!(outcome.took < GIVEN_UP, "{:?}", outcome.took);
+    }
 }

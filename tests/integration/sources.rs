@@ -16,10 +16,10 @@ fn harmed(harm: impl Fn(&Path)) -> (Sandbox, Agent, Outcome) {
     let victim = sandbox.write("far/src/victim", &noise(SIZE, 1));
     tree::many(&sandbox.at("far/src/others"), 20, 2000);
     let (token, url) = (agent.token_file(), agent.url("src"));
-    let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", "--streams", "2", &url, "dst"]);
+    let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "6MiB", "--streams", "2", &url, "dst"]);
     let part = || left_over(&sandbox.at("dst")).iter().any(|p| p.to_string_lossy().ends_with(".part"));
     wait_for("a part file", SOON, part);
-    std::thread::sleep(Duration::from_millis(900));
+    std::thread::sleep(Duration::from_millis(300));
     harm(&victim);
     let outcome = running.wait(SOON);
     assert!(!sandbox.at("dst/victim").exists(), "what is not whole has no final name: {}", outcome.out);

@@ -47,6 +47,16 @@ pub fn wait_for(what: &str, within: Duration, mut there: impl FnMut() -> bool) {
     }
 }
 
+/// Waits until some journal in `home` (the directory that a transfer locks) has `chunks` durable chunks.
+pub fn wait_durable(home: &Path, chunks: u64) {
+    wait_for("durable chunks", SOON, || {
+        let states = std::fs::read_dir(home.join(".longhaul")).into_iter().flatten().flatten();
+        let journals = states.filter_map(|state| std::fs::read(state.path().join("journal")).ok());
+        let counts = journals.filter_map(|bytes| longhaul::journal::recover(&bytes).ok());
+        counts.map(|recovered| recovered.checkpoint.durable_chunks()).max() >= Some(chunks)
+    });
+}
+
 /// A directory of one test, removed at its end, and the commands that run in it.
 pub struct Sandbox {
     dir: tempfile::TempDir,

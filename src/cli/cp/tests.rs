@@ -105,49 +105,6 @@ fn options_that_do_not_fit_the_operands_are_refused() {
     assert_eq!(code(&["--write-manifest", "m", "lh://g/x", &new]), Ok(()));
 }
 
-/// The names in the manifest of a copy that has happened already.
-fn names(line: &[&str]) -> Vec<String> {
-    let args = args(line);
-    let plan = plan(&args.operands, args.recursive).unwrap();
-    manifest_rows(&args, &plan).unwrap().iter().map(|row| row.path.to_string()).collect()
-}
-
-#[test]
-fn a_manifest_has_the_names_at_the_destination() {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| format!("{}/{name}", dir.path().display());
-    fs::create_dir_all(at("src/d")).unwrap();
-    fs::write(at("src/d/f"), b"x").unwrap();
-    fs::write(at("one"), b"x").unwrap();
-    std::os::unix::fs::symlink("one", at("link")).unwrap();
-    // Pushes: the names come from the source, but are those at the other end.
-    assert_eq!(names(&["-r", &at("src"), "lh://h/in"]), [".", "d", "d/f"]);
-    assert_eq!(names(&["-r", &at("src"), "lh://h/in/"]), ["src", "src/d", "src/d/f"]);
-    assert_eq!(names(&[&at("one"), "lh://h/in/two"]), ["two"]);
-    assert_eq!(names(&[&at("link"), &at("one"), "lh://h/in/"]), ["link", "one"]);
-    // Pulls: what has arrived here is read.
-    fs::create_dir_all(at("out/src/d")).unwrap();
-    fs::write(at("out/src/d/f"), b"x").unwrap();
-    assert_eq!(names(&["-r", "lh://h/src", &at("out/")]), ["src", "src/d", "src/d/f"]);
-    assert_eq!(names(&["-r", "lh://h/src", &at("out")]), [".", "src", "src/d", "src/d/f"]);
-    assert_eq!(names(&["lh://h/x", &at("one")]), ["one"]);
-}
-
-#[test]
-fn one_read_gives_manifest_and_sha256_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| format!("{}/{name}", dir.path().display());
-    fs::write(at("one"), b"abc").unwrap();
-    let args = args(&["--write-manifest", &at("m"), "--sha256", "lh://h/x", &at("one")]);
-    let plan = plan(&args.operands, false).unwrap();
-    let mut report = Report::default();
-    let value = manifest(&args, &plan, Path::new(&at("m")), &mut report).unwrap();
-    assert_eq!(value["sha256"]["files"], 1);
-    let line = fs::read_to_string(at("m.sha256")).unwrap();
-    assert_eq!(line, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  one\n");
-    assert!(report.notes[0].contains("second read"));
-}
-
 #[test]
 fn the_client_is_the_same_one_next_time() {
     let dir = tempfile::tempdir().unwrap();

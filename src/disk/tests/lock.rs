@@ -192,3 +192,35 @@ fn clean_takes_what_is_dead_and_old_and_nothing_else() {
         assert!(!path.join("live/.longhaul").exists());
     });
 }
+
+/// After a SIGKILL the kernel may hold the lock for another moment, on behalf of nobody: that is waited for, by a repeated
+/// transfer, by another one and by `clean`.
+#[test]
+fn the_locks_of_killed_processes_are_waited_for() {
+    for_each_root(|root, path| {
+        root.make_dirs(&p("t")).unwrap();
+        let mut gone = Command::new("true").spawn().unwrap();
+        gone.wait().unwrap();
+        let (own, other) = (format!("pid {}\n", std::process::id()), format!("pid {}\n", gone.id()));
+        let file = path.join("t/.longhaul").join(ID.to_string()).join("lock");
+        // A lock that says it is a dead process's, held for longer than a live one's would be waited for.
+        let dying = |root: &Root| {
+            let lock = take(root, "t", "t", &ID).unwrap();
+            let text = std::fs::read_to_string(&file).unwrap();
+            std::fs::write(&file, text.replace(&own, &other)).unwrap();
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(2500));
+                drop(lock);
+            })
+        };
+        for id in [&ID, &OTHER] {
+            let thread = dying(root);
+            take(root, "t", "t", id).unwrap().finish().unwrap();
+            thread.join().unwrap();
+        }
+        let thread = dying(root);
+        assert_eq!(clean(root, Duration::ZERO, false, &mut |_| {}).removed, 1);
+        assert!(!file.exists());
+        thread.join().unwrap();
+    });
+}

@@ -44,7 +44,7 @@ pub(super) fn for_each_root(test: impl Fn(&Root, &Path)) {
 }
 
 pub(super) fn plan(mode: FileMode) -> WritePlan {
-    WritePlan { mode, preallocate: true, write_behind: false, reason: "test" }
+    WritePlan { mode, preallocate: true, unallocated: None, write_behind: false, reason: "test" }
 }
 
 /// Every name below `dir` with kind, mode, size, time, target and content: two equal listings are two equal trees.

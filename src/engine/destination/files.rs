@@ -4,15 +4,17 @@ mod ending;
 mod intake;
 mod opening;
 mod packs;
+mod relief;
 mod trouble;
 mod words;
 
-use super::prepare::Looked;
+use super::prepare::{Looked, Weight};
 use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
+use crate::clock;
 use crate::digest::{self, Digest};
 use crate::disk::{self, Existing, IoWish, Meta, PartFile, Root, WritePlan, create_small, write_plan};
-use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile};
+use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile, Renamed};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};
 use crate::engine::source::{disk_error, escape_text, mode_word};
@@ -30,7 +32,7 @@ use crate::wire::data::{PackEntry, PackItem, Run as ChunkRun, Status};
 use opening::{digest_existing, open_part};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use words::{status_words, write_error};
 
 /// Big files open at once: enough to keep the pipes full across Bind round trips, far from any descriptor limit.
@@ -74,6 +76,8 @@ pub(super) struct Planned {
     /// What stands there is to be compared, not replaced.
     pub prove: bool,
     pub tries: u32,
+    #[expect(dead_code, reason = "counts by being there")]
+    pub weight: Arc<Weight>,
 }
 
 /// A small file on its way.
@@ -118,6 +122,8 @@ pub(super) struct OpenFile {
     /// ones, nothing is sent.
     old: HashMap<u32, Digest>,
     tries: u32,
+    /// How often a chunk arrived damaged. A link that damages now and then costs chunks, not the file.
+    damaged: HashMap<u32, u32>,
     /// Start the write-back of each chunk as it is placed: a buffered file's sync stays short that way.
     write_behind: bool,
     /// Who brought which chunk, when there are several sources.
@@ -148,7 +154,8 @@ fn meta_of(planned: &Planned, run: &Run<'_>) -> Meta {
 
 fn wish_of(choice: IoChoice) -> IoWish {
     match choice {
-        IoChoice::Auto => IoWish::Auto,
+        // Splicing is the source's affair.
+        IoChoice::Auto | IoChoice::Splice => IoWish::Auto,
         IoChoice::Buffered => IoWish::Buffered,
         IoChoice::DontCache => IoWish::DontCache,
         IoChoice::Direct => IoWish::Direct,
@@ -170,6 +177,13 @@ fn digest_old(part: &PartFile, grid: Grid, old: &[u32], kept: &[(u32, Digest)]) 
 }
 
 impl Run<'_> {
+    /// A file's name in the journal.
+    #[cfg(feature = "testing")]
+    pub(super) fn key_of(&self, handle: Handle) -> Option<PathKey> {
+        let planned = self.files.get(&handle).map(|f| &f.planned);
+        planned.or_else(|| self.small.get(&handle).map(|s| &s.planned)).map(|p| p.key)
+    }
+
     fn new_handle(&mut self) -> Handle {
         self.next_handle += 1;
         Handle(self.next_handle)
@@ -205,6 +219,7 @@ impl Run<'_> {
                     local: None,
                     old: HashMap::new(),
                     tries: planned.tries,
+                    damaged: HashMap::new(),
                     write_behind: false,
                     served: Vec::new(),
                     bound: Vec::new(),
@@ -213,6 +228,7 @@ impl Run<'_> {
             );
         }
         if !binds.is_empty() {
+            crate::sys::points::at("destination.bind");
             let asked = self.peers.iter().filter(|peer| !peer.gone);
             asked.for_each(|peer| drop(peer.out.send(Message::Bind(binds.clone()))));
         }
@@ -287,9 +303,10 @@ impl Run<'_> {
             return self.parked.push(planned);
         }
         let (probes, id, extents) = (self.ctx.probes.clone(), self.id, file.extents.clone());
-        let wish = wish_of(self.spec.options.io);
+        let (place, how) = (self.placement.clone(), (wish_of(self.spec.options.io), self.carry.unread));
         self.ctx.pool.submit(move || {
-            let opened = open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, wish);
+            let opened =
+                open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, (how.0, &place.home, how.1));
             let _ = done.send(Done::Part(handle, Box::new(opened.map_err(|e| disk_error(&e)))));
         });
     }
@@ -384,9 +401,9 @@ impl Run<'_> {
     pub(super) fn refill(&mut self) {
         let full = self.uncommitted() >= self.window();
         match (full, self.held_back_since) {
-            (true, None) => self.held_back_since = Some(std::time::Instant::now()),
+            (true, None) => self.held_back_since = Some(clock::now()),
             (false, Some(since)) => {
-                self.carry.waits.commit += since.elapsed().as_nanos() as u64;
+                self.carry.waits.commit += clock::since(since).as_nanos() as u64;
                 self.held_back_since = None;
             }
             _ => {}
@@ -395,7 +412,9 @@ impl Run<'_> {
             return;
         }
         let depth = if self.near { DEPTH_NEAR } else { DEPTH_FAR };
-        let streams: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
+        let all: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
+        let well: Vec<_> = all.iter().copied().filter(|(stream, peer)| !self.hangs(*stream, *peer)).collect();
+        let streams = if well.is_empty() { all } else { well };
         // What is asked for and not durable is what a crash can cost at most: the bound of DESIGN, however slow the
         // disk is while everything asked for arrives.
         let buffers = if self.near { SOCKETS_NEAR } else { SOCKETS_FAR };
@@ -423,8 +442,8 @@ impl Run<'_> {
             // What was asked last is on its way by now, and would travel twice: only what stays out for longer than
             // chunks take here is asked of another stream.
             let usual = Duration::from_nanos(self.carry.latency.value_at_quantile(0.9));
-            let since = *self.tail_since.get_or_insert_with(Instant::now);
-            if since.elapsed() > usual.max(STEAL_AFTER) {
+            let since = *self.tail_since.get_or_insert_with(clock::now);
+            if clock::since(since) > usual.max(STEAL_AFTER) {
                 self.steal(&streams);
             }
         }
@@ -445,35 +464,6 @@ impl Run<'_> {
             first += count;
         }
         true
-    }
-
-    fn steal(&mut self, streams: &[(StreamKey, usize)]) {
-        // While a commit runs, streams that bring nothing wait for our own disk.
-        if self.committing_bytes > 0 {
-            return;
-        }
-        let now = crate::engine::worker::now_ns();
-        let quiet = |peers: &[super::run::Peer], stream: StreamKey, peer: usize| {
-            peers[peer].links.live.get(&stream).is_none_or(|live| {
-                now.saturating_sub(live.stats.last_progress.load(std::sync::atomic::Ordering::Relaxed)) > 2_000_000_000
-            })
-        };
-        // On a short path what a stream holds is on its way already: asking twice would move it twice. There only a stream
-        // that hangs is relieved.
-        if self.near && !streams.iter().any(|(s, p)| self.table.held_by(*s) > 0 && quiet(&self.peers, *s, *p)) {
-            return;
-        }
-        for (stream, _) in streams {
-            if self.table.held_by(*stream) > 0 {
-                continue;
-            }
-            let slow = |other: StreamKey| self.stream_peer.get(&other).is_some_and(|p| quiet(&self.peers, other, *p));
-            if let Some((victim, (handle, chunk))) = self.table.steal(*stream, slow)
-                && let Some(peer) = self.stream_peer.get(&victim)
-            {
-                self.peers[*peer].links.command(victim, Command::Release(victim, handle, chunk));
-            }
-        }
     }
 
     /// Takes an event of a worker.
@@ -594,33 +584,26 @@ impl Run<'_> {
         }
         for (handle, result) in durable.published {
             match result {
-                Ok(_) => {
-                    if let Some(file) = self.files.get(&handle) {
-                        self.carry.published.insert(file.planned.key);
-                        self.carry.bytes += file.planned.size;
-                        self.carry.files += 1;
-                        self.counts.files_done += 1;
+                Ok(digest) => {
+                    if let Some(planned) = self.files.get(&handle).map(|file| file.planned.clone()) {
+                        self.published(&planned, digest);
                     }
                     self.forget_file(handle);
                 }
                 Err(CommitFault::NotYet) => {}
+                Err(CommitFault::Disk(error)) if self.is_poisoned(handle) => self.poisoned(handle, &error),
                 Err(fault) => self.give_up(handle, Class::Permanent, fault.to_string()),
             }
         }
         for (handle, result) in durable.small {
             let Some(small) = self.small.remove(&handle) else { continue };
             match result {
-                Ok(_) => {
-                    self.carry.published.insert(small.planned.key);
-                    self.carry.bytes += small.planned.size;
-                    self.carry.files += 1;
-                    self.counts.files_done += 1;
-                }
+                Ok(digest) => self.published(&small.planned, digest),
                 Err(fault) if small.planned.tries < 2 => {
                     tracing::warn!(path = %small.planned.to, %fault, "a small file is fetched again");
                     let tries = small.planned.tries + 1;
-                    let exists = matches!(fault, CommitFault::Disk(disk::DiskError::Exists { .. }));
-                    if exists {
+                    let named = matches!(&fault, CommitFault::Disk(error) if error.is_exists() || error.came_after_the_rename());
+                    if named {
                         self.fail(&small.planned.to, Class::Permanent, fault.to_string());
                     } else {
                         self.small_queue.push_back(Planned { tries, ..small.planned });
@@ -630,6 +613,15 @@ impl Run<'_> {
             }
         }
         Ok(())
+    }
+
+    fn published(&mut self, planned: &Planned, digest: Digest) {
+        crate::sys::points::told("destination.told", &planned.to);
+        self.carry.published.insert(planned.key);
+        self.carry.bytes += planned.size;
+        self.carry.files += 1;
+        self.counts.files_done += 1;
+        self.arrived(planned.key, digest);
     }
 
     /// The file starts again from nothing. The journal forgets it first: were the part file replaced before that, a

@@ -4,25 +4,26 @@
 //! A session that is lost is no state to be saved: what is durable is in the journal, and a new session begins from
 //! there. So there is one way back from every accident, and it is used all the time.
 
+mod bring;
 mod files;
 mod finish;
 mod later;
 mod prepare;
-mod relay;
 mod run;
 
 use super::backoff::Backoff;
-use super::commit::{Journal, open_journal_file};
-use super::coordinator::{Ctx, Entry, unix_now};
+use super::commit::{Journal, open_journal_file, renew_journal_file};
+use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
-use super::source::{disk_error, escape_text, host_identity, interrupted, socket_options, tell_error};
-use super::spec::{DestinationSpec, Report, Ticket, Verdict};
+use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, socket_options, tell_error};
+use super::spec::{DestinationSpec, Report, Ticket, Verdict, Verify};
+use crate::clock;
 use crate::digest;
-use crate::disk::{self, Existing, LockError, Root, TreeLock};
+use crate::disk::{self, Existing, LockError, Made, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
-use crate::journal::{Header, Record, Writer, recover};
+use crate::journal::{Header, Record, Writer, compact, recover};
 use crate::relpath::RelPath;
 use crate::wire::control::{Accept, Message, Offer};
 use hdrhistogram::Histogram;
@@ -57,6 +58,12 @@ pub(super) struct Carry {
     pub bytes: u64,
     pub files: u64,
     pub published: HashSet<PathKey>,
+    /// The journal tells of bytes that an earlier run with `--verify wire` received, and this one is to read back.
+    pub unread: bool,
+    /// Files under their final names that nobody has read back, though this run was to.
+    pub unread_files: u64,
+    /// Since when no data stream is there, though something is to be asked for.
+    pub streamless: Option<Instant>,
     pub latency: Histogram<u64>,
     pub notes: BTreeSet<String>,
     /// Waits of dead sessions' streams, ns: for the network, for the disk.
@@ -80,7 +87,7 @@ pub(super) struct Waits {
 impl Carry {
     fn new(ctx: &Ctx) -> Self {
         Self {
-            began: Instant::now(),
+            began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: super::source::worker_totals(ctx),
             received: 0,
@@ -92,6 +99,9 @@ impl Carry {
             bytes: 0,
             files: 0,
             published: HashSet::new(),
+            unread: false,
+            unread_files: 0,
+            streamless: None,
             // Three digits from 1 µs to an hour.
             latency: Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("bounds are constants"),
             notes: BTreeSet::new(),
@@ -115,7 +125,7 @@ impl Carry {
         (report.bytes, report.files) = (self.bytes, self.files);
         (report.received_bytes, report.sent_bytes, report.resent_bytes) = (self.received, self.sent, self.wasted);
         (report.failed_chunks, report.reconnects) = (self.failed_chunks, self.reconnects);
-        report.duration_ns = self.began.elapsed().as_nanos() as u64;
+        report.duration_ns = clock::since(self.began).as_nanos() as u64;
         report.streams = streams;
         report.notes = self.notes.iter().cloned().collect();
         report
@@ -157,6 +167,9 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
             Ok(report) => return report,
             Err(error) => error,
         };
+        if opened_one.get() {
+            backoff.met();
+        }
         if carry.received > before && error.class == Class::Reconnect {
             backoff.worked();
         }
@@ -165,6 +178,7 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
         }
         let again = try_again(&error, opened_one.get(), before > 0);
         let pause = tokio::select! {
+            biased;
             again = backoff.pause(&error, &mut cancel), if again => again,
             _ = stopping.wait_for(|s| *s), if again => false,
             else => false,
@@ -301,8 +315,12 @@ struct Ready {
     lock: Option<TreeLock>,
     journal: Option<(std::fs::File, u64, Writer, crate::journal::Checkpoint)>,
     volatile: bool,
+    unread: bool,
     notes: Vec<String>,
 }
+
+/// A file of the state directory: chunks of this journal were received with `--verify wire`, and not read back.
+const UNREAD: &str = "unread";
 
 /// Blocking: opens the destination, takes the lock, reads the journal.
 fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferError> {
@@ -316,18 +334,26 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let fail = |error: disk::DiskError| disk_error(&error);
     same_place(offer, &root, &placement, &spec.base)?;
     if spec.options.dry_run {
-        return Ok(Ready { root, placement, id, lock: None, journal: None, volatile: false, notes: Vec::new() });
+        let (volatile, unread, notes) = (false, false, Vec::new());
+        return Ok(Ready { root, placement, id, lock: None, journal: None, volatile, unread, notes });
     }
+    let mut made = None;
     if let Some(dir) = &placement.make
         && !dir.is_root()
     {
-        root.make_dir(dir).map_err(fail)?;
+        made = (root.make_dir(dir).map_err(fail)? == Made::New).then_some(dir);
+        // Its name first: a journal in a directory that a power cut takes away is none.
+        let (parent, _) = dir.split_last().unwrap_or_default();
+        root.sync_dir(&parent).map_err(fail)?;
     }
-    let lock =
-        TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1)).map_err(|error| match error {
-            LockError::Disk(error) => disk_error(&error),
-            held @ LockError::Held { .. } => TransferError::new(Class::Retry, held.to_string()),
-        })?;
+    let lock = TreeLock::take(&root, &placement.home, &placement.covers, &id, Epoch(1)).map_err(|error| match error {
+        LockError::Disk(error) => disk_error(&error),
+        held @ LockError::Held { .. } => TransferError::new(Class::Retry, held.to_string()),
+    });
+    let lock = lock.inspect_err(|_| {
+        // Another transfer's tree stays as that one makes it. What is not empty any more is not ours alone.
+        made.map(|dir| root.remove_dir(dir));
+    })?;
     let (file, bytes) = open_journal_file(&lock).map_err(fail)?;
     let mut notes: Vec<String> = lock.note().into_iter().collect();
     let recovered = recover(&bytes).map_err(|error| {
@@ -338,20 +364,24 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     if recovered.dropped > 0 {
         notes.push(format!("{} bytes of a torn journal record were dropped", recovered.dropped));
     }
+    let resumed = Writer::resume(&recovered).is_some();
+    let (file, recovered) = if resumed {
+        let bytes = compact(&recovered.checkpoint);
+        let renewed = recover(&bytes).map_err(|error| TransferError::new(Class::Permanent, error.to_string()))?;
+        (renew_journal_file(&lock, &bytes).map_err(fail)?, renewed)
+    } else {
+        (file, recovered)
+    };
     let (checkpoint, len, writer) = match Writer::resume(&recovered) {
         Some(writer) => (recovered.checkpoint, recovered.len, writer),
         None => {
-            let source: Vec<String> = offer
-                .roots
-                .iter()
-                .take(4)
-                .map(|r| crate::relpath::escape(&hex::decode(&r.path).unwrap_or_default()))
-                .collect();
+            let source: Vec<String> =
+                offer.roots.iter().take(4).map(|r| shown_source(&hex::decode(&r.path).unwrap_or_default())).collect();
             let header = Header {
                 transfer: id,
                 agent: offer.agent,
                 epoch: Epoch(0),
-                created: unix_now(),
+                created: clock::unix_now(),
                 source: source.join(" "),
                 destination: path.clone(),
             };
@@ -364,9 +394,19 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
     let volatile = root
         .open_dir(&placement.home)
         .is_ok_and(|dir| disk::FsKind::of(dir.as_fd()).is_ok_and(|kind| kind.is_volatile()));
-    file.set_len(len).map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
+    disk::calls::truncate(file.as_fd(), len as i64)
+        .map_err(|error| TransferError::new(Class::Retry, format!("the journal: {error}")))?;
+    // Durable with the names of the directory, before the first record that it is about.
+    let wire = spec.options.verify == Verify::Wire;
+    let unread = lock.open_file(UNREAD, wire).map_err(fail)?.is_some() && !wire;
     lock.sync_dir().map_err(fail)?;
-    Ok(Ready { root, placement, id, lock: Some(lock), journal: Some((file, len, writer, checkpoint)), volatile, notes })
+    let (lock, journal) = (Some(lock), Some((file, len, writer, checkpoint)));
+    Ok(Ready { root, placement, id, lock, journal, volatile, unread, notes })
+}
+
+/// A source's path for people. Below the root `/` it is told with two slashes, which is part of the transfer's id.
+fn shown_source(path: &[u8]) -> String {
+    crate::relpath::escape(if path.starts_with(b"//") { &path[1..] } else { path })
 }
 
 /// A copy onto itself: the same object on the same host, through whatever names.
@@ -446,6 +486,7 @@ fn accept_message(
         super::spec::IoChoice::Buffered => "buffered",
         super::spec::IoChoice::DontCache => "dontcache",
         super::spec::IoChoice::Direct => "direct",
+        super::spec::IoChoice::Splice => super::source::SPLICE,
     };
     Message::Accept(Accept {
         transfer: id,
@@ -474,8 +515,7 @@ async fn one_session(
     let Joined { socket, sealer, opener, notes, .. } = control;
     carry.notes.extend(notes);
     carry.notes.extend(ctx.fallbacks());
-    let socket = tokio::net::TcpStream::from_std(socket)
-        .map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
+    let socket = socket.wake().map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
     let mut channel = super::channel::Channel::open(socket, sealer, opener);
     let offer = offered(&mut channel).await?;
     let ready = {
@@ -485,11 +525,14 @@ async fn one_session(
     let mut ready = match ready {
         Ok(ready) => ready,
         Err(error) => {
+            let error = rooted(error, &spec.base);
             tell_error(channel, &error).await;
             return Err(error);
         }
     };
+    crate::sys::points::at("destination.ready");
     carry.notes.extend(ready.notes.drain(..));
+    carry.unread = ready.unread;
     entry.status.borrow_mut().transfer = Some(ready.id);
     let mut epoch = Epoch(1);
     let mut journal = None;
@@ -500,6 +543,7 @@ async fn one_session(
         // Durable before use: the source drops streams of a lower epoch.
         open.append_and_sync().await.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         journal = Some(open);
+        crate::sys::points::at("destination.epoch");
     }
     channel.send(accept_message(ctx, spec, ready.id, epoch, streams, crate::limits::SEGMENT_CREDIT));
     let begun = run::Begun {

@@ -2,9 +2,11 @@
 
 use super::Placement;
 use crate::disk::{self, DiskError, Existing, Made, Root};
-use crate::manifest::{Entry, EntryKind, Segment};
+use crate::manifest::{Entry, EntryKind};
 use crate::relpath::RelPath;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// One entry with what stands under its final name.
 #[derive(Debug)]
@@ -17,11 +19,33 @@ pub struct Looked {
     pub existing: Result<Existing, DiskError>,
 }
 
-/// Looks at every entry of a segment; makes missing directories unless it is a dry run.
-pub fn look(segment: Segment, root: &Root, placement: &Placement, dry_run: bool) -> Vec<Looked> {
+/// The memory that a known file takes, counted as long as anything of it is there: what is taken in ahead is bounded by
+/// bytes.
+#[derive(Debug)]
+pub struct Weight {
+    bytes: usize,
+    sum: Arc<AtomicUsize>,
+}
+
+impl Weight {
+    pub fn new(bytes: usize, sum: &Arc<AtomicUsize>) -> Arc<Self> {
+        sum.fetch_add(bytes, Ordering::Relaxed);
+        Arc::new(Self { bytes, sum: sum.clone() })
+    }
+}
+
+impl Drop for Weight {
+    fn drop(&mut self) {
+        self.sum.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Looks at entries of a segment; makes missing directories unless it is a dry run.
+pub fn look(entries: Vec<Entry>, root: &Root, placement: &Placement, dry_run: bool) -> Vec<Looked> {
+    crate::sys::points::at("destination.segment");
     let mut fresh: HashSet<RelPath> = HashSet::new();
-    let mut looked = Vec::with_capacity(segment.entries.len());
-    for entry in segment.entries {
+    let mut looked = Vec::with_capacity(entries.len());
+    for entry in entries {
         let Some(path) =
             placement.prefixes.get(usize::from(entry.root)).and_then(|p| p.join(entry.path.as_bytes()).ok())
         else {
@@ -50,5 +74,21 @@ pub fn look(segment: Segment, root: &Root, placement: &Placement, dry_run: bool)
         }
         looked.push(Looked { entry, path, existing });
     }
+    if !dry_run {
+        sync_parents(&mut looked, root);
+    }
     looked
+}
+
+/// Makes the names of a segment's directories durable before anything is published in them: those that were made now, and
+/// those that a killed run may have made and not synced.
+fn sync_parents(looked: &mut [Looked], root: &Root) {
+    let mut synced: HashMap<RelPath, Option<DiskError>> = HashMap::new();
+    for one in looked.iter_mut().filter(|one| one.entry.kind == EntryKind::Dir && one.existing.is_ok()) {
+        let Some((parent, _)) = one.path.split_last() else { continue };
+        let failed = synced.entry(parent).or_insert_with_key(|dir| root.sync_dir(dir).err());
+        if let Some(error) = failed {
+            one.existing = Err(error.clone());
+        }
+    }
 }

@@ -1,10 +1,11 @@
 //! One session of a destination: the loop. What happens is in `files`, how it ends in `finish`.
 
+use super::bring::{dial_other, forward, forward_joins};
 use super::files::{OpenFile, Pack, Planned, Small};
 use super::later::Later;
-use super::prepare::{Looked, look};
-use super::relay::{dial_other, forward, forward_joins};
+use super::prepare::Looked;
 use super::{Carry, Placement};
+use crate::clock;
 use crate::digest::Digest;
 use crate::disk::{PartFile, Replace, Root, SmallFile, TreeLock};
 use crate::engine::channel::Channel;
@@ -14,23 +15,21 @@ use crate::engine::coordinator::{Ctx, Entry};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
 use crate::engine::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, StreamSource};
-use crate::engine::source::{escape_text, interrupted, socket_options};
+use crate::engine::source::{absolute, escape_text, interrupted, socket_options};
 use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Report};
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
-use crate::ids::{Handle, SessionId, TransferId};
+use crate::ids::{Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
-use crate::manifest::Segment;
-use crate::wire::control::{Message, Offer, PeerError, Progress, SourceStats};
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use crate::manifest::SegmentReader;
+use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicUsize};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Files known and not finished above which the source waits with further segments: bounds memory.
-const AHEAD_FILES: usize = 8192;
-/// The same for the memory of their names, which may be 4 KiB each.
-const AHEAD_BYTES: usize = 8 << 20;
+/// Commits follow each other no closer.
+const COMMIT_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often progress is told and streams are looked at.
 const TICK: Duration = Duration::from_millis(100);
 /// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
@@ -129,26 +128,30 @@ pub(super) struct Run<'a> {
     pub placement: Arc<Placement>,
     pub peers: Vec<Peer>,
     pub table: ClaimTable,
-    pub stream_peer: HashMap<StreamKey, usize>,
+    pub stream_peer: BTreeMap<StreamKey, usize>,
+    /// Streams that were told to release a chunk, and when: see `files/relief.rs`.
+    pub relieved: BTreeMap<StreamKey, u64>,
     /// Streams of further sources that are given up; what they hold comes back when their worker has let go of them.
-    pub retired: HashMap<StreamKey, usize>,
+    pub retired: BTreeMap<StreamKey, usize>,
     /// Files that start again once the next commit has made the journal forget what it had of them.
     pub parked: Vec<Planned>,
     /// The same, for the commit under way.
     pub parked_committing: Vec<Planned>,
     pub next_handle: u32,
-    pub files: HashMap<Handle, OpenFile>,
-    pub small: HashMap<Handle, Small>,
+    pub files: BTreeMap<Handle, OpenFile>,
+    pub small: BTreeMap<Handle, Small>,
     pub big_queue: VecDeque<Planned>,
     pub small_queue: VecDeque<Planned>,
-    pub packs: HashMap<u32, Pack>,
+    pub packs: BTreeMap<u32, Pack>,
     pub next_pack: u32,
     /// As they came: decoded names are far bigger, and only taken in as there is room for them.
     pub segments: VecDeque<Vec<u8>>,
-    /// Segments decoded so far.
+    /// The segment that is being taken in.
+    pub reading: Option<SegmentReader>,
+    /// Segments begun so far.
     pub segments_decoded: u32,
-    /// Bytes of memory that a name of the last segment takes, on average.
-    pub name_bytes: usize,
+    /// Bytes of memory of the files known and not finished.
+    pub known_bytes: Arc<AtomicUsize>,
     pub looking: bool,
     pub held_credit: u32,
     pub segments_seen: u32,
@@ -162,6 +165,8 @@ pub(super) struct Run<'a> {
     pub pending_bytes: u64,
     pub committing_bytes: u64,
     pub last_commit: Instant,
+    /// From one commit's start to the next one's, see [`commit_pause`].
+    pub commit_pause: Duration,
     pub creating: usize,
     pub sealing: usize,
     pub binding: usize,
@@ -182,6 +187,14 @@ pub(super) struct Run<'a> {
     pub volatile_home: bool,
     /// What the journal says is durable.
     pub journal_view: Option<Rc<std::cell::RefCell<crate::journal::Checkpoint>>>,
+    /// Digests to tell the source, if it asked for them.
+    pub digests: Vec<(PathKey, Digest)>,
+}
+
+/// Where a commit costs little, as on a fast device, they follow each other closely: what a crash can cost is what waits
+/// for one. Ten times its cost keeps the storage free for the data.
+fn commit_pause(cost: Duration) -> Duration {
+    (10 * cost).clamp(COMMIT_PAUSE_MIN, Duration::from_millis(COMMIT_INTERVAL_MS))
 }
 
 /// Runs a session to its end. On an error everything that is placed is committed before the lock is let go.
@@ -233,22 +246,24 @@ pub(super) async fn run(
         placement: begun.placement,
         peers: vec![peer],
         table: ClaimTable::default(),
-        stream_peer: HashMap::new(),
-        retired: HashMap::new(),
+        stream_peer: BTreeMap::new(),
+        relieved: BTreeMap::new(),
+        retired: BTreeMap::new(),
         parked: Vec::new(),
         parked_committing: Vec::new(),
         next_handle: 1,
-        files: HashMap::new(),
-        small: HashMap::new(),
+        files: BTreeMap::new(),
+        small: BTreeMap::new(),
         big_queue: VecDeque::new(),
         small_queue: VecDeque::new(),
-        packs: HashMap::new(),
+        packs: BTreeMap::new(),
         next_pack: 1,
         segments: VecDeque::new(),
         looking: false,
         held_credit: 0,
+        reading: None,
         segments_decoded: 0,
-        name_bytes: 0,
+        known_bytes: Arc::default(),
         segments_seen: 0,
         manifest_end: None,
         dirs: Later::new(scratch.clone()),
@@ -257,7 +272,8 @@ pub(super) async fn run(
         pending: Batch::default(),
         pending_bytes: 0,
         committing_bytes: 0,
-        last_commit: Instant::now(),
+        last_commit: clock::now(),
+        commit_pause: COMMIT_PAUSE_MIN,
         creating: 0,
         sealing: 0,
         binding: 0,
@@ -275,6 +291,7 @@ pub(super) async fn run(
         tail_since: None,
         expected_seen: None,
         durable_storage: !begun.volatile,
+        digests: Vec::new(),
     };
     let mut lock = begun.lock;
     let result = run.drive(&mut news, &mut happened, &mut finished, &mut commits, &events, &config).await;
@@ -367,10 +384,15 @@ impl Run<'_> {
                 _ = cancel.wait_for(|c| *c) => return Err(interrupted()),
             }
             self.look_at_segments()?;
+            self.streams_alive()?;
             self.start_files();
             self.refill();
             self.commit_if_due();
             self.give_credit();
+            #[cfg(feature = "testing")]
+            if self.ctx.pool.is_simulated() {
+                self.table.assert_invariants();
+            }
             if self.is_over() {
                 return Ok(());
             }
@@ -380,6 +402,7 @@ impl Run<'_> {
     fn is_over(&self) -> bool {
         self.manifest_end == Some(self.segments_seen)
             && self.segments.is_empty()
+            && self.reading.is_none()
             && !self.looking
             && self.big_queue.is_empty()
             && self.small_queue.is_empty()
@@ -459,14 +482,14 @@ impl Run<'_> {
         let lost: Vec<u32> = self.packs.iter().filter(|(_, pack)| pack.stream == stream).map(|(n, _)| *n).collect();
         for number in lost {
             if let Some(pack) = self.packs.remove(&number) {
-                self.requeue(pack);
+                self.requeue(pack, true);
             }
         }
     }
 
     fn tick(&mut self) {
         let now = crate::engine::worker::now_ns();
-        let committing_long = self.committing_bytes > 0 && self.last_commit.elapsed() > Duration::from_secs(5);
+        let committing_long = self.committing_bytes > 0 && clock::since(self.last_commit) > Duration::from_secs(5);
         let mut silent = Vec::new();
         for (stream, peer) in &self.stream_peer {
             let asked = self.table.held_by(*stream) > 0 || self.packs.values().any(|p| p.stream == *stream);
@@ -502,35 +525,6 @@ impl Run<'_> {
         let _ = self.peers[0].out.send(Message::Progress(progress));
     }
 
-    fn look_at_segments(&mut self) -> Result<(), TransferError> {
-        let known = self.known();
-        if self.looking || known >= AHEAD_FILES || known * self.name_bytes >= AHEAD_BYTES {
-            return Ok(());
-        }
-        let Some(bytes) = self.segments.pop_front() else { return Ok(()) };
-        let hostile = |what: String| Err(TransferError::new(Class::Permanent, format!("the source {what}")));
-        let segment = match Segment::decode(&bytes) {
-            Ok(segment) if segment.index == self.segments_decoded => segment,
-            Ok(_) => return hostile("sent a manifest segment out of its turn".to_owned()),
-            Err(error) => return hostile(format!("sent a manifest that is refused: {error}")),
-        };
-        self.segments_decoded += 1;
-        self.held_credit += 1;
-        // Each name is there twice: as the source says it and as the destination does.
-        let names: usize = segment.entries.iter().map(|entry| 2 * entry.path.as_bytes().len() + 200).sum();
-        self.name_bytes = names / segment.entries.len().max(1);
-        self.looking = true;
-        let (root, placement, done) = (self.root.clone(), self.placement.clone(), self.done.clone());
-        let dry_run = self.spec.options.dry_run;
-        self.ctx.pool.submit(move || drop(done.send(Done::Looked(look(segment, &root, &placement, dry_run)))));
-        Ok(())
-    }
-
-    /// Files known and not finished.
-    fn known(&self) -> usize {
-        self.big_queue.len() + self.small_queue.len() + self.files.len() + self.small.len()
-    }
-
     fn give_credit(&mut self) {
         if self.held_credit > 0 {
             let _ = self.peers[0].out.send(Message::Credit(self.held_credit));
@@ -557,7 +551,7 @@ impl Run<'_> {
             // More are asked for only when these are committed and closed.
             || (!self.small_queue.is_empty() && self.small.len() < small_open_max())
             || self.table.any_free();
-        let due = self.last_commit.elapsed() >= Duration::from_millis(COMMIT_INTERVAL_MS)
+        let due = clock::since(self.last_commit) >= self.commit_pause
             || self.pending_bytes >= self.window() / 2
             || self.pending.small.len() >= SMALL_COMMIT.min(small_open_max() / 4)
             || !waiting;
@@ -570,7 +564,7 @@ impl Run<'_> {
         let Some(mut journal) = self.journal.take() else { return };
         let batch = std::mem::take(&mut self.pending);
         self.committing_bytes = std::mem::take(&mut self.pending_bytes).max(1);
-        self.last_commit = Instant::now();
+        self.last_commit = clock::now();
         self.parked_committing = std::mem::take(&mut self.parked);
         let (pool, done) = (self.ctx.pool.clone(), self.committed.clone());
         let verify = self.spec.options.verify;
@@ -608,8 +602,11 @@ impl Run<'_> {
     ) -> Result<(), TransferError> {
         self.journal = Some(journal);
         self.committing_bytes = 0;
+        self.commit_pause = commit_pause(clock::since(self.last_commit));
         let durable = outcome.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         self.big_queue.extend(self.parked_committing.drain(..));
+        #[cfg(feature = "testing")]
+        self.show(&durable);
         self.committed(durable)
     }
 
@@ -625,12 +622,37 @@ impl Run<'_> {
         }
     }
 
+    /// A file is there with this digest: for whoever writes a manifest.
+    pub(super) fn arrived(&mut self, key: PathKey, digest: Digest) {
+        if let Some(rows) = &self.spec.rows {
+            rows.arrived(key, digest);
+        }
+        if self.offer.digests {
+            self.digests.push((key, digest));
+            if self.digests.len() == BATCH_MAX {
+                self.tell_digests();
+            }
+        }
+    }
+
+    pub(super) fn tell_digests(&mut self) {
+        if !self.digests.is_empty() {
+            let _ = self.peers[0].out.send(Message::Digests(std::mem::take(&mut self.digests)));
+        }
+    }
+
+    /// A path below the destination's root, for people: as an absolute one where this end is a user's own.
+    pub(super) fn shown(&self, path: &crate::relpath::RelPath) -> String {
+        let shown = path.to_string();
+        if self.spec.base == std::path::Path::new("/") { absolute(&shown) } else { shown }
+    }
+
     /// One more name that does not arrive.
     pub(super) fn fail(&mut self, path: &crate::relpath::RelPath, class: Class, reason: impl Into<String>) {
         self.counts.failed += 1;
         if self.failures.len() < FAILURES_MAX {
             self.failures.push(Failure {
-                path: path.to_string(),
+                path: self.shown(path),
                 class: class.word().to_owned(),
                 reason: reason.into(),
             });

@@ -16,15 +16,15 @@ const PACK_SLOT_WAIT: Duration = Duration::from_secs(15);
 
 impl SourcePacker {
     fn slot(&self) -> Option<crate::sys::Slot> {
-        let give_up = Instant::now() + PACK_SLOT_WAIT;
+        let give_up = clock::now() + PACK_SLOT_WAIT;
         loop {
             if let Some(slot) = self.arena.take() {
                 return Some(slot);
             }
-            if Instant::now() > give_up {
+            if clock::now() > give_up {
                 return None;
             }
-            std::thread::sleep(Duration::from_millis(1));
+            clock::pause(Duration::from_millis(1));
         }
     }
 
@@ -47,8 +47,10 @@ impl SourcePacker {
             };
             match read {
                 Ok(_) => {
+                    crate::sys::points::flip("source.pack-read", content);
                     let span = Span { offset: 0, len: content.len() as u64 };
                     let check = wire_check(chunk(content, 0), item.handle, span);
+                    crate::sys::points::flip("source.pack-digested", content);
                     put_pack_entry(head, item.handle, Status::Ok, item.size, check);
                     at += need;
                     payload += item.size;

@@ -4,14 +4,12 @@
 //! [`DestinationStream::release`] may still come: its frames are dropped and counted; else its refusal comes. Exactly one stream may write a
 //! chunk, and a release is answered only when no write of it is in flight.
 
-use super::link::{BODY, Frame, Link};
-use super::{
-    ChunkFault, Claim, Event, Extra, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, StreamKey, TargetIo, Turn, add,
-};
+use super::link::{BODY, Came, Frame, Link};
+use super::{ChunkFault, Claim, Event, Extra, Fault, PackBody, StreamKey, TargetIo, Turn, add};
 use crate::digest::{ChunkHasher, Digest, chunk, wire_check};
-use crate::grid::{Grid, Span};
+use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::Handle;
-use crate::sys::{Completion, FileMode, Op, Slot};
+use crate::sys::{Completion, FileMode, Op, Slot, points};
 use crate::wire::WireError;
 use crate::wire::data::{self, PackItem, Run, Status};
 use crate::wire::header::FrameType;
@@ -89,8 +87,12 @@ impl DestinationStream {
 
     /// Takes a claim and asks for it.
     pub fn claim(&mut self, claim: Claim, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        if let Some(since) = self.idle_since.take().filter(|&since| since > 0) {
-            add(&self.link.stats.idle, turn.now - since);
+        if let Some(since) = self.idle_since.take() {
+            // From here on there is something to bring.
+            self.link.stats.last_progress.store(turn.now, std::sync::atomic::Ordering::Relaxed);
+            if since > 0 {
+                add(&self.link.stats.idle, turn.now - since);
+            }
         }
         match claim {
             Claim::Chunks { run, size, target } => {
@@ -155,18 +157,12 @@ impl DestinationStream {
     /// Walk 9: takes a completion. A block that came is opened and placed in the part file; a chunk's last block brings its
     /// digest, and only what matches it is told.
     pub fn step(&mut self, completion: Completion, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        let Completion { token, slot, result } = completion;
-        match (token >> 32) as u8 {
-            KIND_RECV => {
-                if let Some(frame) = self.link.received(slot, result, turn.now)? {
-                    self.frame(frame, turn)?;
-                }
-            }
-            KIND_SEND => self.link.sent(slot, result, turn)?,
-            KIND_FILE => {
-                let number = token as u32;
+        match self.link.completed(completion, turn)? {
+            Came::Frame(frame) => self.frame(frame, turn)?,
+            Came::File(number, slot, result) => {
                 if let Some(chunk) = self.chunks[number as usize].as_mut() {
                     chunk.writes -= 1;
+                    points::at("destination.written");
                     if let Err(error) = result {
                         chunk.failed = Some(ChunkFault::Write(error.kind(), error.raw_os_error()));
                     }
@@ -174,7 +170,7 @@ impl DestinationStream {
                 turn.slots.give(slot);
                 self.settle(number, turn);
             }
-            _ => turn.slots.give(slot),
+            Came::Nothing => {}
         }
         self.pump(turn)
     }
@@ -261,6 +257,9 @@ impl DestinationStream {
         match &chunk.target {
             Some(target) if wanted && header.kind == FrameType::Data => {
                 chunk.writes += 1;
+                let mut slot = slot;
+                points::flip("destination.checked", &mut slot.as_mut_slice()[BODY..BODY + len as usize]);
+                let offset = points::place("destination.place", offset, CHUNK_SIZE);
                 let token = self.link.file_token(number);
                 turn.ops.push(write(target, offset, slot, len as u32, token));
             }
@@ -294,6 +293,7 @@ impl DestinationStream {
         if chunk.dropped {
             return;
         }
+        points::at("destination.placed");
         turn.events.push(match (chunk.failed, chunk.received) {
             (Some(why), _) => {
                 add(&self.link.stats.wasted, chunk.arrived);
@@ -370,6 +370,7 @@ impl DestinationStream {
                     }
                     _ => None,
                 };
+                points::at("destination.pack-checked");
                 add(&self.link.stats.payload, content.len() as u64);
                 entries.push((entry, digest));
             }

@@ -1,7 +1,7 @@
 //! What both roles of a stream share: frames in, frames out, over one socket.
 
-use super::{Fault, KIND_RECV, KIND_SEND, StreamStats, Turn, add, token};
-use crate::sys::{Op, SLOT_HEAD, Slot, SocketRef};
+use super::{Fault, KIND_FILE, KIND_RECV, KIND_SEND, StreamStats, Turn, add, token};
+use crate::sys::{Completion, FileRef, Op, SLOT_HEAD, Slot, SocketRef, points};
 use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::header::{FrameType, HEADER_LEN, Header, TRAILER_LEN};
 use std::collections::VecDeque;
@@ -27,6 +27,17 @@ pub struct Frame {
     pub intact: bool,
 }
 
+/// What a completion meant to its stream.
+#[derive(Debug)]
+pub enum Came {
+    /// A frame is whole.
+    Frame(Frame),
+    /// A file op is done: its number, its slot, its result.
+    File(u32, Slot, io::Result<u32>),
+    /// The link has taken care of it.
+    Nothing,
+}
+
 /// A queued small frame: type, body.
 type SmallFrame = (FrameType, u32, Vec<u8>);
 
@@ -46,6 +57,8 @@ pub struct Link {
     /// Bytes of the next frame that came with the last one.
     over: ([u8; OVERREAD], usize),
     sending_since: Option<u64>,
+    /// What is being sent are small frames: that they fit a socket's buffer says nothing about the peer.
+    sending_small: bool,
     small: VecDeque<SmallFrame>,
     /// Counters that others read.
     pub stats: Arc<StreamStats>,
@@ -73,6 +86,7 @@ impl Link {
             receiving: false,
             over: ([0; OVERREAD], 0),
             sending_since: None,
+            sending_small: false,
             small: VecDeque::new(),
             stats,
         }
@@ -80,7 +94,7 @@ impl Link {
 
     /// Token of a file op of this stream.
     pub fn file_token(&self, number: u32) -> u64 {
-        token(self.index, super::KIND_FILE, number)
+        token(self.index, KIND_FILE, number)
     }
 
     /// Whether a receive is due but had no slot.
@@ -126,8 +140,25 @@ impl Link {
         Ok(())
     }
 
+    /// Takes any completion of this stream.
+    pub fn completed(&mut self, completion: Completion, turn: &mut Turn<'_>) -> Result<Came, Fault> {
+        let Completion { token, slot, result } = completion;
+        Ok(match ((token >> 32) as u8, slot) {
+            (KIND_RECV, Some(slot)) => self.received(slot, result, turn.now)?.map_or(Came::Nothing, Came::Frame),
+            (KIND_FILE, Some(slot)) => Came::File(token as u32, slot, result),
+            (KIND_SEND, slot) => {
+                self.sent(slot, result, turn)?;
+                Came::Nothing
+            }
+            (_, slot) => {
+                turn.give(slot);
+                Came::Nothing
+            }
+        })
+    }
+
     /// Takes a receive's completion; gives a frame when one is whole. Call [`Link::receive`] afterwards.
-    pub fn received(&mut self, slot: Slot, result: io::Result<u32>, now: u64) -> Result<Option<Frame>, Fault> {
+    fn received(&mut self, slot: Slot, result: io::Result<u32>, now: u64) -> Result<Option<Frame>, Fault> {
         self.receiving = false;
         let count = match result {
             Ok(0) => return Err(Fault::Cut),
@@ -155,6 +186,7 @@ impl Link {
         self.over.1 = over;
         (self.have, self.header) = (0, None);
         let (body, rest) = slot.as_mut_slice()[BODY..].split_at_mut(header.body_len as usize);
+        points::at("link.received");
         let intact = match self.opener.open(&header, body, &rest[..TRAILER_LEN]) {
             Ok(()) => true,
             Err(crate::wire::WireError::Tag) => false,
@@ -208,6 +240,7 @@ impl Link {
             self.sealer.seal(header, space);
             at += len;
         }
+        self.sending_small = true;
         self.send(slot, at, turn);
     }
 
@@ -215,7 +248,26 @@ impl Link {
     pub fn send_frame(&mut self, mut slot: Slot, header: Header, turn: &mut Turn<'_>) {
         let end = BODY + header.body_len as usize + TRAILER_LEN;
         self.sealer.seal(header, &mut slot.as_mut_slice()[FRAME_START..end]);
+        points::flip("link.sealed", &mut slot.as_mut_slice()[BODY..end - TRAILER_LEN]);
         self.send(slot, end, turn);
+    }
+
+    /// The same for a plain Data frame whose first `len` payload bytes the kernel takes from the page cache; the slot has
+    /// them too, as they were when the digest was computed.
+    pub fn splice_frame(&mut self, mut slot: Slot, header: Header, (file, len): (&FileRef, u32), turn: &mut Turn<'_>) {
+        debug_assert!(!self.sending() && !self.opener.encrypts());
+        let end = BODY + header.body_len as usize + TRAILER_LEN;
+        self.sealer.seal(header, &mut slot.as_mut_slice()[FRAME_START..end]);
+        self.sending_since = Some(turn.now);
+        turn.ops.push(Op::SendFile {
+            socket: self.socket.clone(),
+            file: file.clone(),
+            offset: header.offset,
+            slot,
+            range: FRAME_START as u32..end as u32,
+            payload: BODY as u32..BODY as u32 + len,
+            token: token(self.index, KIND_SEND, 0),
+        });
     }
 
     fn send(&mut self, slot: Slot, end: usize, turn: &mut Turn<'_>) {
@@ -229,13 +281,15 @@ impl Link {
         });
     }
 
-    /// Takes a Send's completion and gives its slot back.
-    pub fn sent(&mut self, slot: Slot, result: io::Result<u32>, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        turn.slots.give(slot);
+    /// Takes a Send's completion and gives its slot back, if the kernel has given it back already.
+    fn sent(&mut self, slot: Option<Slot>, result: io::Result<u32>, turn: &mut Turn<'_>) -> Result<(), Fault> {
+        turn.give(slot);
         if let Some(since) = self.sending_since.take() {
             add(&self.stats.send_wait, turn.now.saturating_sub(since));
         }
-        self.stats.last_progress.store(turn.now, Ordering::Relaxed);
+        if !std::mem::take(&mut self.sending_small) {
+            self.stats.last_progress.store(turn.now, Ordering::Relaxed);
+        }
         result.map(|_| ()).map_err(|error| Fault::Socket(error.to_string()))
     }
 }

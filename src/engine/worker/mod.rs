@@ -7,12 +7,13 @@
 pub mod destination;
 pub mod link;
 pub mod mailbox;
+mod room;
 pub mod source;
 
 use crate::digest::Digest;
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::sys::{Arena, Completion, FileRef, IoQueue, Op, Slot, SocketRef, Wait};
+use crate::sys::{Arena, Completion, FileRef, IoQueue, Op, SendPath, Slot, SocketRef, Wait};
 use crate::wire::WireError;
 use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::data::{PackEntry, PackItem, Run, Status};
@@ -21,7 +22,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A stream of this process; never used twice.
@@ -42,6 +43,8 @@ pub struct SourceIo {
     pub extents: Option<Vec<Span>>,
     /// Reads kept in flight for a stream.
     pub depth: usize,
+    /// Whether the socket takes payload from the page cache rather than from the slot that the digest was computed in.
+    pub splice: bool,
 }
 
 /// An open part file, as the destination's workers see it.
@@ -226,6 +229,20 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The stream it is about.
+    pub fn stream(&self) -> StreamKey {
+        match self {
+            Event::Placed { stream, .. }
+            | Event::ChunkFailed { stream, .. }
+            | Event::ChunkDigest { stream, .. }
+            | Event::Released { stream, .. }
+            | Event::Pack { stream, .. }
+            | Event::Dead { stream, .. } => *stream,
+        }
+    }
+}
+
 /// Why a chunk has to be fetched again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ChunkFault {
@@ -275,6 +292,25 @@ pub struct StreamStats {
     pub disk_wait: AtomicU64,
     /// Time nothing was asked of the stream, ns.
     pub idle: AtomicU64,
+    /// How its blocks are sent.
+    pub send_path: SendPathCell,
+}
+
+/// A [`SendPath`] that others read.
+#[derive(Debug, Default)]
+pub struct SendPathCell(AtomicU8);
+
+impl SendPathCell {
+    const ALL: [SendPath; 4] = [SendPath::Plain, SendPath::ZeroCopy, SendPath::Copies, SendPath::Refused];
+
+    fn set(&self, path: SendPath) {
+        self.0.store(path as u8, Ordering::Relaxed);
+    }
+
+    /// As last seen by the worker.
+    pub fn get(&self) -> SendPath {
+        Self::ALL.get(usize::from(self.0.load(Ordering::Relaxed))).copied().unwrap_or_default()
+    }
 }
 
 /// Counters of one worker.
@@ -289,7 +325,8 @@ pub struct WorkerStats {
 /// Nanoseconds since the process first asked.
 pub fn now_ns() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
-    START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    let start = *START.get_or_init(Instant::now);
+    crate::clock::now().saturating_duration_since(start).as_nanos() as u64
 }
 
 pub(crate) fn add(counter: &AtomicU64, value: u64) {
@@ -307,6 +344,15 @@ pub struct Turn<'a> {
     pub slots: &'a mut SlotCache,
     /// The clock of this turn, see [`now_ns`].
     pub now: u64,
+}
+
+impl Turn<'_> {
+    /// Keeps a slot for the next taker. A Send's slot may still be the kernel's: then the queue gives it back to the arena.
+    pub fn give(&mut self, slot: Option<Slot>) {
+        if let Some(slot) = slot {
+            self.slots.give(slot);
+        }
+    }
 }
 
 /// The worker's own last-in first-out store of slots before the shared arena.
@@ -352,6 +398,7 @@ struct Stream {
     key: StreamKey,
     session: SessionKey,
     socket: SocketRef,
+    stats: Arc<StreamStats>,
     in_flight: usize,
     /// Set once the stream is to end; it is removed when its last op has come back.
     fault: Option<Fault>,
@@ -382,11 +429,14 @@ impl<Q: IoQueue> std::fmt::Debug for Worker<Q> {
     }
 }
 
-/// The arena may be empty for so long before streams that hold slots and do not move are closed.
-const EXHAUSTED_MAX: Duration = Duration::from_secs(2);
-/// A stream whose peer has taken or sent nothing for so long, in the middle of a frame, does not move. A peer whose disk
-/// stalls is not closed for that alone, only while others wait for the buffers that it holds.
-const STALLED_AFTER: Duration = Duration::from_secs(10);
+/// What a turn works with; kept from turn to turn, so that nothing is allocated after the start.
+#[derive(Debug, Default)]
+pub struct Desk {
+    completions: Vec<Completion>,
+    ops: Vec<Op>,
+    events: Vec<Event>,
+}
+
 /// Slots that a worker keeps back: enough for a few streams' turns.
 const SLOTS_KEPT: usize = 8;
 /// The longest wait: mail wakes a worker, so this only bounds what a lost wake-up would cost.
@@ -417,38 +467,51 @@ impl<Q: IoQueue> Worker<Q> {
 
     /// The loop: reap, read mail, step, push. Returns after [`Command::Stop`], all ops done, or when the queue fails.
     pub fn run(&mut self) -> io::Result<()> {
-        let (mut completions, mut ops, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        let mut desk = Desk::default();
         let mut wait = Wait::No;
-        loop {
-            let before = now_ns();
-            self.queue.submit_and_reap(&mut completions, wait)?;
-            let now = now_ns();
-            add(&self.stats.waiting, now - before);
-            let any = !completions.is_empty();
-            // Mail first: a Want may have come in for a file whose Bound is still in the box.
-            let mail = self.read_mail(&mut ops, &mut events, now);
-            for completion in completions.drain(..) {
-                self.step(completion, &mut ops, &mut events, now);
-            }
-            let starved = self.pump_starved(&mut ops, &mut events, now);
-            self.make_room(now);
-            let pushed = !ops.is_empty();
-            for op in ops.drain(..) {
-                self.queue.push(op);
-            }
-            self.reap_dead(&mut events);
-            self.outbox.send_all(&mut events);
-            if self.stopping && self.queue.in_flight() == 0 {
-                return Ok(());
-            }
-            let busy = any || mail || pushed;
-            wait = match (busy, starved) {
-                (true, _) => Wait::AtMost(LONGEST_WAIT),
-                (false, true) => Wait::AtMost(Duration::from_millis(1)),
-                (false, false) => Wait::AtMost(LONGEST_WAIT),
-            };
-            add(&self.stats.busy, now_ns() - now);
+        while let Some(next) = self.turn(wait, &mut desk)? {
+            wait = Wait::AtMost(next);
         }
+        Ok(())
+    }
+
+    /// One turn of the loop; how long the next may wait, or `None` when this was the last.
+    pub fn turn(&mut self, wait: Wait, desk: &mut Desk) -> io::Result<Option<Duration>> {
+        let Desk { completions, ops, events } = desk;
+        let before = now_ns();
+        self.queue.submit_and_reap(completions, wait)?;
+        let now = now_ns();
+        add(&self.stats.waiting, now - before);
+        let any = !completions.is_empty();
+        // Mail first: a Want may have come in for a file whose Bound is still in the box.
+        let mail = self.read_mail(ops, events, now);
+        for completion in completions.drain(..) {
+            self.step(completion, ops, events, now);
+        }
+        let starved = self.pump_starved(ops, events, now);
+        self.make_room(now);
+        let pushed = !ops.is_empty();
+        for op in ops.drain(..) {
+            self.queue.push(op);
+        }
+        self.reap_dead(events);
+        self.outbox.send_all(events);
+        if self.stopping && self.queue.in_flight() == 0 {
+            return Ok(None);
+        }
+        let busy = any || mail || pushed;
+        add(&self.stats.busy, now_ns() - now);
+        Ok(Some(match (busy, starved) {
+            (true, _) => LONGEST_WAIT,
+            (false, true) => Duration::from_millis(1),
+            (false, false) => LONGEST_WAIT,
+        }))
+    }
+
+    /// The queue, for who drives turn by turn.
+    #[cfg(feature = "testing")]
+    pub fn queue(&self) -> &Q {
+        &self.queue
     }
 
     fn step(&mut self, completion: Completion, ops: &mut Vec<Op>, events: &mut Vec<Event>, now: u64) {
@@ -464,10 +527,13 @@ impl<Q: IoQueue> Worker<Q> {
                 if let Role::Destination(role) = &mut stream.role {
                     role.drained(&completion);
                 }
-                turn.slots.give(completion.slot);
+                turn.give(completion.slot);
                 Ok(())
             }
-            Role::Source(role) => role.step(completion, self.bound.get(&stream.session), &mut turn),
+            Role::Source(role) => {
+                stream.stats.send_path.set(self.queue.send_path(&stream.socket));
+                role.step(completion, self.bound.get(&stream.session), &mut turn)
+            }
             Role::Destination(role) => role.step(completion, &mut turn),
         };
         stream.in_flight += ops.len() - before;
@@ -481,7 +547,7 @@ impl<Q: IoQueue> Worker<Q> {
             && stream.fault.is_none()
         {
             // shutdown, not close: it ends the ops that are in flight on the socket.
-            let _ = socket2::SockRef::from(&*stream.socket.fd).shutdown(std::net::Shutdown::Both);
+            self.queue.cut(&stream.socket);
             stream.fault = Some(fault);
         }
     }
@@ -493,30 +559,6 @@ impl<Q: IoQueue> Worker<Q> {
                 self.by_key.remove(&stream.key);
                 self.queue.detach(stream.socket);
                 events.push(Event::Dead { stream: stream.key, why: stream.fault.unwrap_or(Fault::Detached) });
-            }
-        }
-    }
-
-    /// All buffers are taken, here or at another worker: who holds some and does not move gives way. A peer that asks for
-    /// much and reads nothing would hold them for ever.
-    fn make_room(&mut self, now: u64) {
-        if self.slots.arena.free() > 0 {
-            self.exhausted_since = None;
-            return;
-        }
-        let since = *self.exhausted_since.get_or_insert(now);
-        if now.saturating_sub(since) < EXHAUSTED_MAX.as_nanos() as u64 {
-            return;
-        }
-        let before = now.saturating_sub(STALLED_AFTER.as_nanos() as u64);
-        for index in 0..self.streams.len() {
-            let stalled = self.streams[index].as_ref().is_some_and(|stream| match &stream.role {
-                Role::Source(role) => role.stalled_before(before),
-                Role::Destination(role) => role.stalled_before(before),
-            });
-            if stalled {
-                let what = "the peer does not move and holds buffers that others wait for";
-                self.kill(index, Fault::Socket(what.to_owned()));
             }
         }
     }
@@ -637,6 +679,7 @@ impl<Q: IoQueue> Worker<Q> {
             self.streams.push(None);
             self.streams.len() - 1
         });
+        let stats = attach.stats.clone();
         let link = link::Link::new(index, socket.clone(), attach.opener, attach.sealer, attach.block, attach.stats);
         let role = match (source, attach.packer) {
             (true, Some(packer)) => {
@@ -644,7 +687,7 @@ impl<Q: IoQueue> Worker<Q> {
             }
             _ => Role::Destination(destination::DestinationStream::new(key, link, attach.extra)),
         };
-        self.streams[index] = Some(Stream { key, session, socket, in_flight: 0, fault: None, role });
+        self.streams[index] = Some(Stream { key, session, socket, stats, in_flight: 0, fault: None, role });
         self.by_key.insert(key, index);
         self.with_stream(key, ops, events, now, |role, turn, bound| match role {
             Role::Source(s) => s.pump(bound, turn),

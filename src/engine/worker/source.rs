@@ -1,14 +1,12 @@
 //! A source's stream: answers Wants in their order, reading ahead of the socket by a few blocks.
 
-use super::link::{BODY, Frame, Link};
+use super::link::{BODY, Came, Frame, Link};
 use super::mailbox::Mailbox;
-use super::{
-    BoundFiles, Command, Fault, KIND_FILE, KIND_RECV, KIND_SEND, PackBody, Packer, SourceIo, StreamKey, Turn, add,
-};
+use super::{BoundFiles, Command, Fault, PackBody, Packer, SourceIo, StreamKey, Turn, add};
 use crate::digest::{ChunkHasher, DIGEST_LEN, wire_check};
-use crate::grid::{Grid, Span};
+use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::Handle;
-use crate::sys::{Completion, FileMode, Op, Slot};
+use crate::sys::{Completion, FileMode, Op, Slot, points};
 use crate::wire::WireError;
 use crate::wire::data::{self, Run, Status};
 use crate::wire::header::{CHUNK_END, FrameType, Header};
@@ -61,6 +59,8 @@ struct Piece {
     len: u32,
     last: bool,
     digest_only: bool,
+    /// The file whose pages go out instead of the slot's copy of them.
+    splice: Option<Arc<SourceIo>>,
     state: State,
 }
 
@@ -173,19 +173,16 @@ impl SourceStream {
         bound: Option<&BoundFiles>,
         turn: &mut Turn<'_>,
     ) -> Result<(), Fault> {
-        let Completion { token, slot, result } = completion;
-        match (token >> 32) as u8 {
-            KIND_RECV => {
-                if let Some(frame) = self.link.received(slot, result, turn.now)? {
-                    self.frame(frame, turn)?;
-                }
-            }
-            KIND_SEND => self.link.sent(slot, result, turn)?,
-            KIND_FILE => {
-                let number = token as u32;
+        match self.link.completed(completion, turn)? {
+            Came::Frame(frame) => self.frame(frame, turn)?,
+            Came::File(number, slot, result) => {
                 let piece = self.pieces.iter_mut().find(|p| p.number == number);
                 match (piece, result) {
-                    (Some(piece), Ok(count)) if count == piece.len => piece.state = State::Ready(slot),
+                    (Some(piece), Ok(count)) if count == piece.len => {
+                        let mut slot = slot;
+                        points::flip("source.read", &mut slot.as_mut_slice()[BODY..BODY + count as usize]);
+                        piece.state = State::Ready(slot);
+                    }
                     (Some(piece), result) => {
                         // Short: the file was truncated under us.
                         let status = if result.is_ok() { Status::Changed } else { Status::Failed };
@@ -195,7 +192,7 @@ impl SourceStream {
                     (None, _) => turn.slots.give(slot),
                 }
             }
-            _ => turn.slots.give(slot),
+            Came::Nothing => {}
         }
         self.pump(bound, turn)
     }
@@ -296,7 +293,7 @@ impl SourceStream {
                 };
                 turn.ops.push(Op::Read {
                     file: pick(&cursor.file, cursor.at, len),
-                    offset: cursor.at,
+                    offset: points::place("source.read-place", cursor.at, CHUNK_SIZE),
                     slot,
                     range: BODY as u32..BODY as u32 + len,
                     token: self.link.file_token(number),
@@ -313,6 +310,7 @@ impl SourceStream {
                 len,
                 last,
                 digest_only: cursor.run.digests_only,
+                splice: cursor.file.splice.then(|| cursor.file.clone()),
                 state,
             });
             cursor.at += u64::from(len);
@@ -378,6 +376,7 @@ impl SourceStream {
                 len: 0,
                 last: true,
                 digest_only: run.digests_only,
+                splice: None,
                 state: State::Refused(status),
             });
         }
@@ -412,71 +411,57 @@ impl SourceStream {
     }
 
     fn send_piece(&mut self, piece: Piece, turn: &mut Turn<'_>) {
-        let Piece { handle, chunk, span, offset, len, last, digest_only, state, .. } = piece;
+        let bare = match piece.state {
+            State::Reading | State::Ready(_) => false,
+            State::Refused(_) => true,
+            State::Hole => piece.last || !piece.digest_only,
+        };
+        // A frame without payload needs a slot too: without one the piece waits at the front.
+        let spare = if bare { turn.slots.take() } else { None };
+        if bare && spare.is_none() {
+            self.no_slot = true;
+            self.pieces.push_front(piece);
+            return;
+        }
+        let Piece { handle, chunk, span, offset, len, last, digest_only, splice, state, .. } = piece;
         let mut header =
             Header { kind: FrameType::Data, flags: 0, body_len: len, handle: handle.0, offset, counter: 0 };
-        let mut slot = match state {
-            State::Reading => unreachable!("send waits for reads"),
-            State::Refused(status) => {
+        let mut spliced = None;
+        let mut slot = match (state, spare) {
+            (State::Refused(status), Some(mut slot)) => {
                 if !last {
                     self.refused = Some((handle, chunk));
                 }
                 self.hasher = ChunkHasher::default();
-                let Some(mut slot) = turn.slots.take() else {
-                    self.refused = None;
-                    return self.put_back(Piece {
-                        number: u32::MAX,
-                        handle,
-                        chunk,
-                        span,
-                        offset,
-                        len,
-                        last,
-                        digest_only,
-                        state: State::Refused(status),
-                    });
-                };
                 slot.as_mut_slice()[BODY] = status as u8;
                 header = Header { kind: FrameType::Nak, body_len: 1, offset: span.offset, ..header };
                 return self.link.send_frame(slot, header, turn);
             }
-            State::Hole => {
-                if digest_only && !last {
-                    self.hasher.update_zeros(u64::from(len));
-                    return;
-                }
-                let Some(mut slot) = turn.slots.take() else {
-                    return self.put_back(Piece {
-                        number: u32::MAX,
-                        handle,
-                        chunk,
-                        span,
-                        offset,
-                        len,
-                        last,
-                        digest_only,
-                        state: State::Hole,
-                    });
-                };
+            (State::Hole, None) => return self.hasher.update_zeros(u64::from(len)),
+            (State::Hole, Some(mut slot)) => {
                 self.hasher.update_zeros(u64::from(len));
                 slot.as_mut_slice()[BODY..BODY + 8].copy_from_slice(&u64::from(len).to_le_bytes());
                 header.kind = FrameType::Zero;
                 header.body_len = 8;
                 slot
             }
-            State::Ready(slot) => {
+            (State::Ready(mut slot), _) => {
                 self.hasher.update(&slot.as_slice()[BODY..BODY + len as usize]);
+                points::flip("source.digested", &mut slot.as_mut_slice()[BODY..BODY + len as usize]);
                 if digest_only && !last {
                     return turn.slots.give(slot);
                 }
                 if !digest_only {
                     add(&self.link.stats.payload, u64::from(len));
+                    spliced = splice;
                 }
                 slot
             }
+            (State::Reading | State::Refused(_), _) => unreachable!("send waits for reads, and a refusal has its slot"),
         };
         if last {
-            let digest = self.hasher.finish(span);
+            let offset = points::place("source.digest-place", span.offset, CHUNK_SIZE);
+            let digest = self.hasher.finish(Span { offset, ..span });
             if digest_only {
                 slot.as_mut_slice()[BODY..BODY + DIGEST_LEN].copy_from_slice(&digest.0);
                 header = Header { kind: FrameType::Digest, body_len: DIGEST_LEN as u32, offset: span.offset, ..header };
@@ -488,13 +473,10 @@ impl SourceStream {
                 header.flags = CHUNK_END;
             }
         }
-        self.link.send_frame(slot, header, turn);
-    }
-
-    /// A frame without payload needs a slot too: the piece waits for one at the front.
-    fn put_back(&mut self, piece: Piece) {
-        self.no_slot = true;
-        self.pieces.push_front(piece);
+        match spliced {
+            Some(file) => self.link.splice_frame(slot, header, (&file.file, len), turn),
+            None => self.link.send_frame(slot, header, turn),
+        }
     }
 
     /// Sends the next frame of the pack at the front of the Wants; false if there is none that is ready.

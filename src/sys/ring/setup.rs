@@ -80,8 +80,12 @@ pub(super) fn in_call(call: &str, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), named(call, &error))
 }
 
-/// Sets a ring up with as many flags as the kernel takes.
-pub(super) fn open(entries: u32, features: &mut Vec<&'static str>, refused: &mut Vec<String>) -> io::Result<IoUring> {
+/// Sets a ring up with as many flags as the kernel takes; with it, whether the kernel knows zero-copy sends.
+pub(super) fn open(
+    entries: u32,
+    features: &mut Vec<&'static str>,
+    refused: &mut Vec<String>,
+) -> io::Result<(IoUring, bool)> {
     let mut taken = FLAGS.to_vec();
     let mut outcome = build(&taken, entries);
     if matches!(&outcome, Err(error) if error.raw_os_error() == Some(libc::EINVAL)) {
@@ -108,12 +112,12 @@ pub(super) fn open(entries: u32, features: &mut Vec<&'static str>, refused: &mut
     }
     let ring = outcome.map_err(|error| in_call("io_uring_setup", error))?;
     features.extend(taken.iter().map(|flag| flag.word()));
-    check(&ring)?;
-    Ok(ring)
+    let zero_copy = check(&ring)?;
+    Ok((ring, zero_copy))
 }
 
-/// Everything the queue cannot do without.
-fn check(ring: &IoUring) -> io::Result<()> {
+/// Everything the queue cannot do without. Tells whether the kernel knows zero-copy sends.
+fn check(ring: &IoUring) -> io::Result<bool> {
     let missing =
         |what: &str| io::Error::new(io::ErrorKind::Unsupported, format!("io_uring: no {what} in this kernel"));
     let params = ring.params();
@@ -136,7 +140,7 @@ fn check(ring: &IoUring) -> io::Result<()> {
     ];
     match needed.iter().find(|(_, code)| !probe.is_supported(*code)) {
         Some((name, _)) => Err(missing(name)),
-        None => Ok(()),
+        None => Ok(probe.is_supported(opcode::SendZc::CODE)),
     }
 }
 

@@ -1,6 +1,18 @@
 //! What comes in: a source's messages, what jobs have come to, and the plan for each name of the manifest.
 
 use super::*;
+use crate::engine::destination::prepare::look;
+use crate::manifest::{Entry, SegmentReader};
+use std::sync::atomic::Ordering;
+
+/// Files known and not finished above which the source waits with further segments: bounds memory.
+const AHEAD_FILES: usize = 8192;
+/// The same for the memory of their names, which may be 4 KiB each, and of what else is kept for each.
+const AHEAD_BYTES: usize = 8 << 20;
+/// Memory of the names that are decoded and looked at in one go; so much may come on top of [`AHEAD_BYTES`].
+const LOOK_BYTES: usize = 1 << 20;
+/// Memory of a file known and not finished, beside its name.
+const NAME_OVERHEAD: usize = 512;
 
 impl Run<'_> {
     /// Takes a message of a source.
@@ -26,8 +38,10 @@ impl Run<'_> {
                 Ok(())
             }
             Message::ManifestEnd(_) => hostile("counts its manifest segments wrongly"),
-            Message::Problem { path, what, .. } => {
-                let path = RelPath::new(&path).unwrap_or_default();
+            Message::Problem { root, path, what } => {
+                // Its place here, as in every other failure; a path that no place can have, as the source says it.
+                let place = self.placement.prefixes.get(usize::from(root)).and_then(|p| p.join(&path).ok());
+                let path = place.unwrap_or_default();
                 self.fail(&path, Class::OtherSource, format!("at the source: {}", escape_text(&what)));
                 Ok(())
             }
@@ -74,6 +88,50 @@ impl Run<'_> {
         }
     }
 
+    /// Takes in more of the manifest as long as there is room for it.
+    pub(in crate::engine::destination) fn look_at_segments(&mut self) -> Result<(), TransferError> {
+        let known_bytes = self.known_bytes.load(Ordering::Relaxed);
+        if self.looking || self.known() >= AHEAD_FILES || known_bytes >= AHEAD_BYTES {
+            return Ok(());
+        }
+        let hostile = |what: String| TransferError::new(Class::Permanent, format!("the source {what}"));
+        let refused = |error| hostile(format!("sent a manifest that is refused: {error}"));
+        let mut reader = match self.reading.take() {
+            Some(reader) => reader,
+            None => {
+                let Some(bytes) = self.segments.pop_front() else { return Ok(()) };
+                let reader = SegmentReader::open(bytes).map_err(refused)?;
+                if reader.index() != self.segments_decoded {
+                    return Err(hostile("sent a manifest segment out of its turn".to_owned()));
+                }
+                self.segments_decoded += 1;
+                reader
+            }
+        };
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        while bytes < LOOK_BYTES {
+            let Some(entry) = reader.next_entry().map_err(refused)? else { break };
+            // Each name is there twice: as the source says it and as the destination does.
+            bytes += 2 * entry.path.as_bytes().len() + 200;
+            entries.push(entry);
+        }
+        if bytes < LOOK_BYTES {
+            self.held_credit += 1;
+        } else {
+            self.reading = Some(reader);
+        }
+        self.looking = true;
+        let (root, placement, done) = (self.root.clone(), self.placement.clone(), self.done.clone());
+        let dry_run = self.spec.options.dry_run;
+        self.ctx.pool.submit(move || drop(done.send(Done::Looked(look(entries, &root, &placement, dry_run)))));
+        Ok(())
+    }
+
+    /// Files known and not finished.
+    fn known(&self) -> usize {
+        self.big_queue.len() + self.small_queue.len() + self.files.len() + self.small.len()
+    }
+
     pub(super) fn plan(&mut self, looked: Looked) {
         let Looked { entry, path, existing } = looked;
         let key = digest::path_key(entry.root, entry.path.as_bytes());
@@ -86,8 +144,14 @@ impl Run<'_> {
         }
         let existing = match existing {
             Ok(existing) => existing,
-            Err(error) => return self.fail(&path, disk_error(&error).class, error.to_string()),
+            Err(error) => {
+                let error = disk_error(&error);
+                return self.fail(&path, error.class, error.what);
+            }
         };
+        if let Some(rows) = self.spec.rows.as_ref().filter(|_| entry.kind != EntryKind::Special) {
+            rows.named(&entry);
+        }
         let policy = self.spec.options.if_exists;
         let action = match &self.journal_view {
             Some(checkpoint) => decide(&entry, key, &existing, &checkpoint.borrow(), policy),
@@ -99,6 +163,9 @@ impl Run<'_> {
             if !matches!(action, Action::Skip | Action::Resumed | Action::Renamed(_) | Action::Conflict(_)) {
                 self.counts.total_bytes += size;
             }
+        }
+        if let Some(digest) = self.known_digest(&entry, key, &existing, &action) {
+            self.arrived(key, digest);
         }
         match (action, &entry.kind) {
             (Action::Directory, _) => {
@@ -125,11 +192,13 @@ impl Run<'_> {
             (Action::Skip, _) => self.counts.symlinks += 1,
             (Action::Resumed, EntryKind::File { size, .. }) => self.resumed(key, *size),
             (Action::Renamed(digest), EntryKind::File { size, .. }) => {
-                self.pending.renamed.push(DoneFile { key, digest });
+                let done = DoneFile { key, digest };
+                self.pending.renamed.push(Renamed { done, root: self.root.clone(), path });
                 self.resumed(key, *size);
             }
             (_, EntryKind::File { .. }) if dry_run => {}
             (action, EntryKind::File { size, sparse }) => {
+                let bytes = entry.path.as_bytes().len() + path.as_bytes().len() + NAME_OVERHEAD;
                 let planned = Planned {
                     root: entry.root,
                     path: entry.path.clone(),
@@ -141,6 +210,7 @@ impl Run<'_> {
                     mtime: entry.mtime,
                     prove: action == Action::Prove,
                     tries: 0,
+                    weight: Weight::new(bytes, &self.known_bytes),
                 };
                 // A file that must match a known value, or whose checksums are wanted, takes the road with more stations.
                 let alone = self.spec.options.expect.is_some() || !self.spec.options.checksums.is_empty();
@@ -151,9 +221,22 @@ impl Run<'_> {
         }
     }
 
+    /// The digest of a file that is there already, as this or an earlier transfer has recorded it.
+    fn known_digest(&self, entry: &Entry, key: PathKey, existing: &Existing, action: &Action) -> Option<Digest> {
+        match (action, existing, &entry.kind) {
+            (Action::Renamed(digest), ..) => Some(*digest),
+            (Action::Resumed, ..) => self.journal_view.as_ref()?.borrow().done.get(&key).copied(),
+            (Action::Skip, Existing::File { stat, record }, EntryKind::File { size, .. }) => {
+                (*record).filter(|_| (stat.size, stat.mtime) == (*size, entry.mtime))
+            }
+            _ => None,
+        }
+    }
+
     pub(super) fn resumed(&mut self, key: PathKey, size: u64) {
         self.counts.files_done += 1;
         if !self.carry.published.contains(&key) {
+            self.carry.unread_files += u64::from(self.carry.unread);
             self.counts.resumed_bytes += size;
             self.counts.skipped_files += 1;
         }

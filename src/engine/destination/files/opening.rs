@@ -14,10 +14,10 @@ pub(super) fn open_part(
     extents: Option<&[Span]>,
     known: Vec<(u32, Digest)>,
     old: Vec<u32>,
-    wish: IoWish,
+    (wish, home, unread): (IoWish, &RelPath, bool),
 ) -> Result<Option<OpenedPart>, disk::DiskError> {
     let (dir, _) = root.parent_of(&planned.to)?;
-    let facts = probes.destination(&dir)?;
+    let facts = probes.destination_of(root, home, id, &dir)?;
     let plan = write_plan(&facts, planned.size, wish);
     let grid = Grid::new(planned.size).expect("sizes are checked when a manifest comes in");
     let lost = |error: &disk::DiskError| {
@@ -42,7 +42,7 @@ pub(super) fn open_part(
     let (mut kept, mut forget) = (Vec::new(), Vec::new());
     let part = match reopened {
         Some(part) => {
-            (kept, forget) = rehash(&part, grid, known);
+            (kept, forget) = rehash(&part, grid, known, unread);
             part
         }
         None => {
@@ -50,6 +50,7 @@ pub(super) fn open_part(
             PartFile::create(root, &planned.to, id, planned.size, extents, &plan)?
         }
     };
+    crate::sys::points::at("destination.part-open");
     let old = if fresh { HashMap::new() } else { digest_old(&part, grid, &old, &kept) };
     let zeros = match extents {
         Some(extents) => holes(&part, grid, extents, &kept, fresh)?,
@@ -88,11 +89,18 @@ fn holes(
     Ok(zeros)
 }
 
-/// Digests the last chunks that the journal knows once more: a storage that lied about its last flush shows here.
-pub(super) fn rehash(part: &PartFile, grid: Grid, mut known: Vec<(u32, Digest)>) -> (Vec<(u32, Digest)>, Vec<u32>) {
+/// Digests the last chunks that the journal knows once more: a storage that lied about its last flush shows here. `all`
+/// of them where this run is to say VERIFIED, and an earlier one did not look.
+pub(super) fn rehash(
+    part: &PartFile,
+    grid: Grid,
+    mut known: Vec<(u32, Digest)>,
+    all: bool,
+) -> (Vec<(u32, Digest)>, Vec<u32>) {
     use rayon::prelude::*;
     known.sort_unstable_by_key(|(index, _)| *index);
-    let check = known.split_off(known.len().saturating_sub((REHASH_BYTES / CHUNK_SIZE) as usize));
+    let trusted = if all { 0 } else { known.len().saturating_sub((REHASH_BYTES / CHUNK_SIZE) as usize) };
+    let check = known.split_off(trusted);
     let checked: Vec<(u32, Digest, bool)> = check
         .into_par_iter()
         .map(|(index, want)| {

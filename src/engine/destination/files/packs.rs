@@ -40,11 +40,12 @@ impl Run<'_> {
         true
     }
 
-    /// Files of a pack whose stream is gone, or that did not come right, are asked for again.
-    pub(in crate::engine::destination) fn requeue(&mut self, pack: Pack) {
+    /// Files of a pack whose stream is gone, or that did not come right, are asked for again. Only the latter counts as a
+    /// try: the former says nothing about the file.
+    pub(in crate::engine::destination) fn requeue(&mut self, pack: Pack, stream_gone: bool) {
         for handle in pack.open {
             let Some(mut small) = self.small.remove(&handle) else { continue };
-            small.planned.tries += 1;
+            small.planned.tries += u32::from(!stream_gone);
             if small.planned.tries > TRIES {
                 self.fail(&small.planned.to, Class::Verification, "did not arrive intact after several tries");
             } else {
@@ -85,7 +86,7 @@ impl Run<'_> {
             }
         }
         if last && let Some(pack) = self.packs.remove(&number) {
-            self.requeue(pack);
+            self.requeue(pack, false);
         }
         if write.is_empty() {
             return;
@@ -102,12 +103,14 @@ impl Run<'_> {
         self.creating += 1;
         let (root, id, done) = (self.root.clone(), self.id, self.done.clone());
         self.ctx.pool.submit(move || {
-            let bytes = &body.slot.as_slice()[SLOT_HEAD as usize..];
+            let mut body = body;
+            let bytes = &mut body.slot.as_mut_slice()[SLOT_HEAD as usize..];
             let written = jobs
                 .into_iter()
                 .map(|(entry, chunk, to, size, meta)| {
                     let digest = Some(small_digest(size, &chunk));
-                    let content = &bytes[entry.content.clone()];
+                    let content = &mut bytes[entry.content.clone()];
+                    crate::sys::points::flip("destination.pack-content", content);
                     (entry.handle, create_small(&root, &to, &id, content, &meta, digest), chunk)
                 })
                 .collect();

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How long a session may be without any data stream while there is something to fetch.
+const STREAMLESS_MAX: Duration = Duration::from_secs(45);
+
 impl Run<'_> {
     /// The whole is not what it must be. If further sources brought parts of it, those parts are fetched again from the
     /// first; else the source is bad.
@@ -45,10 +48,15 @@ impl Run<'_> {
         match why {
             ChunkFault::Mismatch => {
                 self.carry.failed_chunks += 1;
-                file.tries += 1;
+                let times = file.damaged.entry(chunk).or_default();
+                *times += 1;
                 let path = file.planned.to.clone();
-                if file.tries > TRIES + file.grid.chunks() / 64 {
-                    self.give_up(handle, Class::Verification, "chunks keep arriving damaged; check memory and network");
+                if *times > TRIES {
+                    self.give_up(
+                        handle,
+                        Class::Verification,
+                        "a chunk keeps arriving damaged; check memory and network",
+                    );
                 } else {
                     self.carry.note(format!("a damaged chunk of {path} was refused and fetched again"));
                     self.clear_chunk(handle, chunk);
@@ -60,7 +68,8 @@ impl Run<'_> {
                 self.give_up(handle, class, why);
             }
             ChunkFault::Write(kind, errno) => {
-                let error = write_error(kind, errno, &file.planned.to);
+                let on = file.part.as_ref().and_then(|part| part.file_system());
+                let error = write_error(kind, errno, &file.planned.to, on);
                 self.give_up(handle, error.class, error.what.clone());
                 return Err(error);
             }
@@ -87,6 +96,27 @@ impl Run<'_> {
         let planned = Planned { tries: file.tries, ..file.planned.clone() };
         self.forget_file(handle);
         self.big_queue.push_back(planned);
+    }
+
+    /// Dials are repeated for ever, since a cable may come back; but a session that has only its control connection, and no
+    /// stream for so long, is not getting anywhere.
+    pub(in crate::engine::destination) fn streams_alive(&mut self) -> Result<(), TransferError> {
+        let live = self.peers.iter().any(|peer| !peer.links.live.is_empty());
+        if live || (!self.table.any_free() && self.small_queue.is_empty()) {
+            self.carry.streamless = None;
+            return Ok(());
+        }
+        if clock::since(*self.carry.streamless.get_or_insert_with(clock::now)) < STREAMLESS_MAX {
+            return Ok(());
+        }
+        self.carry.streamless = None;
+        let what = "no data stream could be opened for 45 s: too many open files at one of the ends (raise `ulimit -n`), or a \
+                    firewall that lets only the first connection through";
+        Err(TransferError::new(Class::Reconnect, what))
+    }
+
+    pub(super) fn is_poisoned(&self, handle: Handle) -> bool {
+        self.files.get(&handle).and_then(|file| file.part.as_ref()).is_some_and(|part| part.is_poisoned())
     }
 
     /// After a failed sync nothing that was written since the last good one can be trusted, and no second sync can mend

@@ -1,6 +1,7 @@
 //! What a source's refusal or a failed write means, in words.
 
 use super::*;
+use crate::disk::FsKind;
 
 pub(super) fn status_words(status: Status) -> Option<(Class, &'static str)> {
     Some(match status {
@@ -13,7 +14,12 @@ pub(super) fn status_words(status: Status) -> Option<(Class, &'static str)> {
     })
 }
 
-pub(super) fn write_error(kind: std::io::ErrorKind, errno: Option<i32>, path: &RelPath) -> TransferError {
+pub(super) fn write_error(
+    kind: std::io::ErrorKind,
+    errno: Option<i32>,
+    path: &RelPath,
+    on: Option<FsKind>,
+) -> TransferError {
     let (class, what) = match kind {
         std::io::ErrorKind::StorageFull => (
             Class::Retry,
@@ -22,7 +28,11 @@ pub(super) fn write_error(kind: std::io::ErrorKind, errno: Option<i32>, path: &R
         std::io::ErrorKind::QuotaExceeded => (Class::Retry, "the disk quota is used up".to_owned()),
         _ => (
             Class::Permanent,
-            format!("the destination cannot write: {}", std::io::Error::from_raw_os_error(errno.unwrap_or(5))),
+            format!(
+                "the destination cannot write{}: {}",
+                on.map(|kind| format!(" on {kind}")).unwrap_or_default(),
+                std::io::Error::from_raw_os_error(errno.unwrap_or(5))
+            ),
         ),
     };
     TransferError::new(class, what).at(escape(path.as_bytes()))

@@ -1,4 +1,4 @@
-//! What brings news to a session: its sources' messages, the streams that join, the sessions of further sources.
+//! Tasks beside a session's loop that bring it what happens elsewhere: messages, data streams, further sources.
 
 use super::run::News;
 use crate::engine::channel::Channel;
@@ -8,17 +8,24 @@ use crate::engine::handle::TicketSource;
 use crate::engine::session::Joined;
 use crate::engine::spec::DestinationSpec;
 use crate::wire::control::Message;
+#[cfg(feature = "testing")]
+use crate::{
+    engine::{commit::Durable, destination::run::Run},
+    sys::observe::{Told, told},
+};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
+/// A task that hands a control stream's messages on; what is sent goes into the sender that it gives.
 pub(super) fn forward(index: usize, mut channel: Channel, tell: mpsc::Sender<News>) -> mpsc::UnboundedSender<Message> {
     let out = channel.sender();
     tokio::task::spawn_local(async move {
         loop {
             // A session that has ended closes its connection, whether or not its peer does.
             let message = tokio::select! {
+                biased;
                 message = channel.recv() => message,
                 () = tell.closed() => break,
             };
@@ -33,6 +40,7 @@ pub(super) fn forward(index: usize, mut channel: Channel, tell: mpsc::Sender<New
     out
 }
 
+/// A task that hands new data streams on.
 pub(super) fn forward_joins(index: usize, mut joining: mpsc::UnboundedReceiver<Joined>, tell: mpsc::Sender<News>) {
     tokio::task::spawn_local(async move {
         while let Some(joined) = joining.recv().await {
@@ -49,7 +57,7 @@ pub(super) fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn Ti
         let open = async {
             let ticket = source.ticket().await?;
             let mut opened = super::dial(&ctx, &spec, &ticket).await?;
-            let control = opened.control.socket.try_clone().and_then(tokio::net::TcpStream::from_std);
+            let control = opened.control.socket.try_clone().and_then(crate::engine::conn::Parked::wake);
             let control = control.map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
             let plain = || crate::wire::crypt::FrameKey::plain();
             let sealer = std::mem::replace(&mut opened.control.sealer, crate::wire::crypt::Sealer::new(plain()));
@@ -63,4 +71,21 @@ pub(super) fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn Ti
             Err(error) => tracing::warn!(source = source.peer(), %error, "a further source is not used"),
         }
     });
+}
+
+#[cfg(feature = "testing")]
+impl Run<'_> {
+    /// Shows whoever listens what counts as durable from here on.
+    pub(super) fn show(&self, durable: &Durable) {
+        for (handle, chunks) in &durable.chunks {
+            if let Some(key) = self.key_of(*handle) {
+                told(Told::Chunks(&key.0, chunks));
+            }
+        }
+        for (handle, result) in durable.published.iter().chain(&durable.small) {
+            if let (Ok(_), Some(key)) = (result, self.key_of(*handle)) {
+                told(Told::File(&key.0));
+            }
+        }
+    }
 }

@@ -1,0 +1,176 @@
+//! The simulator: the real coordinator, claims, commit, journal, sessions, workers, frames and disk calls, over a network,
+//! a disk and a clock that a seed decides about. A failing run prints its seed and the command that repeats it.
+//!
+//! - [`scenario`] a seed from its choices to its verdict; [`host`] the real code over simulated parts
+//! - [`net`], [`disk`], [`cut`], [`world`] what is simulated; [`tree`] what is moved; [`rng`] numbers
+//! - [`checker`] the rules
+//!
+//! `LONGHAUL_SEED=N` runs one seed, `LONGHAUL_SEEDS=A..B` a range, `LONGHAUL_LONG=1` the long lane's 5,000;
+//! `LONGHAUL_TRACE=1` prints every event.
+
+mod checker;
+mod cut;
+mod disk;
+mod host;
+mod net;
+mod rng;
+mod scenario;
+mod tree;
+mod world;
+
+use scenario::{FAULTS, Outcome, run};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Seeds of a CI run, and of the long lane.
+const CI_SEEDS: u64 = 300;
+const LONG_SEEDS: u64 = 5_000;
+
+fn seeds() -> Range<u64> {
+    let number = |text: &str| text.trim().parse::<u64>().expect("a number of a seed");
+    if let Ok(seed) = std::env::var("LONGHAUL_SEED") {
+        return number(&seed)..number(&seed) + 1;
+    }
+    if let Ok(range) = std::env::var("LONGHAUL_SEEDS") {
+        let (from, to) = range.split_once("..").expect("LONGHAUL_SEEDS=A..B");
+        return number(from)..number(to);
+    }
+    0..if std::env::var_os("LONGHAUL_LONG").is_some() { LONG_SEEDS } else { CI_SEEDS }
+}
+
+thread_local! {
+    /// What panicked in this thread: tasks keep their panics to themselves.
+    static PANICKED: std::cell::RefCell<Option<String>> = const { std::cell::RefCell::new(None) };
+}
+
+/// The first panic of this thread since it was asked last.
+fn panicked() -> Option<String> {
+    PANICKED.take()
+}
+
+/// Runs a seed, and turns a panic of the engine into a broken rule.
+fn outcome_of(seed: u64, faults: bool) -> Result<Outcome, String> {
+    panicked();
+    let ran = std::panic::catch_unwind(|| run(seed, faults));
+    longhaul::clock::install(None);
+    longhaul::sys::observe::install(None);
+    ran.map_err(|_| format!("it panicked: {}", panicked().unwrap_or_default()))
+}
+
+fn complaint(seed: u64, what: &str, last: &[String]) -> String {
+    format!(
+        "seed {seed}: {what}\n  {}\nreplay: LONGHAUL_SEED={seed} LONGHAUL_TRACE=1 cargo test --release --features testing \
+         --test sim every_seed -- --nocapture\n",
+        last.join("\n  ")
+    )
+}
+
+/// Runs many seeds on all cores; what went wrong, and what happened how often.
+fn run_all(seeds: Range<u64>, faults: bool) -> (Vec<String>, Vec<Outcome>) {
+    let next = AtomicU64::new(seeds.start);
+    let (failed, outcomes) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    match outcome_of(seed, faults) {
+                        Err(what) => failed.lock().unwrap().push((seed, complaint(seed, &what, &[]))),
+                        Ok(outcome) => {
+                            if let Some(what) = &outcome.broken {
+                                failed.lock().unwrap().push((seed, complaint(seed, what, &outcome.last)));
+                            }
+                            outcomes.lock().unwrap().push(outcome);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let mut failed = failed.into_inner().unwrap();
+    failed.sort();
+    (failed.into_iter().map(|(_, text)| text).collect(), outcomes.into_inner().unwrap())
+}
+
+/// Seeds in which each kind of event occurred, and how often in all.
+fn table(outcomes: &[Outcome]) -> BTreeMap<&'static str, (usize, u64)> {
+    let mut table: BTreeMap<&'static str, (usize, u64)> = BTreeMap::new();
+    for outcome in outcomes {
+        for (kind, count) in &outcome.counts {
+            let row = table.entry(kind).or_default();
+            *row = (row.0 + 1, row.1 + count);
+        }
+    }
+    table
+}
+
+struct CleanUp;
+
+impl Drop for CleanUp {
+    fn drop(&mut self) {
+        tree::clean_up();
+    }
+}
+
+/// All in one test: the trees are made once, and removed when the last seed is through.
+#[test]
+fn every_seed_holds_every_rule() {
+    let _clean_up = CleanUp;
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        PANICKED.with(|slot| {
+            slot.borrow_mut().get_or_insert_with(|| info.to_string());
+        });
+        usual(info);
+    }));
+    let seeds = seeds();
+    let many = seeds.end - seeds.start;
+    let began = std::time::Instant::now();
+    let (failed, outcomes) = run_all(seeds.clone(), true);
+    let took = began.elapsed();
+    println!(
+        "{many} seeds ({}..{}) in {:.1} s: {:.1} a second, {} failed",
+        seeds.start,
+        seeds.end,
+        took.as_secs_f64(),
+        many as f64 / took.as_secs_f64(),
+        failed.len()
+    );
+    let table = table(&outcomes);
+    for (kind, (seeds, times)) in &table {
+        println!("  {kind:<24} in {seeds:>5} seeds, {times:>7} times");
+    }
+    for complaint in failed.iter().take(5) {
+        eprintln!("{complaint}");
+    }
+    assert!(failed.is_empty(), "{} of {many} seeds broke a rule; the first are above", failed.len());
+    if many >= 100 {
+        for kind in FAULTS {
+            let (in_seeds, _) = table.get(kind).copied().unwrap_or_default();
+            assert!(in_seeds as u64 * 5 >= many, "{kind} occurred in {in_seeds} of {many} seeds only");
+        }
+    }
+    if many == 1 {
+        let outcome = &outcomes[0];
+        println!("virtual time {:?}, {} bytes, {} sent", outcome.virtual_time, outcome.bytes, outcome.sent);
+        return;
+    }
+    // The same seed, the same trace.
+    for outcome in outcomes.iter().filter(|outcome| outcome.seed % 50 == 7) {
+        let again = outcome_of(outcome.seed, true).expect("it did not panic before");
+        assert_eq!(again.trace, outcome.trace, "seed {} does not repeat itself", outcome.seed);
+    }
+    // And without a fault nothing is sent twice.
+    let (failed, calm) = run_all(0..12, false);
+    assert!(failed.is_empty(), "{failed:#?}");
+    for outcome in calm {
+        let most = outcome.bytes + outcome.bytes / 50 + (64 << 10);
+        assert!(outcome.sent <= most, "seed {} sent {} for {}", outcome.seed, outcome.sent, outcome.bytes);
+    }
+}
