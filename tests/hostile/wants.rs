@@ -376,6 +376,31 @@ fn streams_that_read_nothing_do_not_hold_the_buffers() {
     stage.unharmed("stalled streams");
 }
 
+/// Nothing hostile, only odd: what many files have in holes is more than one frame holds.
+#[test]
+fn files_in_many_pieces_fit_their_frames() {
+    use std::os::unix::fs::FileExt;
+    let mut stage = Stage::new();
+    let (files, pieces) = (8, 3000u64);
+    std::fs::create_dir(stage.sandbox.at("far/holes")).unwrap();
+    for number in 0..files {
+        let file = std::fs::File::create(stage.sandbox.at(&format!("far/holes/{number}"))).unwrap();
+        file.set_len(pieces * 8192).unwrap();
+        (0..pieces).for_each(|piece| file.write_all_at(&[number + 1; 10], piece * 8192).unwrap());
+    }
+    let token = stage.agent.token_file();
+    let outcome = stage.sandbox.cp(&["-r", "--token-file", &token, &stage.agent.url("holes"), "holes"]).expect(0);
+    assert_eq!(outcome.number("files"), u64::from(files));
+    for number in 0..files {
+        let read = |base: &str| std::fs::read(stage.sandbox.at(&format!("{base}/{number}"))).unwrap();
+        assert!(read("far/holes") == read("holes"));
+    }
+    println!("COUNT files_in_pieces={files} pieces_each={pieces}");
+    std::fs::remove_dir_all(stage.sandbox.at("far/holes")).unwrap();
+    std::fs::remove_dir_all(stage.sandbox.at("holes")).unwrap();
+    stage.unharmed("files in pieces");
+}
+
 /// Messages that only the other end may say, and messages out of their turn.
 #[test]
 fn messages_out_of_turn_end_their_session() {
