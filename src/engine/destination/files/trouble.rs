@@ -106,7 +106,7 @@ impl Run<'_> {
             self.carry.streamless = None;
             return Ok(());
         }
-        if self.carry.streamless.get_or_insert_with(Instant::now).elapsed() < STREAMLESS_MAX {
+        if clock::since(*self.carry.streamless.get_or_insert_with(clock::now)) < STREAMLESS_MAX {
             return Ok(());
         }
         self.carry.streamless = None;
