@@ -400,6 +400,12 @@ impl DirHandle {
         retrying(|| calls::open(self.as_fd(), name, flags, Mode::from_bits_truncate(mode)))
     }
 
+    /// A file without a name in this directory, gone with its descriptor; not every file system has such.
+    pub fn nameless_file(&self) -> Result<std::fs::File, DiskError> {
+        let flags = OFlag::O_TMPFILE | OFlag::O_RDWR;
+        self.open_at(b".", flags, 0o600).map(std::fs::File::from).map_err(self.fail(Doing::Create, b"."))
+    }
+
     /// Opens a directory in this one.
     pub(super) fn open_child_dir(&self, name: &[u8]) -> Result<OwnedFd, Errno> {
         self.open_at(name, DIR_FLAGS, 0)

@@ -9,15 +9,22 @@ use crate::wire::control::Message;
 use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::header::{FrameType, HEADER_LEN, Header, TRAILER_LEN};
 use bytes::BytesMut;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 /// A ping goes out after so long without a message of ours.
 pub const PING_EVERY: Duration = Duration::from_secs(5);
 /// A peer that says nothing for so long is gone. Above the longest pause of a peer that only waits for its disk.
 pub const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// A peer that takes nothing for so long, though there is something for it, is gone: above the longest stall of a disk
+/// that is tolerated (60 s).
+const STALL_MAX: Duration = Duration::from_secs(120);
+/// Messages that wait to be sent above which a session takes no more questions: a peer may ask faster than it listens.
+const BEHIND: usize = 64;
 /// Messages read ahead of the session: bounds memory, and stops reading (and so the peer) when the session is behind.
 const READ_AHEAD: usize = 32;
 
@@ -28,6 +35,16 @@ pub struct Channel {
     incoming: mpsc::Receiver<Result<Message, Fault>>,
     reader: JoinHandle<()>,
     writer: JoinHandle<()>,
+    backlog: Rc<Backlog>,
+}
+
+/// How many messages wait for the writer.
+#[derive(Debug, Default)]
+struct Backlog {
+    waiting: Cell<usize>,
+    /// Nothing is sent any more, so nothing is waited for.
+    over: Cell<bool>,
+    less: Notify,
 }
 
 impl Channel {
@@ -41,16 +58,27 @@ impl Channel {
         let (read, write) = tokio::io::split(socket);
         let (tell, incoming) = mpsc::channel(READ_AHEAD);
         let (out, queued) = mpsc::unbounded_channel();
-        let reader = tokio::task::spawn_local(read_all(read, opener, tell));
-        let writer = tokio::task::spawn_local(write_all(write, sealer, queued));
-        Self { out: Some(out), incoming, reader, writer }
+        let backlog = Rc::new(Backlog::default());
+        let reader = tokio::task::spawn_local(read_all(read, opener, tell.clone()));
+        let writer = tokio::task::spawn_local(write_all(write, sealer, queued, backlog.clone(), tell));
+        Self { out: Some(out), incoming, reader, writer, backlog }
     }
 
-    /// Queues a message. What is queued is bounded by the protocol: credits, batches, one report.
+    /// Queues a message. What is queued is bounded by the protocol (credits, batches, one report) as long as a session
+    /// that answers questions takes them by [`Channel::recv_in_step`].
     pub fn send(&self, message: Message) {
         if let Some(out) = &self.out {
+            self.backlog.waiting.set(self.backlog.waiting.get() + 1);
             let _ = out.send(message); // a closed writer shows at the reader
         }
+    }
+
+    /// [`Channel::recv`], once the peer has taken what it has given cause for.
+    pub async fn recv_in_step(&mut self) -> Result<Message, Fault> {
+        while !self.backlog.over.get() && self.backlog.waiting.get() > BEHIND {
+            self.backlog.less.notified().await;
+        }
+        self.recv().await
     }
 
     /// A sender of its own, for tasks beside the session.
@@ -117,7 +145,27 @@ async fn read_one(socket: &mut ReadHalf<Conn>, opener: &mut Opener, frame: &mut 
     }
 }
 
-async fn write_all(mut socket: WriteHalf<Conn>, mut sealer: Sealer, mut queued: mpsc::UnboundedReceiver<Message>) {
+async fn write_all(
+    socket: WriteHalf<Conn>,
+    sealer: Sealer,
+    queued: mpsc::UnboundedReceiver<Message>,
+    backlog: Rc<Backlog>,
+    tell: mpsc::Sender<Result<Message, Fault>>,
+) {
+    let written = write_queued(socket, sealer, queued, &backlog).await;
+    backlog.over.set(true);
+    backlog.less.notify_waiters();
+    if let Err(fault) = written {
+        let _ = tell.send(Err(fault)).await;
+    }
+}
+
+async fn write_queued(
+    mut socket: WriteHalf<Conn>,
+    mut sealer: Sealer,
+    mut queued: mpsc::UnboundedReceiver<Message>,
+    backlog: &Backlog,
+) -> Result<(), Fault> {
     let mut frames = BytesMut::new();
     loop {
         let message = match tokio::time::timeout(PING_EVERY, queued.recv()).await {
@@ -132,12 +180,20 @@ async fn write_all(mut socket: WriteHalf<Conn>, mut sealer: Sealer, mut queued: 
         {
             sealer.append(&mut frames, FrameType::Control, &next.encode());
         }
+        backlog.waiting.set(queued.len());
+        backlog.less.notify_waiters();
         // Empties `frames` and keeps its memory.
-        if socket.write_all_buf(&mut frames).await.is_err() {
-            return;
+        match tokio::time::timeout(STALL_MAX, socket.write_all_buf(&mut frames)).await {
+            Ok(Ok(())) => {}
+            // The reader sees that the connection is gone.
+            Ok(Err(_)) => return Ok(()),
+            Err(_) => {
+                return Err(Fault::Socket(format!("the peer has taken nothing for {} s", STALL_MAX.as_secs())));
+            }
         }
     }
     let _ = socket.shutdown().await;
+    Ok(())
 }
 
 #[cfg(test)]

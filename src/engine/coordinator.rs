@@ -6,6 +6,7 @@ pub mod simulated;
 
 use super::commit::CommitIo;
 use super::conn::Conn;
+use super::crowd::Crowd;
 use super::error::{Class, TransferError};
 use super::handle::{EngineConfig, TransferStatus, TransferWatch};
 use super::pool::Pool;
@@ -18,7 +19,7 @@ use super::{destination, handle::Request, source};
 use crate::clock;
 use crate::disk::{ProbeCache, Resolver};
 use crate::ids::{AgentId, SessionId, TicketId};
-use crate::limits::{MAX_SESSIONS, MAX_STREAMS, MAX_TICKETS, UNAUTHENTICATED_PER_SOURCE, UNAUTHENTICATED_TOTAL};
+use crate::limits::{MAX_SESSIONS, MAX_STREAMS, MAX_TICKETS};
 use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSource, open_queue};
 use crate::wire::handshake::Refusal;
 use std::cell::{Cell, RefCell};
@@ -73,7 +74,7 @@ pub struct Ctx {
     keys: Cell<u64>,
     transfers: RefCell<Vec<Rc<Entry>>>,
     ended: broadcast::Sender<TransferStatus>,
-    unauthenticated: RefCell<HashMap<IpAddr, usize>>,
+    unauthenticated: RefCell<Crowd>,
     /// Where connections come from, if not from the kernel.
     #[cfg(feature = "testing")]
     pub network: Option<Rc<dyn simulated::Network>>,
@@ -625,26 +626,18 @@ async fn accept_all(ctx: Rc<Ctx>, listener: TcpListener) {
             }
         };
         let key = source_key(peer.ip());
-        {
-            let mut counts = ctx.unauthenticated.borrow_mut();
-            let total: usize = counts.values().sum();
-            let count = counts.entry(key).or_insert(0);
-            if *count >= UNAUTHENTICATED_PER_SOURCE || total >= UNAUTHENTICATED_TOTAL {
-                continue; // dropped without a word: it has not earned one
-            }
-            *count += 1;
-        }
-        let ctx = ctx.clone();
-        tokio::task::spawn_local(async move {
-            session::accept(ctx.clone(), Conn::Tcp(socket), peer).await;
-            let mut counts = ctx.unauthenticated.borrow_mut();
-            if let Some(count) = counts.get_mut(&key) {
-                *count -= 1;
-                if *count == 0 {
-                    counts.remove(&key);
-                }
+        let number = ctx.next_key();
+        let task = tokio::task::spawn_local({
+            let ctx = ctx.clone();
+            async move {
+                session::accept(ctx.clone(), Conn::Tcp(socket), peer).await;
+                ctx.unauthenticated.borrow_mut().leave(key, number);
             }
         });
+        // Dropped without a word: it has not earned one.
+        if let Some(oldest) = ctx.unauthenticated.borrow_mut().join(key, number, task.abort_handle()) {
+            oldest.abort();
+        }
     }
 }
 

@@ -14,6 +14,7 @@ pub mod claims;
 pub mod commit;
 pub mod conn;
 pub mod coordinator;
+mod crowd;
 pub mod destination;
 pub mod error;
 pub mod handle;

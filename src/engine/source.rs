@@ -20,6 +20,7 @@ use crate::digest::{chunk, wire_check};
 use crate::disk::{self, Expect, IoWish, Root, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
+use crate::limits::{MAX_BLOCK, MIN_BLOCK, SEGMENT_CREDIT};
 use crate::net::SocketOptions;
 use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
@@ -43,6 +44,12 @@ use tokio::sync::mpsc;
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
 /// Files a peer may have open here at once.
 const BOUND_MAX: usize = 4096;
+/// Characters of a peer's word for what it is doing.
+const PHASE_MAX: usize = 40;
+/// Extents in one Bound message, encoded: the rest goes into the next one.
+const BOUND_BYTES: usize = 128 << 10;
+/// Elements of a list in a peer's report, and keys of a map, that are kept.
+const REPORT_LIST_MAX: usize = 100;
 
 /// An idle stream is probed after so long.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -147,6 +154,11 @@ struct Session<'a> {
     began: Instant,
     cpu_ns: u64,
     worker_ns: (u64, u64),
+}
+
+/// Blocks tile chunks, and the arithmetic of the workers rests on it.
+fn block_is_sound(block: u32) -> bool {
+    block.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block)
 }
 
 /// How a session ends that is not lost.
@@ -275,7 +287,19 @@ impl<'a> Session<'a> {
             digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
-        let accept = accepted(&mut channel).await?;
+        let accept = match accepted(&mut channel).await {
+            Ok(accept) if block_is_sound(accept.block) => accept,
+            Ok(accept) => {
+                let what = format!(
+                    "the destination asks for blocks of {} bytes; a block is a power of two, {MIN_BLOCK} to {MAX_BLOCK}",
+                    accept.block
+                );
+                let error = TransferError::new(Class::Permanent, what);
+                tell_error(channel, &error).await;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
         entry.status.borrow_mut().transfer = Some(accept.transfer);
         sockets.congestion = accept.congestion.clone().or(sockets.congestion);
         sockets.window = accept.window.or(sockets.window);
@@ -345,21 +369,23 @@ impl<'a> Session<'a> {
 
     async fn drive(
         &mut self,
-        mut credit: u32,
+        credit: u32,
         peer: std::net::SocketAddr,
         joining: &mut mpsc::UnboundedReceiver<Joined>,
         happened: &mut mpsc::UnboundedReceiver<Event>,
         scanned: &mut mpsc::Receiver<Scan>,
     ) -> Result<End, TransferError> {
         let session = self;
+        // What a peer gives is its word only: unread segments would lie in our memory.
+        let mut credit = credit.min(2 * SEGMENT_CREDIT);
         let (ctx, entry) = (session.ctx, session.entry);
         let mut stopping = ctx.stopping.clone();
         let mut cancel = entry.cancel.subscribe();
         loop {
             tokio::select! {
                 biased;
-                message = session.channel.recv() => match message {
-                    Ok(Message::Credit(more)) => credit = credit.saturating_add(more),
+                message = session.channel.recv_in_step() => match message {
+                    Ok(Message::Credit(more)) => credit = credit.saturating_add(more).min(2 * SEGMENT_CREDIT),
                     Ok(Message::Verdict(report)) => return Ok(End::Verdict(report)),
                     Ok(Message::Error(error)) => {
                         let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
@@ -419,7 +445,7 @@ impl<'a> Session<'a> {
                     total_files: p.total_files,
                     scanned: p.scanned,
                     streams: self.links.live.len() as u16,
-                    phase: p.phase,
+                    phase: escape_text(&p.phase).chars().take(PHASE_MAX).collect(),
                 });
                 Ok(())
             }
@@ -446,7 +472,7 @@ impl<'a> Session<'a> {
             let open = |bind: Bind| (bind.handle, open_one(&root, &roots, &probes, wish, &bind));
             files.into_iter().map(open).collect::<Vec<_>>()
         });
-        let mut answers = Vec::new();
+        let (mut answers, mut bytes) = (Vec::new(), 0);
         for (handle, result) in opened.await {
             let (status, object, extents) = match result {
                 Ok(file) => {
@@ -462,10 +488,18 @@ impl<'a> Session<'a> {
                 }
                 Err(status) => (status, (0, 0), None),
             };
+            bytes += extents.as_ref().map_or(0, |extents| 16 * extents.len());
             answers.push(Bound { handle, status, object, extents });
+            // A frame holds what one file may have, not what many have together.
+            if bytes > BOUND_BYTES {
+                self.channel.send(Message::Bound(std::mem::take(&mut answers)));
+                bytes = 0;
+            }
         }
         crate::sys::points::at("source.bound");
-        self.channel.send(Message::Bound(answers));
+        if !answers.is_empty() {
+            self.channel.send(Message::Bound(answers));
+        }
         Ok(())
     }
 
@@ -520,8 +554,9 @@ impl<'a> Session<'a> {
     }
 
     async fn verdict(self, report: &[u8]) -> Result<Report, TransferError> {
-        let report: Report = serde_json::from_slice(report)
-            .map_err(|_| TransferError::new(Class::Permanent, "the destination's report cannot be read"))?;
+        let unreadable = |_| TransferError::new(Class::Permanent, "the destination's report cannot be read");
+        let report: serde_json::Value = serde_json::from_slice(report).map_err(unreadable)?;
+        let report: Report = serde_json::from_value(harmless(report)).map_err(unreadable)?;
         crate::sys::points::at("source.told");
         self.channel.send(Message::Bye);
         self.channel.finish(Duration::from_secs(2)).await;
@@ -542,6 +577,20 @@ pub fn worker_totals(ctx: &Ctx) -> (u64, u64) {
 pub fn escape_text(text: &str) -> String {
     let cut: String = text.chars().take(2000).collect();
     cut.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// A peer's report with every text escaped and every list of bearable length: it is kept, logged and shown.
+fn harmless(value: serde_json::Value) -> serde_json::Value {
+    use serde_json::Value;
+    match value {
+        Value::String(text) => Value::String(escape_text(&text)),
+        Value::Array(list) => Value::Array(list.into_iter().take(REPORT_LIST_MAX).map(harmless).collect()),
+        Value::Object(map) => {
+            let entry = |(key, value): (String, Value)| (escape_text(&key), harmless(value));
+            Value::Object(map.into_iter().take(REPORT_LIST_MAX).map(entry).collect())
+        }
+        other => other,
+    }
 }
 
 pub(super) async fn tell_error(channel: Channel, error: &TransferError) {

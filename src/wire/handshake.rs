@@ -169,11 +169,22 @@ struct Ephemeral {
 impl Ephemeral {
     fn new() -> Result<Self, HandshakeError> {
         let private = agreement::PrivateKey::generate(&agreement::X25519).map_err(|_| HandshakeError::Crypto)?;
-        let public = private.compute_public_key().map_err(|_| HandshakeError::Crypto)?;
-        let public = public.as_ref().try_into().map_err(|_| HandshakeError::Crypto)?;
         let mut nonce = [0; 32];
         rand::fill(&mut nonce).map_err(|_| HandshakeError::Crypto)?;
+        Self::of(private, nonce)
+    }
+
+    fn of(private: agreement::PrivateKey, nonce: [u8; 32]) -> Result<Self, HandshakeError> {
+        let public = private.compute_public_key().map_err(|_| HandshakeError::Crypto)?;
+        let public = public.as_ref().try_into().map_err(|_| HandshakeError::Crypto)?;
         Ok(Self { private, public, nonce })
+    }
+
+    /// Of a private key that a test knows: the same bytes each time.
+    #[cfg(any(test, feature = "testing"))]
+    fn fixed(private: &[u8; 32], nonce: [u8; 32]) -> Result<Self, HandshakeError> {
+        let private = agreement::PrivateKey::from_private_key(&agreement::X25519, private);
+        Self::of(private.map_err(|_| HandshakeError::Crypto)?, nonce)
     }
 
     fn keys(&self, peer: &[u8; 32], auth: &[u8; 32], transcript: &[u8]) -> Result<[[u8; 32]; 3], HandshakeError> {
@@ -223,7 +234,31 @@ impl Dialer {
         allow_plain: bool,
         auth: &[u8; 32],
     ) -> Result<Self, HandshakeError> {
-        let ephemeral = Ephemeral::new()?;
+        Self::with(Ephemeral::new()?, purpose, (stream, attempt), streams, allow_plain, auth)
+    }
+
+    /// [`Dialer::new`] for stream 1 or 0, with the private key and the nonce given: for golden bytes.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn fixed(
+        purpose: Purpose,
+        streams: u16,
+        allow_plain: bool,
+        auth: &[u8; 32],
+        private: &[u8; 32],
+        nonce: [u8; 32],
+    ) -> Result<Self, HandshakeError> {
+        let stream = StreamIndex(u16::from(matches!(purpose, Purpose::Join(_))));
+        Self::with(Ephemeral::fixed(private, nonce)?, purpose, (stream, 7), streams, allow_plain, auth)
+    }
+
+    fn with(
+        ephemeral: Ephemeral,
+        purpose: Purpose,
+        (stream, attempt): (StreamIndex, u32),
+        streams: u16,
+        allow_plain: bool,
+        auth: &[u8; 32],
+    ) -> Result<Self, HandshakeError> {
         let mut out = Vec::with_capacity(CLIENT_HELLO_LEN);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&LOWEST_VERSION.to_le_bytes());
@@ -370,11 +405,34 @@ impl Listener {
         auth: &[u8; 32],
         answer: ServerHello,
     ) -> Result<Self, HandshakeError> {
+        Self::with(Ephemeral::new, bytes, hello, auth, answer)
+    }
+
+    /// [`Listener::answer`] with the private key and the nonce given: for golden bytes.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn fixed(
+        bytes: &[u8; CLIENT_HELLO_LEN],
+        hello: &ClientHello,
+        auth: &[u8; 32],
+        answer: ServerHello,
+        private: &[u8; 32],
+        nonce: [u8; 32],
+    ) -> Result<Self, HandshakeError> {
+        Self::with(|| Ephemeral::fixed(private, nonce), bytes, hello, auth, answer)
+    }
+
+    fn with(
+        ephemeral: impl FnOnce() -> Result<Ephemeral, HandshakeError>,
+        bytes: &[u8; CLIENT_HELLO_LEN],
+        hello: &ClientHello,
+        auth: &[u8; 32],
+        answer: ServerHello,
+    ) -> Result<Self, HandshakeError> {
         let (body, tag) = bytes.split_at(CLIENT_HELLO_LEN - MAC_LEN);
         if !same(&mac(auth, &[body]), tag) {
             return Err(HandshakeError::Refused(Refusal::Ticket));
         }
-        let ephemeral = Ephemeral::new()?;
+        let ephemeral = ephemeral()?;
         let mut out = Vec::with_capacity(SERVER_HELLO_LEN);
         out.extend_from_slice(&MAGIC);
         out.push(0);

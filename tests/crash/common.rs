@@ -144,7 +144,7 @@ impl Fault {
     }
 
     pub fn arm(&self, command: &mut Command) {
-        command.env("LONGHAUL_FAULT", &self.plan);
+        command.env("LONGHAUL_FAULT", &self.plan).env("LONGHAUL_ALONE", "1");
         if let Some(log) = &self.log {
             command.env("LONGHAUL_FAULT_LOG", log);
         }

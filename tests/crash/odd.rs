@@ -75,7 +75,7 @@ fn io_faults_of_the_medium_heal_or_end_in_order() {
         let (call, effect) = kinds[n as usize % kinds.len()];
         let passes = usual.get(&call).copied().unwrap_or(1);
         let nth = random.between(1, passes + 1);
-        let extra: &[&str] = if random.next() % 3 == 0 { &["--verify", "disk"] } else { &[] };
+        let extra: &[&str] = if random.next().is_multiple_of(3) { &["--verify", "disk"] } else { &[] };
         let what = format!("{call:?} {effect:?} at {nth} of {passes}, {extra:?}");
         scene.memory.store().rule(call, About::All, (nth, nth), effect);
         let ended = scene.cp(extra);
@@ -91,7 +91,7 @@ fn io_faults_of_the_medium_heal_or_end_in_order() {
             scene.equal(&what);
         } else {
             ended.fails_with_a_sentence();
-            if random.next() % 2 == 0 {
+            if random.next().is_multiple_of(2) {
                 scene.memory.cut();
             }
             scene.cp(extra).expect(0, verdict(extra));

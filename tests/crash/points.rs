@@ -239,10 +239,10 @@ fn a_kill_at_every_point_is_survived() {
     for round in 0..rounds {
         for (index, name) in names.iter().enumerate() {
             // At its first hit, and somewhere in the middle.
-            let local = (index + round + turn) % 2 == 0;
-            let ends = if local { Ends::Local } else { remote(name, (index + round + turn) / 2 % 2 == 0) };
+            let local = (index + round + turn).is_multiple_of(2);
+            let ends = if local { Ends::Local } else { remote(name, ((index + round + turn) / 2).is_multiple_of(2)) };
             let hits = usual.get(name).copied().unwrap_or(1);
-            let nth = if random.next() % 3 == 0 { 1 } else { random.between(1, hits + 1) };
+            let nth = if random.next().is_multiple_of(3) { 1 } else { random.between(1, hits + 1) };
             runs += 1;
             let case = new_case(runs);
             let fired = case.run(ends, &format!("{name}:{nth}:kill"));

@@ -142,9 +142,9 @@ impl Bench {
         let passes = passes(index);
         let nth = self.random.between(1, passes + 1);
         let (name, _) = SHAPES[index];
-        let replace = self.random.next() % 3 == 0;
-        let flag = if self.random.next() % 4 == 0 { LOG_FLUSHED } else { NOTHING_FLUSHED };
-        let verify = if self.random.next() % 4 == 0 { "disk" } else { "wire" };
+        let replace = self.random.next().is_multiple_of(3);
+        let flag = if self.random.next().is_multiple_of(4) { LOG_FLUSHED } else { NOTHING_FLUSHED };
+        let verify = if self.random.next().is_multiple_of(4) { "disk" } else { "wire" };
         let (from, to) = (self.at(&format!("from{index}")), self.image.at("to"));
         let old = replace.then(|| self.at(&format!("old{index}")));
         let home = self.at("home");
@@ -181,7 +181,7 @@ impl Bench {
                 std::thread::sleep(Duration::from_micros(self.random.between(0, self.usual[index].0)));
                 self.image.cut(flag);
                 // The process meets the errors of its disk, or dies with the machine.
-                if self.random.next() % 2 == 0 { run.kill() } else { run.ends(PATIENCE) }
+                if self.random.next().is_multiple_of(2) { run.kill() } else { run.ends(PATIENCE) }
             }
         };
         let over = ended.code() == 0;

@@ -178,7 +178,6 @@ impl Run {
             roots: vec![path("src")],
             recursive: true,
             encrypt: options.encrypt,
-            rows: None,
         };
         let to = DestinationSpec {
             base: self.disk.root.clone(),
@@ -393,10 +392,12 @@ impl Run {
     /// Rule: each interruption costs no more than the bound of the design, a damaged chunk no more than itself.
     fn sent_within_bound(&self) {
         let counts = self.world.counts();
-        let times = |kinds: &[&str]| kinds.iter().map(|kind| counts.get(kind).copied().unwrap_or_default()).sum::<u64>();
+        let times =
+            |kinds: &[&str]| kinds.iter().map(|kind| counts.get(kind).copied().unwrap_or_default()).sum::<u64>();
         let stream = (4 << 20) + 2 * self.scenario.weather.capacity as u64;
         let session = u64::from(self.scenario.options.streams.unwrap_or(1)) * stream + (16 << 20);
-        let sessions = times(&["destination killed", "destination power cut", "source killed", "control cut", "partition"]);
+        let sessions =
+            times(&["destination killed", "destination power cut", "source killed", "control cut", "partition"]);
         let sessions = sessions + times(&["disk stall", "command repeated"]);
         let streams = times(&["connection reset", "connection closed", "black hole", "half open", "slow stream"]);
         // A part file whose sync failed begins again.

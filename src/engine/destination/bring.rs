@@ -23,7 +23,12 @@ pub(super) fn forward(index: usize, mut channel: Channel, tell: mpsc::Sender<New
     let out = channel.sender();
     tokio::task::spawn_local(async move {
         loop {
-            let message = channel.recv().await;
+            // A session that has ended closes its connection, whether or not its peer does.
+            let message = tokio::select! {
+                biased;
+                message = channel.recv() => message,
+                () = tell.closed() => break,
+            };
             let last = message.is_err();
             if tell.send(News::Message(index, message)).await.is_err() || last {
                 break;

@@ -22,7 +22,7 @@ use crate::engine::spec::{ChecksumKind, Expected, IoChoice};
 use crate::engine::worker::{ChunkFault, Claim, Command, Event, PackBody, StreamKey, TargetIo};
 use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::{Handle, PathKey, TransferId};
-use crate::journal::{DoneFile, FileRecord, Forget};
+use crate::journal::{ChunkSet, DoneFile, FileRecord, Forget};
 use crate::limits::{PACK_MAX_FILES, PACK_WANT_MAX_BYTES};
 use crate::manifest::{EntryKind, Mtime};
 use crate::relpath::{RelPath, escape};
@@ -56,6 +56,9 @@ const RUN_CHUNKS: u32 = 2;
 const TRIES: u32 = 5;
 /// Bytes at the end of what the journal has that are digested again on resume.
 const REHASH_BYTES: u64 = 64 << 20;
+/// Chunks of files with holes that are open at once (1 TiB): a hole costs memory and a record, but no space that a claim
+/// without end could come up against. Beyond it a file's holes are written as zeros.
+const HOLE_CHUNKS_MAX: u32 = 1 << 18;
 /// Binds in one message: the paths must fit a control frame.
 const BIND_BYTES: usize = 64 << 10;
 
@@ -108,7 +111,8 @@ pub(super) struct OpenFile {
     part: Option<Arc<PartFile>>,
     target: Option<Arc<TargetIo>>,
     extents: Option<Vec<Span>>,
-    digests: Vec<Option<Digest>>,
+    /// What has arrived: memory follows that, not the size that a manifest claims.
+    digests: ChunkSet,
     durable: u32,
     sums: Vec<Combiner>,
     checksums: Vec<Expected>,
@@ -208,7 +212,7 @@ impl Run<'_> {
                     part: None,
                     target: None,
                     extents: None,
-                    digests: vec![None; grid.chunks() as usize],
+                    digests: ChunkSet::default(),
                     durable: 0,
                     sums: sums.into_iter().map(|kind| Combiner::new(kind, grid)).collect(),
                     checksums: Vec::new(),
@@ -239,6 +243,8 @@ impl Run<'_> {
     }
 
     fn bound(&mut self, peer: usize, bound: Bound) {
+        let sparse = self.files.values().filter(|file| file.extents.is_some());
+        let known_holes = sparse.fold(0, |sum: u32, file| sum.saturating_add(file.grid.chunks()));
         let Some(file) = self.files.get_mut(&bound.handle) else { return };
         if peer != 0 {
             if bound.status == Status::Ok && !self.peers[peer].gone {
@@ -251,12 +257,22 @@ impl Run<'_> {
         if file.stage != Stage::Binding {
             return;
         }
+        let holes_fit = bound.extents.is_none() || known_holes.saturating_add(file.grid.chunks()) <= HOLE_CHUNKS_MAX;
+        if !holes_fit {
+            let note = "holes of very large files were not kept: they were written as zeros";
+            self.carry.notes.insert(note.to_owned());
+        }
+        let last = bound.extents.as_ref().and_then(|extents| extents.last());
+        let inside = last.is_none_or(|extent| extent.end() <= file.planned.size);
         self.binding -= 1;
         file.stage = Stage::Opening;
-        file.extents = bound.extents;
+        file.extents = bound.extents.filter(|_| holes_fit);
         let planned = file.planned.clone();
         if let Some((class, why)) = status_words(bound.status) {
             return self.give_up(bound.handle, class, why);
+        }
+        if !inside {
+            return self.give_up(bound.handle, Class::Permanent, "the source tells of data behind the file's end");
         }
         self.opening += 1;
         let (handle, root, done) = (bound.handle, self.root.clone(), self.done.clone());
@@ -340,7 +356,7 @@ impl Run<'_> {
             self.pending.forget.push((planned.key, Forget::Chunks(forget)));
         }
         for (index, digest) in &kept {
-            file.digests[*index as usize] = Some(*digest);
+            file.digests.insert(*index, *digest);
             self.counts.resumed_bytes += file.grid.span(*index).map_or(0, |s| s.len);
             self.counts.placed_bytes += file.grid.span(*index).map_or(0, |s| s.len);
         }
@@ -351,11 +367,12 @@ impl Run<'_> {
         }
         file.old = old;
         for (index, digest) in &zeros {
-            file.digests[*index as usize] = Some(*digest);
+            file.digests.insert(*index, *digest);
             self.counts.hole_bytes += file.grid.span(*index).map_or(0, |s| s.len);
             file.sums.clear();
         }
-        let missing = missing_ranges(&file.digests);
+        let gaps = file.digests.missing(file.grid.chunks());
+        let missing: Vec<(u32, u32)> = gaps.iter().map(|gap| (gap.first, gap.first + gap.count)).collect();
         let sessions =
             std::iter::once(0).chain(file.bound.iter().copied()).map(|p| self.peers[p].links.session).collect();
         let (grid, key) = (file.grid, file.planned.key);
@@ -486,7 +503,7 @@ impl Run<'_> {
         let Some(file) = self.files.get_mut(&handle) else { return };
         let Some(part) = file.part.clone() else { return };
         let Some(span) = file.grid.span(chunk) else { return };
-        file.digests[chunk as usize] = Some(digest);
+        file.digests.insert(chunk, digest);
         for combiner in &mut file.sums {
             let value = if combiner.kind() == Combinable::Crc32c { sums.0 } else { sums.1 };
             // Each chunk is placed once; a second value would be the same.
@@ -533,7 +550,7 @@ impl Run<'_> {
                 "exists already with the same size and time but other content; --if-exists replace takes the source's",
             );
         }
-        file.digests[chunk as usize] = Some(digest);
+        file.digests.insert(chunk, digest);
         self.look_if_whole(handle);
     }
 
@@ -557,7 +574,7 @@ impl Run<'_> {
                 continue;
             }
             for chunk in chunks {
-                file.digests[chunk as usize] = None;
+                file.digests.remove(chunk);
                 self.table.unplaced((handle, chunk));
             }
             self.rebind(handle);
@@ -658,22 +675,13 @@ fn bind_of(handle: Handle, planned: &Planned) -> Bind {
     }
 }
 
-fn missing_ranges(digests: &[Option<Digest>]) -> Vec<(u32, u32)> {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for (index, digest) in (0u32..).zip(digests) {
-        match ranges.last_mut() {
-            _ if digest.is_some() => {}
-            Some((_, end)) if *end == index => *end = index + 1,
-            _ => ranges.push((index, index + 1)),
-        }
-    }
-    ranges
+/// The digest of a file that is one chunk or none.
+fn small_digest(size: u64, chunk: &Digest) -> Digest {
+    digest::file(size, (size > 0).then_some(chunk))
 }
 
-fn file_digest(size: u64, digests: &[Option<Digest>]) -> Option<Digest> {
-    let chunks = Grid::new(size)?.chunks() as usize;
-    let known: Vec<&Digest> = digests.iter().take(chunks).flatten().collect();
-    (known.len() == chunks).then(|| digest::file(size, known))
+fn file_digest(grid: Grid, digests: &ChunkSet) -> Option<Digest> {
+    Some(digest::file(grid.size(), &digests.complete(grid.chunks())?))
 }
 
 /// Whether what stands there is a directory, for the finish.

@@ -1,17 +1,19 @@
 //! The end of a transfer: symlinks, then directories from the bottom up, the journal's last record, the report.
 
 use super::files::is_directory;
+use super::later::Later;
 use super::run::{News, Run};
 use crate::clock;
 use crate::disk::{self, Meta, Replace, Root, TreeLock, finish_directory, make_symlink};
 use crate::engine::error::{Class, TransferError};
-use crate::engine::source::{disk_error, worker_totals};
+use crate::engine::source::{disk_error, escape_text, worker_totals};
 use crate::engine::spec::{Ends, Latency, Report, Verdict, Verify};
 use crate::ids::TransferId;
 use crate::journal::{Ended, Record};
-use crate::manifest::{EntryKind, Segment};
+use crate::manifest::EntryKind;
 use crate::sys::points;
 use crate::wire::control::{Message, SourceStats};
+use nix::errno::Errno;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -95,11 +97,11 @@ impl Run<'_> {
 
     /// What could not be finished, and the metadata of the home directory if it is one of the tree's.
     async fn symlinks_and_directories(&mut self) -> (Vec<Failed>, Option<Meta>) {
-        let last = self.dirs.0.finish();
-        self.dirs.1.extend(last);
-        let last = self.links_later.0.finish();
-        self.links_later.1.extend(last);
-        let (dirs, links) = (std::mem::take(&mut self.dirs.1), std::mem::take(&mut self.links_later.1));
+        let take = |later: &mut Later| {
+            later.finish();
+            std::mem::replace(later, Later::new(None))
+        };
+        let (dirs, links) = (take(&mut self.dirs), take(&mut self.links_later));
         let (root, placement, id, replace) = (self.root.clone(), self.placement.clone(), self.id, self.replace());
         let preserve = self.spec.options.preserve;
         self.ctx
@@ -109,7 +111,18 @@ impl Run<'_> {
                 let place = |entry: &crate::manifest::Entry| {
                     placement.prefixes.get(usize::from(entry.root)).and_then(|p| p.join(entry.path.as_bytes()).ok())
                 };
-                for segment in links.iter().filter_map(|bytes| Segment::decode(bytes).ok()) {
+                let lost = |error: std::io::Error| {
+                    let errno = Errno::from_raw(error.raw_os_error().unwrap_or(Errno::EIO as i32));
+                    disk::DiskError::new(disk::error::Doing::Read, &placement.home, errno)
+                };
+                for index in 0..links.segments() {
+                    let segment = match links.segment(index) {
+                        Ok(segment) => segment,
+                        Err(error) => {
+                            failed.push((placement.home.clone(), lost(error)));
+                            continue;
+                        }
+                    };
                     for entry in segment.entries {
                         let (Some(path), EntryKind::Symlink { target }) = (place(&entry), &entry.kind) else {
                             continue;
@@ -121,7 +134,14 @@ impl Run<'_> {
                     }
                 }
                 // Children before parents: a parent's time would change when a child's is set.
-                for segment in dirs.iter().rev().filter_map(|bytes| Segment::decode(bytes).ok()) {
+                for index in (0..dirs.segments()).rev() {
+                    let segment = match dirs.segment(index) {
+                        Ok(segment) => segment,
+                        Err(error) => {
+                            failed.push((placement.home.clone(), lost(error)));
+                            continue;
+                        }
+                    };
                     for entry in segment.entries.iter().rev() {
                         let Some(path) = place(entry) else { continue };
                         let meta = Meta {
@@ -171,7 +191,7 @@ impl Run<'_> {
             self.carry.waits.source_read += stats.read_wait_ns;
             self.carry.waits.source_idle += stats.idle_ns;
             let notes = stats.notes.iter().take(FAILURES_TOLD);
-            self.carry.notes.extend(notes.map(|n| format!("source: {}", crate::engine::source::escape_text(n))));
+            self.carry.notes.extend(notes.map(|n| format!("source: {}", escape_text(n))));
         }
     }
 
@@ -245,7 +265,7 @@ impl Run<'_> {
             durable: self.durable_storage,
             engine: Ends { source: self.peers[0].engine.clone(), destination: self.ctx.engine.engine.to_owned() },
             io: Ends {
-                source: self.peers[0].stats.as_ref().map(|s| s.io.clone()).unwrap_or_default(),
+                source: self.peers[0].stats.as_ref().map(|s| escape_text(&s.io)).unwrap_or_default(),
                 destination: self.how.iter().cloned().collect::<Vec<_>>().join(", "),
             },
             profile: if self.near { "default (near)" } else { "default (far)" }.to_owned(),

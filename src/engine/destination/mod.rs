@@ -7,6 +7,7 @@
 mod bring;
 mod files;
 mod finish;
+mod later;
 mod prepare;
 mod run;
 
@@ -69,6 +70,9 @@ pub(super) struct Carry {
     pub waits: Waits,
 }
 
+/// Notes of a report that name files: of so many the rest is counted elsewhere.
+const NOTES_MAX: usize = 1000;
+
 /// Where time went, ns over all streams.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Waits {
@@ -102,6 +106,13 @@ impl Carry {
             latency: Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("bounds are constants"),
             notes: BTreeSet::new(),
             waits: Waits::default(),
+        }
+    }
+
+    /// A note that a peer may give cause for any number of times.
+    fn note(&mut self, note: String) {
+        if self.notes.len() < NOTES_MAX {
+            self.notes.insert(note);
         }
     }
 
@@ -450,7 +461,7 @@ fn into_itself(
 
 async fn offered(channel: &mut super::channel::Channel) -> Result<Offer, TransferError> {
     match tokio::time::timeout(OFFER_TIMEOUT, channel.recv()).await {
-        Ok(Ok(Message::Offer(offer))) => Ok(offer),
+        Ok(Ok(Message::Offer(offer))) => Ok(Offer { engine: escape_text(&offer.engine), ..offer }),
         Ok(Ok(Message::Error(error))) => {
             let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
             Err(TransferError::new(class, escape_text(&error.what)))

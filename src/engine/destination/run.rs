@@ -2,6 +2,7 @@
 
 use super::bring::{dial_other, forward, forward_joins};
 use super::files::{OpenFile, Pack, Planned, Small};
+use super::later::Later;
 use super::prepare::Looked;
 use super::{Carry, Placement};
 use crate::clock;
@@ -19,7 +20,7 @@ use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Repo
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
 use crate::ids::{Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
-use crate::manifest::{SegmentBuilder, SegmentReader};
+use crate::manifest::SegmentReader;
 use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
@@ -155,8 +156,10 @@ pub(super) struct Run<'a> {
     pub held_credit: u32,
     pub segments_seen: u32,
     pub manifest_end: Option<u32>,
-    pub dirs: (SegmentBuilder, Vec<Vec<u8>>),
-    pub links_later: (SegmentBuilder, Vec<Vec<u8>>),
+    /// Directories, whose metadata is set after what is in them.
+    pub dirs: Later,
+    /// Symlinks, made after the files.
+    pub links_later: Later,
     pub seen: HashSet<crate::ids::PathKey>,
     pub pending: Batch,
     pub pending_bytes: u64,
@@ -227,6 +230,7 @@ pub(super) async fn run(
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }
     carry.notes.extend(begun.offer.notes.iter().map(|note| format!("source: {}", escape_text(note))));
+    let scratch = begun.lock.as_ref().map(|lock| lock.dir().clone());
     let mut run = Run {
         ctx,
         spec: begun.spec,
@@ -262,8 +266,8 @@ pub(super) async fn run(
         known_bytes: Arc::default(),
         segments_seen: 0,
         manifest_end: None,
-        dirs: Default::default(),
-        links_later: Default::default(),
+        dirs: Later::new(scratch.clone()),
+        links_later: Later::new(scratch),
         seen: HashSet::new(),
         pending: Batch::default(),
         pending_bytes: 0,

@@ -1,5 +1,6 @@
 //! How a source opens what it is asked for, and the words for it.
 
+use crate::disk::names;
 use crate::disk::{Expect, IoWish, ProbeCache, Root, SourceError, SourceFile};
 use crate::engine::worker::SourceIo;
 use crate::grid::Span;
@@ -44,6 +45,10 @@ pub(super) fn status_of(error: &SourceError) -> Status {
 }
 
 pub(super) fn place(roots: &[RelPath], root: u16, path: &RelPath) -> Option<RelPath> {
+    // Journals, locks and part files of other transfers are no part of what is offered; the scan leaves them out too.
+    if names::is_reserved(path) {
+        return None;
+    }
     roots.get(usize::from(root))?.join(path.as_bytes()).ok()
 }
 

@@ -10,8 +10,9 @@ pub(super) struct SourcePacker {
     pub(super) arena: Arc<Arena>,
 }
 
-/// How long a pack waits for a slot before its stream is told that nothing could be read.
-const PACK_SLOT_WAIT: Duration = Duration::from_secs(60);
+/// How long a pack waits for a slot before its stream is closed: the pool's threads wait with it, and streams that hold
+/// slots and do not move are closed before.
+const PACK_SLOT_WAIT: Duration = Duration::from_secs(15);
 
 impl SourcePacker {
     fn slot(&self) -> Option<crate::sys::Slot> {

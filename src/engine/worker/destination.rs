@@ -43,6 +43,8 @@ enum Expected {
     Pack {
         number: u32,
         items: Arc<Vec<PackItem>>,
+        /// Frames that have come of it: each brings a file at least.
+        frames: usize,
     },
 }
 
@@ -71,6 +73,11 @@ impl DestinationStream {
             hasher: ChunkHasher::default(),
             idle_since: Some(0),
         }
+    }
+
+    /// Whether a frame has been on its way since before `then` and nothing of it has moved.
+    pub fn stalled_before(&self, then: u64) -> bool {
+        self.link.stalled_before(then)
     }
 
     /// Whether it waits for a slot.
@@ -117,7 +124,7 @@ impl DestinationStream {
             }
             Claim::Pack { number, items } => {
                 self.link.queue(FrameType::PackWant, number, data::encode_pack_want(&items));
-                self.expected.push_back(Expected::Pack { number, items });
+                self.expected.push_back(Expected::Pack { number, items, frames: 0 });
             }
         }
         self.pump(turn)
@@ -336,11 +343,15 @@ impl DestinationStream {
 
     fn pack(&mut self, frame: Frame, turn: &mut Turn<'_>) -> Result<(), Fault> {
         let Frame { header, slot, intact } = frame;
-        let Some(Expected::Pack { number, items, .. }) = self.expected.front() else {
+        let Some(Expected::Pack { number, items, frames }) = self.expected.front_mut() else {
             return Err(Fault::Protocol("a pack that nobody asked for"));
         };
         if *number != header.handle {
             return Err(Fault::Protocol("another pack than was asked for"));
+        }
+        *frames += 1;
+        if *frames > items.len() {
+            return Err(Fault::Protocol("a pack without end"));
         }
         let (number, last) = (*number, header.ends_chunk());
         let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];

@@ -205,6 +205,12 @@ impl Link {
         self.sending_since.is_some()
     }
 
+    /// Whether a frame has been on its way, out or in, since before `then`.
+    pub fn stalled_before(&self, then: u64) -> bool {
+        let inward = self.have > 0 && self.stats.last_progress.load(Ordering::Relaxed) < then;
+        inward || self.sending_since.is_some_and(|since| since < then)
+    }
+
     /// Small frames that wait to be sent.
     pub fn queued(&self) -> usize {
         self.small.len()

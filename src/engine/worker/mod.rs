@@ -7,6 +7,7 @@
 pub mod destination;
 pub mod link;
 pub mod mailbox;
+mod room;
 pub mod source;
 
 use crate::digest::Digest;
@@ -416,6 +417,8 @@ pub struct Worker<Q: IoQueue> {
     by_key: HashMap<StreamKey, usize>,
     bound: HashMap<SessionKey, BoundFiles>,
     slots: SlotCache,
+    /// Since when the arena has been empty whenever it was looked at.
+    exhausted_since: Option<u64>,
     stats: Arc<WorkerStats>,
     stopping: bool,
 }
@@ -456,6 +459,7 @@ impl<Q: IoQueue> Worker<Q> {
             by_key: HashMap::new(),
             bound: HashMap::new(),
             slots: SlotCache::new(arena, SLOTS_KEPT),
+            exhausted_since: None,
             stats,
             stopping: false,
         }
@@ -485,6 +489,7 @@ impl<Q: IoQueue> Worker<Q> {
             self.step(completion, ops, events, now);
         }
         let starved = self.pump_starved(ops, events, now);
+        self.make_room(now);
         let pushed = !ops.is_empty();
         for op in ops.drain(..) {
             self.queue.push(op);

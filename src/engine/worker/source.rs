@@ -13,8 +13,12 @@ use crate::wire::header::{CHUNK_END, FrameType, Header};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Runs and packs that a peer may have waiting on one stream; its WANT_WINDOW keeps an honest one far below.
-const WANTS_MAX: usize = 16 * 1024;
+/// Runs and packs that a peer may have waiting on one stream: what its WANT_WINDOW holds. An honest one has a few.
+const WANTS_MAX: usize = crate::limits::WANT_WINDOW / 16;
+/// Packs of them, each with the names of its files: an honest peer has three.
+const PACKS_MAX: usize = 32;
+/// Answers made ahead of the socket, refusals above all: a Want for very much that cannot be had costs the peer 16 bytes.
+const PIECES_MAX: usize = 64;
 /// Packs being read at once for one stream.
 const PACKS_AHEAD: usize = 4;
 
@@ -98,6 +102,11 @@ impl SourceStream {
             idle_since: None,
             reading_since: None,
         }
+    }
+
+    /// Whether a frame has been on its way since before `then` and nothing of it has moved.
+    pub fn stalled_before(&self, then: u64) -> bool {
+        self.link.stalled_before(then)
     }
 
     /// Whether it waits for a slot.
@@ -196,7 +205,13 @@ impl SourceStream {
         let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];
         match header.kind {
             FrameType::Want => self.wants.extend(data::decode_runs(body)?.into_iter().map(Want::Run)),
-            FrameType::Unwant => data::decode_runs(body)?.into_iter().for_each(|run| self.unwant(run)),
+            FrameType::Unwant => {
+                for run in data::decode_runs(body)? {
+                    self.unwant(run);
+                    // Each may make three runs of one.
+                    self.within_bounds()?;
+                }
+            }
             FrameType::PackWant => {
                 let items = Some(data::decode_pack_want(body)?);
                 self.wants.push_back(Want::Pack { number: header.handle, items, bodies: None });
@@ -205,10 +220,16 @@ impl SourceStream {
             FrameType::End => return Err(Fault::Ended),
             other => return Err(WireError::Type(other as u8).into()),
         }
-        if self.wants.len() > WANTS_MAX {
+        self.within_bounds()?;
+        self.link.reuse(slot, turn);
+        Ok(())
+    }
+
+    fn within_bounds(&self) -> Result<(), Fault> {
+        let packs = self.wants.iter().filter(|want| matches!(want, Want::Pack { .. })).take(PACKS_MAX + 1).count();
+        if self.wants.len() > WANTS_MAX || packs > PACKS_MAX {
             return Err(Fault::Protocol("more Wants than any window holds"));
         }
-        self.link.reuse(slot, turn);
         Ok(())
     }
 
@@ -252,7 +273,7 @@ impl SourceStream {
     fn fill(&mut self, bound: Option<&BoundFiles>, turn: &mut Turn<'_>) {
         self.no_slot = false;
         loop {
-            if self.cursor.is_none() && !self.open_next(bound) {
+            if self.cursor.is_none() && (self.pieces.len() > PIECES_MAX || !self.open_next(bound)) {
                 return;
             }
             let Some(cursor) = &mut self.cursor else { continue };

@@ -6,7 +6,7 @@ impl Run<'_> {
     /// A file that has all its chunks goes on to its seal (by way of a second read, if some checksum needs one).
     pub(super) fn look_if_whole(&mut self, handle: Handle) {
         let Some(file) = self.files.get_mut(&handle) else { return };
-        if file.stage != Stage::Fetching || file.digests.iter().any(Option::is_none) {
+        if file.stage != Stage::Fetching || file.digests.len() < file.grid.chunks() {
             return;
         }
         if file.local.is_some() {
@@ -14,7 +14,7 @@ impl Run<'_> {
             self.counts.skipped_bytes += file.planned.size;
             self.counts.files_done += 1;
             self.counts.total_bytes -= file.planned.size;
-            let (key, digest) = (file.planned.key, file_digest(file.planned.size, &file.digests));
+            let (key, digest) = (file.planned.key, file_digest(file.grid, &file.digests));
             digest.into_iter().for_each(|digest| self.arrived(key, digest));
             return self.forget_file(handle);
         }
@@ -53,7 +53,7 @@ impl Run<'_> {
     /// Compares with what was expected, then asks the source whether the file is still what it was.
     pub(super) fn seal(&mut self, handle: Handle) {
         let Some(file) = self.files.get_mut(&handle) else { return };
-        let digest = file_digest(file.planned.size, &file.digests).expect("all chunks are there");
+        let digest = file_digest(file.grid, &file.digests).expect("all chunks are there");
         let mut checksums = file.checksums.clone();
         checksums.push(Expected { kind: ChecksumKind::Xxh3, hex: digest.to_string() });
         if let Some(want) = &self.spec.options.expect {
@@ -88,7 +88,7 @@ impl Run<'_> {
             .iter()
             .filter(|(handle, file)| {
                 let here = self.pending.placed.iter().find(|p| p.handle == **handle).map_or(0, |p| p.chunks.len());
-                file.stage == Stage::Sealed && file.durable as usize + here == file.digests.len()
+                file.stage == Stage::Sealed && file.durable as usize + here == file.grid.chunks() as usize
             })
             .map(|(handle, _)| *handle)
             .collect();
@@ -101,7 +101,7 @@ impl Run<'_> {
                 key: file.planned.key,
                 part,
                 meta: meta_of(&file.planned, self),
-                digest: file_digest(file.planned.size, &file.digests).expect("all chunks are there"),
+                digest: file_digest(file.grid, &file.digests).expect("all chunks are there"),
                 mtime: file.planned.mtime,
                 replace,
             };

@@ -24,6 +24,7 @@ impl Run<'_> {
         let hostile = |what: &str| Err(TransferError::new(Class::Permanent, format!("the source {what}")));
         match message {
             Message::Segment(_) | Message::ManifestEnd(_) | Message::Problem { .. } if peer != 0 => Ok(()),
+            Message::Segment(_) if self.manifest_end.is_some() => hostile("adds to its manifest behind its end"),
             Message::Segment(bytes) => {
                 self.segments_seen += 1;
                 if self.segments.len() > 2 * crate::limits::SEGMENT_CREDIT as usize {
@@ -170,20 +171,18 @@ impl Run<'_> {
             (Action::Directory, _) => {
                 self.counts.directories += 1;
                 if !dry_run {
-                    let segment = self.dirs.0.push(&entry);
-                    self.dirs.1.extend(segment);
+                    self.dirs.push(&entry);
                 }
             }
             (Action::Symlink, _) => {
                 self.counts.symlinks += 1;
                 if !dry_run {
-                    let segment = self.links_later.0.push(&entry);
-                    self.links_later.1.extend(segment);
+                    self.links_later.push(&entry);
                 }
             }
             (Action::Special, _) => {
                 self.counts.special += 1;
-                self.carry.notes.insert(format!("skipped, neither file, directory nor symlink: {path}"));
+                self.carry.note(format!("skipped, neither file, directory nor symlink: {path}"));
             }
             (Action::Conflict(why), _) => self.fail(&path, Class::Permanent, why),
             (Action::Skip, EntryKind::File { size, .. }) => {

@@ -52,20 +52,41 @@ pub(super) fn open_part(
     };
     crate::sys::points::at("destination.part-open");
     let old = if fresh { HashMap::new() } else { digest_old(&part, grid, &old, &kept) };
-    let mut zeros = Vec::new();
-    for index in (0..grid.chunks()).filter(|_| extents.is_some()) {
-        let span = grid.span(index).expect("below chunks()");
-        let data = extents.is_some_and(|e| e.iter().any(|x| x.offset < span.end() && x.end() > span.offset));
-        if !data && !kept.iter().any(|(i, _)| *i == index) {
-            if !fresh {
-                part.punch(span)?;
-            }
-            let mut hasher = digest::ChunkHasher::default();
-            hasher.update_zeros(span.len);
-            zeros.push((index, hasher.finish(span)));
-        }
-    }
+    let zeros = match extents {
+        Some(extents) => holes(&part, grid, extents, &kept, fresh)?,
+        None => Vec::new(),
+    };
     Ok(Some(OpenedPart { part, plan, kept, forget, zeros, old, fresh, volatile: facts.kind.is_volatile() }))
+}
+
+/// Chunks without data, with the digests of their zeros. Extents are in order and do not overlap.
+fn holes(
+    part: &PartFile,
+    grid: Grid,
+    extents: &[Span],
+    kept: &[(u32, Digest)],
+    fresh: bool,
+) -> Result<Vec<(u32, Digest)>, disk::DiskError> {
+    let kept: std::collections::HashSet<u32> = kept.iter().map(|(index, _)| *index).collect();
+    let mut whole = digest::ChunkHasher::default();
+    whole.update_zeros(CHUNK_SIZE);
+    let mut zeros = Vec::new();
+    for index in 0..grid.chunks() {
+        let span = grid.span(index).expect("below chunks()");
+        let next = extents.partition_point(|extent| extent.end() <= span.offset);
+        if extents.get(next).is_some_and(|extent| extent.offset < span.end()) || kept.contains(&index) {
+            continue;
+        }
+        if !fresh {
+            part.punch(span)?;
+        }
+        let mut hasher = if span.len == CHUNK_SIZE { whole.clone() } else { digest::ChunkHasher::default() };
+        if span.len < CHUNK_SIZE {
+            hasher.update_zeros(span.len);
+        }
+        zeros.push((index, hasher.finish(span)));
+    }
+    Ok(zeros)
 }
 
 /// Digests the last chunks that the journal knows once more: a storage that lied about its last flush shows here. `all`

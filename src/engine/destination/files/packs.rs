@@ -108,7 +108,7 @@ impl Run<'_> {
             let written = jobs
                 .into_iter()
                 .map(|(entry, chunk, to, size, meta)| {
-                    let digest = file_digest(size, &[Some(chunk)]);
+                    let digest = Some(small_digest(size, &chunk));
                     let content = &mut bytes[entry.content.clone()];
                     crate::sys::points::flip("destination.pack-content", content);
                     (entry.handle, create_small(&root, &to, &id, content, &meta, digest), chunk)
@@ -135,7 +135,7 @@ impl Run<'_> {
                         key: planned.key,
                         file,
                         chunk,
-                        digest: file_digest(planned.size, &[Some(chunk)]).expect("one chunk or none"),
+                        digest: small_digest(planned.size, &chunk),
                         size: planned.size,
                         mtime: planned.mtime,
                     });

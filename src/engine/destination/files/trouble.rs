@@ -58,7 +58,7 @@ impl Run<'_> {
                         "a chunk keeps arriving damaged; check memory and network",
                     );
                 } else {
-                    self.carry.notes.insert(format!("a damaged chunk of {path} was refused and fetched again"));
+                    self.carry.note(format!("a damaged chunk of {path} was refused and fetched again"));
                     self.clear_chunk(handle, chunk);
                 }
             }

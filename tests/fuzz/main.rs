@@ -1,0 +1,53 @@
+//! Bytes that nobody honest would send, in process: fuzz targets with their corpora, malformed frames by the million, and
+//! flipped bits. `LONGHAUL_LONG=1` runs the counts of the promise; `LONGHAUL_SEED` repeats a run.
+//!
+//! The targets are bolero's: `cargo test` runs each over its corpus below `__fuzz__` and a bounded number of random
+//! inputs, `cargo bolero test NAME` fuzzes the same target with libFuzzer.
+
+mod flips;
+mod frames;
+mod random;
+mod samples;
+mod targets;
+
+use random::Random;
+
+/// The counts of the promise, or those that CI has time for.
+fn count(ci: u64, long: u64) -> u64 {
+    if std::env::var_os("LONGHAUL_LONG").is_some() { long } else { ci }
+}
+
+/// Resident bytes of this process, now.
+fn rss() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+/// What a run may grow by, whatever it was fed.
+const GROWTH_MAX: u64 = 64 << 20;
+
+/// The variants of an enum, from the source's text.
+fn variants(source: &str, name: &str) -> Vec<String> {
+    let start = source.find(&format!("pub enum {name} {{")).unwrap_or_else(|| panic!("no enum {name}"));
+    let body = &source[start..];
+    let body = &body[..body.find("\n}").unwrap()];
+    let upper =
+        |line: &&str| line.strip_prefix("    ").is_some_and(|l| l.starts_with(|c: char| c.is_ascii_uppercase()));
+    let found: Vec<String> = body.lines().filter(upper).map(first_word).collect();
+    assert!(found.len() > 1, "{name} was not read");
+    found
+}
+
+/// The name of a variant, as `Debug` prints it first.
+fn first_word(text: &str) -> String {
+    text.trim().chars().take_while(char::is_ascii_alphanumeric).collect()
+}
+
+#[test]
+fn variants_are_read_from_the_source() {
+    let found = variants(
+        "/// x\npub enum E {\n    /// A.\n    One(u8),\n    #[error(\"Two\")]\n    Two {\n        /// F.\n        Field: u8,\n    },\n}\n",
+        "E",
+    );
+    assert_eq!(found, ["One", "Two"]);
+}
