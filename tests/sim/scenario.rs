@@ -458,6 +458,13 @@ pub fn run(seed: u64, faults: bool) -> Outcome {
             disk: disk.clone(),
         };
         run.to_the_end().await;
+        // A host's context knows the directory that knows it: let go of both, or their memory stays.
+        for host in [SOURCE, DESTINATION] {
+            world.dead[host].set(true);
+            run.hosts[host] = None;
+            run.directory.gone(host);
+        }
+        run.net.forget();
         longhaul::clock::install(None);
         longhaul::sys::observe::install(None);
         Outcome {
