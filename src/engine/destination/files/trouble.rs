@@ -55,7 +55,7 @@ impl Run<'_> {
                     self.give_up(
                         handle,
                         Class::Verification,
-                        "a chunk keeps arriving damaged; check memory and network",
+                        "a chunk keeps arriving damaged; check memory and network, and that the file is not being changed at the source",
                     );
                 } else {
                     self.carry.note(format!("a damaged chunk of {path} was refused and fetched again"));
