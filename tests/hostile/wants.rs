@@ -350,7 +350,9 @@ fn streams_that_read_nothing_do_not_hold_the_buffers() {
     let took = std::thread::scope(|scope| {
         scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                controls.lock().unwrap().iter_mut().for_each(|session| drop(session.control.say(&Message::Ping)));
+                controls.lock().unwrap().iter_mut().for_each(|session| {
+                    session.control.say(&Message::Ping);
+                });
                 std::thread::sleep(std::time::Duration::from_secs(1));
             }
         });
@@ -374,6 +376,31 @@ fn streams_that_read_nothing_do_not_hold_the_buffers() {
     println!("COUNT stalled_streams={} honest_pair_ms={}", held.len(), took.as_millis());
     drop((held, controls));
     stage.unharmed("stalled streams");
+}
+
+/// Nothing hostile, only odd: what many files have in holes is more than one frame holds.
+#[test]
+fn files_in_many_pieces_fit_their_frames() {
+    use std::os::unix::fs::FileExt;
+    let mut stage = Stage::new();
+    let (files, pieces) = (8, 3000u64);
+    std::fs::create_dir(stage.sandbox.at("far/holes")).unwrap();
+    for number in 0..files {
+        let file = std::fs::File::create(stage.sandbox.at(&format!("far/holes/{number}"))).unwrap();
+        file.set_len(pieces * 8192).unwrap();
+        (0..pieces).for_each(|piece| file.write_all_at(&[number + 1; 10], piece * 8192).unwrap());
+    }
+    let token = stage.agent.token_file();
+    let outcome = stage.sandbox.cp(&["-r", "--token-file", &token, &stage.agent.url("holes"), "holes"]).expect(0);
+    assert_eq!(outcome.number("files"), u64::from(files));
+    for number in 0..files {
+        let read = |base: &str| std::fs::read(stage.sandbox.at(&format!("{base}/{number}"))).unwrap();
+        assert!(read("far/holes") == read("holes"));
+    }
+    println!("COUNT files_in_pieces={files} pieces_each={pieces}");
+    std::fs::remove_dir_all(stage.sandbox.at("far/holes")).unwrap();
+    std::fs::remove_dir_all(stage.sandbox.at("holes")).unwrap();
+    stage.unharmed("files in pieces");
 }
 
 /// Messages that only the other end may say, and messages out of their turn.

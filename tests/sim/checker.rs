@@ -138,6 +138,10 @@ impl Checker {
         if !inode.is_durable(0, file.content.len() as u64) || inode.metadata_dirty {
             world.broken(format_args!("{name}: renamed before it was synced"));
         }
+        let meta = inode.file.as_ref().map(metadata_of);
+        if meta.is_none_or(|meta| (meta.mode, meta.mtime) != (file.mode, file.mtime)) {
+            world.broken(format_args!("{name}: renamed before it had its mode and time"));
+        }
         let state = self.synced.files.get(&PathKey(file.key)).map(|known| known.state);
         if !matches!(state, Some(FileState::Publishing { inode: announced, .. }) if announced == inode.number) {
             world.broken(format_args!("{name}: renamed before that was announced durably"));

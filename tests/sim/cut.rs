@@ -25,8 +25,8 @@ pub enum Survival {
     Some,
 }
 
-/// Puts the directory into the state that the disk holds.
-pub fn cut(disk: &Disk, survival: Survival) {
+/// Puts the directory into the state that the disk holds. `counted`: it is one of the seed's faults.
+pub fn cut(disk: &Disk, survival: Survival, counted: bool) {
     if survival == Survival::Everything {
         return; // The kernel lives on: what it has in memory is as good as written.
     }
@@ -88,7 +88,7 @@ pub fn cut(disk: &Disk, survival: Survival) {
     }
     disk.world.event(format_args!("disk after the cut: {undone} ranges undone, {torn} torn, {names_lost} names lost"));
     for (kind, count) in [("unsynced write lost", undone), ("torn write", torn), ("directory entry lost", names_lost)] {
-        if count > 0 {
+        if count > 0 && counted {
             disk.world.count(kind);
         }
     }

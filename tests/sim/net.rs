@@ -133,6 +133,13 @@ impl Net {
         })
     }
 
+    /// Lets go of everything: links and their handles know the network, so nothing would ever be freed.
+    pub fn forget(&self) {
+        let named = std::mem::take(&mut *self.by_descriptor.borrow_mut());
+        drop(named);
+        self.links.borrow_mut().clear();
+    }
+
     /// How long a connection takes to be made, or to be refused.
     pub fn connect_time(&self) -> Duration {
         let heal = self.partition_until.get().map_or(Duration::ZERO, |t| t.saturating_duration_since(self.world.now()));

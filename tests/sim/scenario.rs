@@ -114,7 +114,7 @@ fn choose(seed: u64, faults: bool) -> Scenario {
                 "connection reset" | "connection closed" | "slow stream" | "damage" => 50,
                 "black hole" | "half open" | "partition" | "disk stall" => 36,
                 "connection refused" => 0,
-                "destination power cut" => 60,
+                "destination power cut" => 75,
                 _ => 45,
             };
             if rng.percent(often) {
@@ -226,7 +226,7 @@ impl Run {
         if host == DESTINATION {
             self.disk.host_died();
             self.disk.cut_at.set(None);
-            cut(&self.disk, self.survival);
+            cut(&self.disk, self.survival, true);
             let state = self.disk.state.borrow();
             self.disk.checker.borrow_mut().after_cut(&self.world, &state);
         }
@@ -290,9 +290,9 @@ impl Run {
                 }
                 self.survival = match kind {
                     "destination killed" => Survival::Everything,
-                    _ => self.rng.pick(&[Survival::Nothing, Survival::Some, Survival::Some]),
+                    _ => self.rng.pick(&[Survival::Nothing, Survival::Some, Survival::Some, Survival::Some]),
                 };
-                let changes = self.rng.range(1..60);
+                let changes = self.rng.range(1..50);
                 self.disk.cut_at.set(Some(self.disk.changes.get() + changes));
                 self.world.fault(kind, format_args!("in {changes} changes, {:?} survives", self.survival));
                 true
@@ -389,6 +389,28 @@ impl Run {
         }
     }
 
+    /// Rule: each interruption costs no more than the bound of the design, a damaged chunk no more than itself.
+    fn sent_within_bound(&self) {
+        let counts = self.world.counts();
+        let times =
+            |kinds: &[&str]| kinds.iter().map(|kind| counts.get(kind).copied().unwrap_or_default()).sum::<u64>();
+        let stream = (4 << 20) + 2 * self.scenario.weather.capacity as u64;
+        let session = u64::from(self.scenario.options.streams.unwrap_or(1)) * stream + (16 << 20);
+        let sessions =
+            times(&["destination killed", "destination power cut", "source killed", "control cut", "partition"]);
+        let sessions = sessions + times(&["disk stall", "command repeated"]);
+        let streams = times(&["connection reset", "connection closed", "black hole", "half open", "slow stream"]);
+        // A part file whose sync failed begins again.
+        let files = times(&["sync error", "sync error told late", "directory sync error"]) * self.scenario.tree.bytes;
+        // Frames' heads, and near the end a chunk that an idle stream takes over from a slow one.
+        let whole = self.scenario.tree.bytes + self.scenario.tree.bytes / 50 + (64 << 10) + stream;
+        let most = whole + sessions * session + streams * stream + times(&["damaged bytes"]) * stream + files;
+        let sent = self.net.data_sent[SOURCE].get();
+        if sent > most {
+            self.world.broken(format_args!("{sent} bytes were sent, the bound is {most}"));
+        }
+    }
+
     /// The verdict stands: whatever happens now, the destination is the source.
     fn verdict(&mut self, report: &Report) {
         self.world.event(format_args!("verdict {:?}", report.verdict));
@@ -396,7 +418,8 @@ impl Run {
             self.world.dead[host].set(true);
             self.hosts[host] = None;
         }
-        cut(&self.disk, Survival::Nothing);
+        cut(&self.disk, Survival::Nothing, false);
+        self.sent_within_bound();
         let checker = self.disk.checker.borrow();
         checker.finished(&self.world, &self.disk.root);
         if report.failed_files > 0 || !report.verified {
@@ -435,6 +458,13 @@ pub fn run(seed: u64, faults: bool) -> Outcome {
             disk: disk.clone(),
         };
         run.to_the_end().await;
+        // A host's context knows the directory that knows it: let go of both, or their memory stays.
+        for host in [SOURCE, DESTINATION] {
+            world.dead[host].set(true);
+            run.hosts[host] = None;
+            run.directory.gone(host);
+        }
+        run.net.forget();
         longhaul::clock::install(None);
         longhaul::sys::observe::install(None);
         Outcome {

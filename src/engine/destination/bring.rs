@@ -25,6 +25,7 @@ pub(super) fn forward(index: usize, mut channel: Channel, tell: mpsc::Sender<New
         loop {
             // A session that has ended closes its connection, whether or not its peer does.
             let message = tokio::select! {
+                biased;
                 message = channel.recv() => message,
                 () = tell.closed() => break,
             };
