@@ -61,9 +61,9 @@ impl Run<'_> {
             }
             let (root, path) = (self.root.clone(), self.placement.home.clone());
             let removed = self.ctx.pool.run(move || {
-                lock.finish()?;
-                // Removing our state has changed the time of the directory that it was in.
-                home.map_or(Ok(()), |meta| finish_directory(&root, &path, &meta))
+                let finished = lock.finish();
+                // Removing our state has changed the time of the directory that it was in; also where it went only half way.
+                finished.and(home.map_or(Ok(()), |meta| finish_directory(&root, &path, &meta)))
             });
             let removed = removed.await;
             if let Err(error) = removed {
