@@ -344,7 +344,7 @@ impl Run {
         self.world.disk_stalled_until.set(None);
     }
 
-    async fn to_the_end(&mut self) {
+    async fn run_to_the_end(&mut self) {
         self.start(SOURCE);
         self.start(DESTINATION);
         let end = self.scenario.calm_at + PATIENCE;
@@ -457,7 +457,7 @@ pub fn run(seed: u64, faults: bool) -> Outcome {
             world: world.clone(),
             disk: disk.clone(),
         };
-        run.to_the_end().await;
+        run.run_to_the_end().await;
         // A host's context knows the directory that knows it: let go of both, or their memory stays.
         for host in [SOURCE, DESTINATION] {
             world.dead[host].set(true);
