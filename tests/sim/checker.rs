@@ -245,8 +245,9 @@ impl Checker {
         }
     }
 
-    /// Rule: what was durable is there after every cut, and the journal can be read.
-    pub fn after_cut(&mut self, world: &World, state: &State) {
+    /// Rule: what was durable is there after every cut, and the journal can be read. A kill that leaves the kernel with
+    /// what it has in memory makes nothing of that durable.
+    pub fn after_cut(&mut self, world: &World, state: &State, power: bool) {
         let inodes = || state.order.iter().filter_map(|number| state.inodes.get(number));
         let journal = inodes().find(|inode| inode.path.ends_with("journal"));
         let recovered = match journal.map(|journal| recover(&journal_of(journal))) {
@@ -282,8 +283,10 @@ impl Checker {
                 }
             }
         }
-        self.written = recovered.clone();
-        self.synced = recovered;
+        if power {
+            self.synced = recovered.clone();
+        }
+        self.written = recovered;
     }
 
     /// Rule: after the verdict and a cut that keeps nothing unsynced, the destination is the source.

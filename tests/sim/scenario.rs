@@ -228,7 +228,8 @@ impl Run {
             self.disk.cut_at.set(None);
             cut(&self.disk, self.survival, true);
             let state = self.disk.state.borrow();
-            self.disk.checker.borrow_mut().after_cut(&self.world, &state);
+            let power = self.survival != Survival::Everything;
+            self.disk.checker.borrow_mut().after_cut(&self.world, &state, power);
         }
     }
 
