@@ -34,11 +34,12 @@ fn neither_file_size_nor_streams_move_the_peak_beyond_its_limit() {
     for streams in ["16", "64"] {
         let mut seen = Vec::new();
         for bytes in [small, big] {
-            // Both on the same storage: direct I/O pins the whole arena, the page cache needs less of it.
+            // Both in the same way: direct I/O pins the whole arena, the page cache needs less of it.
             let dir = if long() { tempfile::tempdir().unwrap() } else { scratch(2 * bytes) };
             let name = format!("{}MiB-{streams}", bytes / MIB);
             let fill = |tree: &Path| data_file(&tree.join("file"), bytes, 5);
-            let (source, destination, from, to) = peaks(dir.path(), &name, fill, &["--streams", streams]);
+            let (source, destination, from, to) =
+                peaks(dir.path(), &name, fill, &["--streams", streams, "--io", if long() { "direct" } else { "auto" }]);
             assert_eq!(difference(&from, &to), None);
             seen.push((source, destination));
         }
