@@ -407,7 +407,7 @@ fn the_reader_of_source_text_reads_it_right() {
     );
     assert_eq!(named("src/disk/mod.rs", "use super::wire; use self::part;"), ["wire"]);
     assert_eq!(named("src/disk/part.rs", "use super::wire;"), Vec::<String>::new());
-    let tests = [source("tests/a.rs", "#[test]\n#[ignore]\nfn one() {}\nfn two() {}")];
+    let tests = [source("tests/a.rs", "#[test]\n#[should_panic]\nfn one() {}\nfn two() {}")];
     assert!(
         is_test("tests/a.rs::one", &tests)
             && !is_test("tests/a.rs::two", &tests)

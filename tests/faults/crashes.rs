@@ -28,6 +28,21 @@ fn begin(net: Option<&Net>, home: &Path, agent: &Agent, args: &[&str]) -> Copy {
     Copy { child: copy_command(&Net::prefix(net), home, &agent.token_file(), args).spawn().unwrap() }
 }
 
+/// The report of a copy whose agent is killed and started again, again and again.
+fn survives(mut run: Copy, agent: &mut Agent, test: &str, life: (u64, u64)) -> serde_json::Value {
+    let mut random = Random::told(test);
+    for kill in 0..KILLS {
+        // Since its start the agent has had no other.
+        agent.has_sessions(1);
+        assert!(run.runs_for(Duration::from_millis(random.between(life.0, life.1))), "kill {kill} came too late");
+        agent.kill();
+        agent.restart();
+    }
+    let report = run.succeeds(Duration::from_secs(300));
+    assert_eq!(report["verdict"], "DURABLE");
+    report
+}
+
 /// `sent` by the count of the end that stayed, against what is promised and what the interface carried. What is not
 /// counted as payload there is a tenth at most; what was in a killed end's buffers was counted and may never have been
 /// carried, or carried and never counted.
@@ -98,17 +113,8 @@ fn an_agent_that_is_pushed_to_is_killed_ten_times() {
     let total = tree(&source, bytes);
     let (from, to) = (source.join("tree"), agent.url("copy"));
     let args = ["-r", "--streams", "4", "--rate", rate, from.to_str().unwrap(), &to];
-    let mut random = Random::told("push");
-    let mut run = begin(net, dir.path(), &agent, &args);
-    for kill in 0..KILLS {
-        // Since its start the agent has had no other.
-        agent.has_sessions(1);
-        assert!(run.runs_for(Duration::from_millis(random.between(life.0, life.1))), "kill {kill} came too late");
-        agent.kill();
-        agent.restart();
-    }
-    let report = run.succeeds(Duration::from_secs(300));
-    assert_eq!(report["verdict"], "DURABLE");
+    let run = begin(net, dir.path(), &agent, &args);
+    let report = survives(run, &mut agent, "push", life);
     assert_eq!(difference(&from, &agent.root().join("copy")), None);
     assert_eq!(leftovers(&agent.root()), Vec::<std::path::PathBuf>::new());
     check(report["sent_bytes"].as_u64().unwrap(), total, net.map(Net::carried), "destination that is pushed to");
@@ -125,17 +131,8 @@ fn a_source_agent_is_killed_ten_times_and_one_cp_survives_it() {
     let to = dir.path().join("copy");
     let (from, target) = (agent.url("tree"), to.to_str().unwrap().to_owned());
     let args = ["-r", "--streams", "4", "--rate", rate, &from, &target];
-    let mut random = Random::told("source");
-    let mut run = begin(net, dir.path(), &agent, &args);
-    for kill in 0..KILLS {
-        // Since its start the agent has had no other.
-        agent.has_sessions(1);
-        assert!(run.runs_for(Duration::from_millis(random.between(life.0, life.1))), "kill {kill} came too late");
-        agent.kill();
-        agent.restart();
-    }
-    let report = run.succeeds(Duration::from_secs(300));
-    assert_eq!(report["verdict"], "DURABLE");
+    let run = begin(net, dir.path(), &agent, &args);
+    let report = survives(run, &mut agent, "source", life);
     assert!(report["reconnects"].as_u64().unwrap() >= KILLS, "{report:#}");
     assert_eq!(difference(&agent.root().join("tree"), &to), None);
     // Here the destination is the end that stays.

@@ -7,8 +7,11 @@ mod handshakes;
 mod journal;
 mod manifest;
 mod messages;
+#[path = "../support/variants.rs"]
+mod variants;
 
 use std::collections::{BTreeMap, BTreeSet};
+use variants::variants;
 
 /// What a name's bytes are, from `version1.txt`.
 fn golden() -> BTreeMap<&'static str, Vec<u8>> {
@@ -35,19 +38,6 @@ fn same_as_golden(kind: &str, made: &[(String, Vec<u8>)]) {
     let gone: Vec<&&str> =
         golden.keys().filter(|n| n.starts_with(&format!("{kind}/")) && !names.contains(**n)).collect();
     assert!(gone.is_empty(), "bytes that nothing makes any more: {gone:?}");
-}
-
-/// The variants of an enum, from the source's text: what stands at one level of indentation inside its braces.
-fn variants(source: &str, name: &str) -> BTreeSet<String> {
-    let start = source.find(&format!("pub enum {name} {{")).unwrap_or_else(|| panic!("no enum {name}"));
-    let body = &source[start..];
-    let body = &body[..body.find("\n}").unwrap()];
-    let upper =
-        |line: &&str| line.strip_prefix("    ").is_some_and(|l| l.starts_with(|c: char| c.is_ascii_uppercase()));
-    let word = |line: &str| line.trim().chars().take_while(char::is_ascii_alphanumeric).collect::<String>();
-    let found: BTreeSet<String> = body.lines().filter(upper).map(word).collect();
-    assert!(found.len() > 1, "{name} was not read");
-    found
 }
 
 /// Every variant of `name` begins some entry: `Variant` or `Variant-something`.

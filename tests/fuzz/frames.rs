@@ -57,7 +57,8 @@ pub fn read(header: &Header, body: &[u8]) -> Result<(), WireError> {
     }
 }
 
-const KINDS: [FrameType; 11] = [
+/// Those of data streams, then that of stream 0.
+pub const KINDS: [FrameType; 11] = [
     FrameType::Data,
     FrameType::Zero,
     FrameType::Digest,

@@ -6,11 +6,15 @@
 
 mod flips;
 mod frames;
+#[path = "../support/random.rs"]
 mod random;
 mod samples;
 mod targets;
+#[path = "../support/variants.rs"]
+mod variants;
 
 use random::Random;
+use variants::{first_word, variants};
 
 /// The counts of the promise, or those that CI has time for.
 fn count(ci: u64, long: u64) -> u64 {
@@ -26,28 +30,11 @@ fn rss() -> u64 {
 /// What a run may grow by, whatever it was fed.
 const GROWTH_MAX: u64 = 64 << 20;
 
-/// The variants of an enum, from the source's text.
-fn variants(source: &str, name: &str) -> Vec<String> {
-    let start = source.find(&format!("pub enum {name} {{")).unwrap_or_else(|| panic!("no enum {name}"));
-    let body = &source[start..];
-    let body = &body[..body.find("\n}").unwrap()];
-    let upper =
-        |line: &&str| line.strip_prefix("    ").is_some_and(|l| l.starts_with(|c: char| c.is_ascii_uppercase()));
-    let found: Vec<String> = body.lines().filter(upper).map(first_word).collect();
-    assert!(found.len() > 1, "{name} was not read");
-    found
-}
-
-/// The name of a variant, as `Debug` prints it first.
-fn first_word(text: &str) -> String {
-    text.trim().chars().take_while(char::is_ascii_alphanumeric).collect()
-}
-
 #[test]
 fn variants_are_read_from_the_source() {
     let found = variants(
         "/// x\npub enum E {\n    /// A.\n    One(u8),\n    #[error(\"Two\")]\n    Two {\n        /// F.\n        Field: u8,\n    },\n}\n",
         "E",
     );
-    assert_eq!(found, ["One", "Two"]);
+    assert_eq!(found.into_iter().collect::<Vec<_>>(), ["One", "Two"]);
 }

@@ -1,48 +1,13 @@
 //! Agents that are not what they seem, met by real commands: the test gives out the ticket and answers on the data port.
 
-use crate::peer::{Spoken, offer, offered};
+use crate::peer::{Spoken, accept, offer, offered};
 use crate::support::{Outcome, SOON, Sandbox};
+use crate::tickets::{KEY, tickets_for};
 use longhaul::ids::SessionId;
 use longhaul::wire::control::{Accept, Message, Progress};
 use longhaul::wire::handshake::{CLIENT_HELLO_LEN, ClientHello, FINISH_LEN, Listener, ServerHello};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-
-const KEY: [u8; 32] = [5; 32];
-
-/// An HTTP port that gives out the same ticket for `data` to everybody, and says that every path is a directory.
-fn tickets_for(data: SocketAddr) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let ticket = serde_json::json!({
-        "id": hex::encode([4; 16]), "key": hex::encode(KEY), "data": [data], "agent": hex::encode([2; 16]),
-        "expires": 4_000_000_000u64,
-    });
-    let ticket = ticket.to_string();
-    std::thread::spawn(move || {
-        for mut socket in listener.incoming().map_while(Result::ok) {
-            let mut request = Vec::new();
-            let mut byte = [0];
-            while !request.ends_with(b"\r\n\r\n") && socket.read(&mut byte).unwrap_or(0) == 1 {
-                request.push(byte[0]);
-            }
-            let head = String::from_utf8_lossy(&request).to_lowercase();
-            let length =
-                head.split("content-length: ").nth(1).and_then(|l| l.lines().next()?.parse().ok()).unwrap_or(0);
-            let _ = socket.read_exact(&mut vec![0; length]);
-            let (status, body) = match head.starts_with("get /v1/stat?") {
-                true => ("200 OK", "{\"kind\":\"directory\",\"size\":0}"),
-                false => ("201 Created", ticket.as_str()),
-            };
-            let _ = write!(
-                socket,
-                "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-                body.len()
-            );
-        }
-    });
-    port
-}
 
 /// A data port that shakes hands, with or without encryption, and hands stream 0 to `speak`.
 fn data_port(encrypted: bool, speak: impl Fn(Spoken) + Send + 'static) -> SocketAddr {
@@ -78,20 +43,6 @@ fn cp(sandbox: &Sandbox, pull: bool, data: SocketAddr) -> Outcome {
     let url = format!("lh://127.0.0.1:{}/x", tickets_for(data));
     let (from, to) = if pull { (url.as_str(), "dst") } else { ("src", url.as_str()) };
     sandbox.start_cp(&["-r", "--token-file", token.to_str().unwrap(), from, to]).wait(SOON)
-}
-
-fn accept() -> Accept {
-    Accept {
-        transfer: longhaul::ids::TransferId([6; 16]),
-        epoch: longhaul::ids::Epoch(1),
-        block: 256 << 10,
-        rate: None,
-        congestion: None,
-        window: None,
-        io: "auto".to_owned(),
-        credit: 8,
-        streams: 1,
-    }
 }
 
 /// Nothing that a peer says drives a terminal.
@@ -145,7 +96,7 @@ fn words_of_a_peer_are_only_words() {
     // A destination: in its progress and in its verdict.
     let destination = data_port(true, |mut spoken| {
         spoken.hear();
-        spoken.say(&Message::Accept(accept()));
+        spoken.say(&Message::Accept(accept(1)));
         spoken.say(&Message::Progress(Progress { phase: WILD.repeat(1000), bytes: u64::MAX, ..Progress::default() }));
         let report = serde_json::json!({
             "transfer": null, "session": null, "verdict": "DURABLE", "bytes": u64::MAX, "files": u64::MAX,
@@ -198,7 +149,7 @@ fn commands_end_with_a_sentence_whatever_comes_first() {
     for block in [0, 1, 3, u32::MAX] {
         let port = data_port(true, move |mut spoken| {
             spoken.hear();
-            spoken.say(&Message::Accept(Accept { block, ..accept() }));
+            spoken.say(&Message::Accept(Accept { block, ..accept(1) }));
             while spoken.hear().is_some() {}
         });
         let outcome = cp(&Sandbox::in_memory(), false, port);

@@ -5,8 +5,10 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/tickets.rs"]
+mod tickets;
 
-#[path = "../fuzz/random.rs"]
+#[path = "../support/random.rs"]
 mod random;
 #[path = "../fuzz/samples.rs"]
 mod samples;

@@ -168,12 +168,8 @@ impl Session {
     }
 }
 
-/// As an honest destination begins: takes the offer, accepts. `change` may spoil the answer.
-pub fn destination(ticket: &Ticket, streams: u16, change: impl FnOnce(&mut Accept)) -> Session {
-    let mut session = Session::open(ticket, streams);
-    let offer = session.control.hear();
-    assert!(matches!(offer, Some(Message::Offer(_))), "{offer:?}");
-    let mut accept = Accept {
+pub fn accept(streams: u16) -> Accept {
+    Accept {
         transfer: longhaul::ids::TransferId([6; 16]),
         epoch: longhaul::ids::Epoch(1),
         block: 256 << 10,
@@ -183,7 +179,15 @@ pub fn destination(ticket: &Ticket, streams: u16, change: impl FnOnce(&mut Accep
         io: "auto".to_owned(),
         credit: 8,
         streams,
-    };
+    }
+}
+
+/// As an honest destination begins: takes the offer, accepts. `change` may spoil the answer.
+pub fn destination(ticket: &Ticket, streams: u16, change: impl FnOnce(&mut Accept)) -> Session {
+    let mut session = Session::open(ticket, streams);
+    let offer = session.control.hear();
+    assert!(matches!(offer, Some(Message::Offer(_))), "{offer:?}");
+    let mut accept = accept(streams);
     change(&mut accept);
     session.control.say(&Message::Accept(accept));
     session

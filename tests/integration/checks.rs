@@ -162,9 +162,7 @@ fn clean_and_journal_after_an_interruption() {
     assert!(part().is_some());
     running.signal(Signal::SIGKILL);
     assert_ne!(running.wait(SOON).code, 0);
-    let state = fs::read_dir(sandbox.at("dst/.longhaul")).unwrap().next().unwrap().unwrap().path();
-    let journal = fs::read_dir(&state).unwrap().map(|e| e.unwrap().path()).find(|p| p.ends_with("journal"));
-    let journal = journal.unwrap_or_else(|| panic!("no journal in {state:?}"));
+    let journal = journal_of(&sandbox.at("dst"));
     let shown = sandbox.run(&["journal", journal.to_str().unwrap()]).expect(0);
     assert!(shown.out.contains("chunks") || shown.out.contains("durable"), "{}", shown.out);
     let json = sandbox.run(&["journal", "--json", journal.to_str().unwrap()]).expect(0);
@@ -185,6 +183,11 @@ fn clean_and_journal_after_an_interruption() {
     );
 }
 
+/// The journal of the one transfer that has left its state in `tree`.
+fn journal_of(tree: &Path) -> std::path::PathBuf {
+    fs::read_dir(tree.join(".longhaul")).unwrap().next().unwrap().unwrap().path().join("journal")
+}
+
 /// A journal cut in the middle of a record is the state after a power cut, not damage; one that is overwritten is.
 #[test]
 fn torn_and_damaged_journals() {
@@ -196,8 +199,7 @@ fn torn_and_damaged_journals() {
     let running = sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "10MiB", &url, "dst"]);
     crate::support::wait_durable(&sandbox.at("dst"), 1);
     drop(running);
-    let state = fs::read_dir(sandbox.at("dst/.longhaul")).unwrap().next().unwrap().unwrap().path();
-    let journal = state.join("journal");
+    let journal = journal_of(&sandbox.at("dst"));
     let whole = fs::read(&journal).unwrap();
     fs::write(&journal, &whole[..whole.len() - 3]).unwrap();
     let outcome = sandbox.cp(&["-r", "--token-file", &token, &url, "dst"]).expect(0);
@@ -232,8 +234,7 @@ fn a_journal_damaged_in_the_middle() {
     crate::support::wait_durable(&sandbox.at("dst"), 3);
     running.signal(Signal::SIGKILL);
     assert_ne!(running.wait(SOON).code, 0);
-    let state = fs::read_dir(sandbox.at("dst/.longhaul")).unwrap().next().unwrap().unwrap().path();
-    let journal = state.join("journal");
+    let journal = journal_of(&sandbox.at("dst"));
     let mut bytes = fs::read(&journal).unwrap();
     let mut offsets = Vec::new();
     let scanned = longhaul::journal::scan(&bytes, |found| {
@@ -293,8 +294,8 @@ fn local_paths_begin_with_one_slash() {
     assert_eq!(outcome.json["failures"][0]["path"], place.to_str().unwrap(), "{}", outcome.out);
     assert!(outcome.text("error").starts_with(&format!("{}: exists", place.display())), "{}", outcome.out);
     // What is kept for a later run names its source in the same way.
-    let state = fs::read_dir(sandbox.at("dst/.longhaul")).unwrap().next().unwrap().unwrap().path();
-    let shown = sandbox.run(&["journal", "--json", state.join("journal").to_str().unwrap()]).expect(0);
+    let journal = journal_of(&sandbox.at("dst"));
+    let shown = sandbox.run(&["journal", "--json", journal.to_str().unwrap()]).expect(0);
     let source = fs::canonicalize(sandbox.at("src")).unwrap();
     assert_eq!(shown.json["records"][0]["body"]["source"], source.to_str().unwrap(), "{}", shown.out);
     sandbox.write("file", b"no directory");

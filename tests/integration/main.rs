@@ -2,6 +2,8 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/tickets.rs"]
+mod tickets;
 
 mod agents;
 mod checks;

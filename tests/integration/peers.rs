@@ -1,6 +1,7 @@
 //! Peers that are not what they should be: tokens, tickets, versions, ports, hostile sources.
 
 use crate::support::{Agent, SOON, Sandbox, noise};
+use crate::tickets::{KEY, TICKET, tickets_for};
 use longhaul::engine::handle::{Engine, EngineConfig};
 use longhaul::engine::spec::{Access, EngineChoice, Grant, SourceSpec, Ticket};
 use longhaul::ids::{AgentId, SessionId, StreamIndex, TicketId};
@@ -232,40 +233,6 @@ fn silence_is_cut_off() {
     assert_eq!(silent.read(&mut [0; 1]).unwrap_or(0), 0);
     let took = began.elapsed();
     assert!(took > Duration::from_secs(5) && took < Duration::from_secs(40), "{took:?}");
-}
-
-const KEY: [u8; 32] = [5; 32];
-const TICKET: [u8; 16] = [4; 16];
-
-/// An HTTP port that gives out one ticket for `data`, for as many requests as there are.
-fn tickets_for(data: SocketAddr) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let ticket = serde_json::json!({
-        "id": hex::encode(TICKET), "key": hex::encode(KEY), "data": [data], "agent": hex::encode([2; 16]),
-        "expires": 4_000_000_000u64,
-    });
-    let body = ticket.to_string();
-    let answer = format!(
-        "HTTP/1.1 201 Created\r\ncontent-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    std::thread::spawn(move || {
-        for socket in listener.incoming() {
-            let Ok(mut socket) = socket else { return };
-            let mut request = Vec::new();
-            let mut byte = [0];
-            while !request.ends_with(b"\r\n\r\n") && socket.read(&mut byte).unwrap_or(0) == 1 {
-                request.push(byte[0]);
-            }
-            let head = String::from_utf8_lossy(&request).to_lowercase();
-            let length =
-                head.split("content-length: ").nth(1).and_then(|l| l.lines().next()?.parse().ok()).unwrap_or(0);
-            let _ = socket.read_exact(&mut vec![0; length]);
-            let _ = socket.write_all(answer.as_bytes());
-        }
-    });
-    port
 }
 
 /// A data port that does `speak` with every connection.

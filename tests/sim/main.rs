@@ -27,6 +27,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Seeds of a CI run, and of the long lane.
 const CI_SEEDS: u64 = 300;
 const LONG_SEEDS: u64 = 5_000;
+/// Seeds beyond CI's that have found something.
+const FOUND: [u64; 1] = [3092];
 
 fn seeds() -> Range<u64> {
     let number = |text: &str| text.trim().parse::<u64>().expect("a number of a seed");
@@ -176,6 +178,10 @@ fn every_seed_holds_every_rule() {
     for outcome in outcomes.iter().filter(|outcome| outcome.seed % 50 == 7) {
         let again = outcome_of(outcome.seed, true).expect("it did not panic before");
         assert_eq!(again.trace, outcome.trace, "seed {} does not repeat itself", outcome.seed);
+    }
+    for seed in FOUND {
+        let (failed, _) = run_all(seed..seed + 1, true);
+        assert!(failed.is_empty(), "{}", failed.concat());
     }
     // And without a fault it ends at once, with no more than its bytes and one chunk.
     let (failed, calm) = run_all(0..12, false);

@@ -315,6 +315,9 @@ pub(super) async fn run(
     if let Some(journal) = run.journal.take() {
         journal.close().await;
     }
+    // A slow disk holds calls up: what the pool still does for this session ends before another one may have the tree.
+    run.done = mpsc::unbounded_channel().0;
+    while finished.recv().await.is_some() {}
     drop(lock);
     result
 }
