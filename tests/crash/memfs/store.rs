@@ -90,6 +90,8 @@ pub struct Store {
     pub nodes: BTreeMap<u64, Node>,
     next: u64,
     rules: Vec<Rule>,
+    /// Bits that changed, by [`Store::rot`].
+    pub rots: u64,
     /// Bytes that fit.
     pub capacity: u64,
     /// How often each call came.
@@ -102,7 +104,7 @@ impl Default for Store {
     fn default() -> Self {
         let root = Node::new(Content::Dir(BTreeMap::new()), OsStr::new(""), 0o755);
         let nodes = BTreeMap::from([(1, root)]);
-        Self { nodes, next: 2, rules: Vec::new(), capacity: 1 << 30, calls: BTreeMap::new(), flocks: false }
+        Self { nodes, next: 2, rules: Vec::new(), rots: 0, capacity: 1 << 30, calls: BTreeMap::new(), flocks: false }
     }
 }
 
@@ -222,11 +224,15 @@ impl Store {
         }
     }
 
-    /// A bit of the medium changes.
+    /// The sync, and a bit of what it made durable changes on the medium. What was durable before stays as it was: it has
+    /// been read back already, and what changes after that is not promised to be seen.
     pub fn rot(&mut self, ino: u64) {
         if let Some(Node { content: Content::File { data, synced }, .. }) = self.nodes.get_mut(&ino) {
-            let at = data.len() / 3;
-            data.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 4);
+            let new = |at: &usize| synced.get(*at) != Some(&data[*at]);
+            if let Some(at) = (0..data.len()).find(new) {
+                data[at] ^= 4;
+                self.rots += 1;
+            }
             synced.clone_from(data);
         }
     }
