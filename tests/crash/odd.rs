@@ -105,6 +105,37 @@ fn io_faults_of_the_medium_heal_or_end_in_order() {
     assert!(faults * 10 >= wanted * 6, "{faults} of {wanted} came");
 }
 
+/// The last syncs of a transfer are those of its directories, and of the one that its state was in: their times are a part of
+/// what is told DURABLE.
+#[test]
+fn a_directory_that_could_not_be_synced_at_the_end_is_not_durable() {
+    let Some(mut scene) = Scene::new() else { return };
+    scene.cp(&[]).expect(0, "DURABLE");
+    let usual = scene.memory.store().calls.get(&Call::SyncDir).copied().unwrap_or(0);
+    scene.clean();
+    let (mut fired, mut refused) = (0, 0);
+    for nth in usual.saturating_sub(4).max(1)..=usual + 1 {
+        let what = format!("directory sync {nth} of {usual}");
+        scene.memory.store().rule(Call::SyncDir, About::All, (nth, u64::MAX), Effect::Fail(Errno::EIO));
+        let ended = scene.cp(&[]);
+        fired += u64::from(scene.memory.store().heal() > 0);
+        scene.memory.cut();
+        if ended.code() == 0 {
+            scene.equal(&what);
+        } else {
+            refused += 1;
+            ended.fails_with_a_sentence();
+            scene.cp(&[]).expect(0, "DURABLE");
+            scene.memory.cut();
+            scene.equal(&what);
+        }
+        assert_eq!(leftovers(&scene.to), Vec::<PathBuf>::new(), "{what}");
+        scene.clean();
+    }
+    count("directory-syncs-at-the-end", &[("faults", fired), ("refused", refused), ("lost", 0)]);
+    assert!(fired >= 3 && refused >= 3, "{fired} came, {refused} were said");
+}
+
 /// The source's medium fails: that file is left out, and comes with the next run.
 #[test]
 fn a_source_whose_medium_fails_is_named() {

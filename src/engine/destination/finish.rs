@@ -63,13 +63,19 @@ impl Run<'_> {
             let removed = self.ctx.pool.run(move || {
                 let finished = lock.finish();
                 // Removing our state has changed the time of the directory that it was in; also where it went only half way.
-                finished.and(home.map_or(Ok(()), |meta| finish_directory(&root, &path, &meta)))
+                (finished, home.map_or(Ok(()), |meta| finish_directory(&root, &path, &meta)))
             });
-            let removed = removed.await;
+            let (removed, home) = removed.await;
             if let Err(error) = removed {
                 self.carry.notes.insert(format!("the journal could not be removed: {error}"));
             }
+            if let Err(error) = home {
+                let (error, home) = (disk_error(&error), self.placement.home.clone());
+                self.fail(&home, error.class, error.what);
+            }
         }
+        // Without that directory's own time the tree is not whole.
+        let verdict = self.verdict();
         let report = self.report(verdict);
         points::at("finish.verdict");
         let mut told = report.clone();

@@ -375,9 +375,13 @@ impl Filesystem for Server {
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
-        match self.store().effect(Call::SyncDir, ino.0) {
+        let mut store = self.store();
+        match store.effect(Call::SyncDir, ino.0) {
             Some(Effect::Fail(errno)) => reply.error(errno),
-            _ => reply.ok(),
+            _ => {
+                store.sync_dir(ino.0);
+                reply.ok();
+            }
         }
     }
 

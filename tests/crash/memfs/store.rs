@@ -72,6 +72,8 @@ pub struct Node {
     pub perm: u16,
     pub links: u32,
     pub mtime: SystemTime,
+    /// A directory's time after a cut: when its entries last changed, or what was synced since.
+    pub synced_mtime: SystemTime,
     pub ctime: SystemTime,
     pub xattrs: BTreeMap<OsString, Vec<u8>>,
 }
@@ -81,7 +83,7 @@ impl Node {
         let now = SystemTime::now();
         let links = if matches!(content, Content::Dir(_)) { 2 } else { 1 };
         let (name, perm) = (name.to_owned(), (perm & 0o7777) as u16);
-        Self { content, name, perm, links, mtime: now, ctime: now, xattrs: BTreeMap::new() }
+        Self { content, name, perm, links, mtime: now, synced_mtime: now, ctime: now, xattrs: BTreeMap::new() }
     }
 }
 
@@ -160,6 +162,7 @@ impl Store {
     pub fn entries(&mut self, dir: u64) -> Option<&mut BTreeMap<OsString, u64>> {
         let node = self.nodes.get_mut(&dir)?;
         node.mtime = SystemTime::now();
+        node.synced_mtime = node.mtime;
         match &mut node.content {
             Content::Dir(entries) => Some(entries),
             _ => None,
@@ -215,12 +218,21 @@ impl Store {
         }
     }
 
+    pub fn sync_dir(&mut self, ino: u64) {
+        if let Some(node) = self.nodes.get_mut(&ino) {
+            node.synced_mtime = node.mtime;
+        }
+    }
+
     /// What was not synced is gone; so are its names' sizes, as on a file system that journals only metadata.
     pub fn lose(&mut self, ino: u64) {
         if let Some(Node { content: Content::File { data, synced }, .. }) = self.nodes.get_mut(&ino) {
             let size = data.len();
             data.clone_from(synced);
             data.resize(size, 0);
+        }
+        if let Some(node @ Node { content: Content::Dir(_), .. }) = self.nodes.get_mut(&ino) {
+            node.mtime = node.synced_mtime;
         }
     }
 
