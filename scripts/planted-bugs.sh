@@ -49,7 +49,7 @@ export CARGO_TARGET_DIR=$repo/target CARGO_INCREMENTAL=1 LONGHAUL_PLANTED=1
 log=$repo/target/planted.log
 : >"$log"
 
-caught=0
+caught=0 simulated=0
 for patch in "${chosen[@]}"; do
     name=$(basename "$patch" .patch)
     test=$(field Red "$patch")
@@ -68,10 +68,11 @@ for patch in "${chosen[@]}"; do
         echo "$name: NOT CAUGHT by: $test"
     else
         caught=$((caught + 1))
+        case $test in *"--test sim"*) simulated=$((simulated + 1)) ;; esac
         echo "$name: caught in $((SECONDS - began)) s ($(field Bug "$patch"))"
     fi
     apply -R
 done
-echo "COUNT planted_bugs=${#chosen[@]} caught=$caught"
-echo "$caught of ${#chosen[@]} caught"
+echo "COUNT planted_bugs=${#chosen[@]} caught=$caught by_simulator_alone=$simulated"
+echo "$caught of ${#chosen[@]} caught, $simulated of them by the simulator alone"
 [ $caught -eq ${#chosen[@]} ]

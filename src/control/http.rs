@@ -1,7 +1,7 @@
 //! The HTTP port: an accept loop of our own, because every connection needs a deadline from its first byte on. One
 //! port speaks TLS and, where that is allowed, plain HTTP: the first byte decides.
 
-use super::caps::{Caps, Place};
+use super::caps::Caps;
 use super::problem::Problem;
 use super::tls::ServerTls;
 use crate::engine::error::Class;
@@ -153,7 +153,7 @@ impl HttpServer {
                 Ok((stream, peer)) => match caps.admit(peer.ip()) {
                     Some(place) => {
                         let (server, stopping) = (server.clone(), stopping.clone());
-                        connections.spawn(async move { server.connection(stream, peer, place, stopping).await });
+                        connections.spawn(place.hold(async move { server.connection(stream, peer, stopping).await }));
                     }
                     None => tracing::debug!(%peer, "connection refused: too many"),
                 },
@@ -168,7 +168,7 @@ impl HttpServer {
         connections.abort_all();
     }
 
-    async fn connection(&self, stream: TcpStream, peer: SocketAddr, _place: Place, stop: watch::Receiver<bool>) {
+    async fn connection(&self, stream: TcpStream, peer: SocketAddr, stop: watch::Receiver<bool>) {
         let _ = stream.set_nodelay(true);
         let Ok(local) = stream.local_addr() else { return };
         let mut first = [0];

@@ -375,6 +375,7 @@ impl TokenStore {
         if entry.expires.is_some_and(|end| unix_now() >= end) {
             return Err(TokenError::Expired(name()));
         }
+        super::caps::credential_accepted();
         Ok(entry.principal.clone())
     }
 

@@ -5,6 +5,7 @@ use super::coordinator::Ctx;
 use super::error::{Class, TransferError};
 use super::spec::{Grant, Ticket};
 use super::worker::{Attach, Command, Event, Extra, Fault, Packer, SessionKey, StreamKey, StreamStats, now_ns};
+use crate::clock;
 use crate::ids::{SessionId, StreamIndex};
 use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
 use crate::net::{self, DialError, DialOptions, SocketOptions};
@@ -20,7 +21,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -30,6 +31,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 const REDIAL_FIRST: Duration = Duration::from_millis(200);
 /// Longest pause between dials of a stream.
 const REDIAL_MAX: Duration = Duration::from_secs(5);
+/// A stream that goes down sooner than this, without a byte of payload, was never really there. Above a lost packet's
+/// retransmission, below every deadline.
+const FLAP: Duration = Duration::from_secs(10);
 /// Data streams below 1 ms of round trip: one per core of a small machine; more only cost cache (benches/README.md).
 const STREAMS_NEAR: u16 = 2;
 /// Data streams on longer links, where one loss stops one stream only.
@@ -269,6 +273,14 @@ pub struct Live {
     /// A second handle of the socket, by which it can be cut.
     pub socket: Parked,
     worker: usize,
+    since: Instant,
+}
+
+impl Live {
+    /// Whether it has brought or sent payload, or has at least not gone down again at once.
+    pub fn is_proven(&self) -> bool {
+        self.stats.payload.load(Ordering::Relaxed) > 0 || clock::since(self.since) > FLAP
+    }
 }
 
 /// The data streams of a session.
@@ -433,7 +445,7 @@ impl Links {
         let command =
             if self.packer.is_some() { Command::AttachSource(attach) } else { Command::AttachDestination(attach) };
         self.ctx.workers[worker].inbox.send(command);
-        self.live.insert(stream, Live { index, stats, socket: spare, worker });
+        self.live.insert(stream, Live { index, stats, socket: spare, worker, since: clock::now() });
         Ok(stream)
     }
 

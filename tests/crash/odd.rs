@@ -187,7 +187,11 @@ fn a_medium_that_rots_after_the_sync_is_found() {
     // A medium that always does it gets no verdict, and no final name.
     scene.memory.store().rule(Call::DataSync, About::Parts, (1, u64::MAX), Effect::Rot);
     let ended = scene.cp(&["--verify", "disk"]).fails_with_a_sentence();
-    let rots = { let mut store = scene.memory.store(); store.heal(); store.rots };
+    let rots = {
+        let mut store = scene.memory.store();
+        store.heal();
+        store.rots
+    };
     assert!(!scene.to.join("big").exists() && !scene.to.join("sub/odd").exists(), "{}", ended.all());
     count("rot-after-the-sync", &[("rots", rots), ("undetected", 0)]);
     assert!(rots > 3, "{rots}");

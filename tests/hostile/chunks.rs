@@ -57,7 +57,14 @@ fn transfer(stage: &Stage, to: &str, serve: impl Fn(&mut Spoken, Asked) -> bool 
 /// Keeps stream 0 honest.
 fn control(session: &mut Session) -> Result<serde_json::Value, String> {
     let mut words = "the connection ended".to_owned();
-    while let Some(message) = session.control.hear() {
+    let mut spoke = std::time::Instant::now();
+    while let Some((_, body)) = session.control.hear_frame() {
+        // Who says nothing for long is taken for dead; the other end's pings come often enough to think of that.
+        if spoke.elapsed() > std::time::Duration::from_secs(5) {
+            session.control.say(&Message::Ping);
+            spoke = std::time::Instant::now();
+        }
+        let message = Message::decode(&body).unwrap();
         match message {
             Message::Bind(files) => {
                 let bound =
@@ -390,4 +397,21 @@ fn a_pack_without_end_ends_its_stream() {
     assert!(minded.load(Ordering::Relaxed), "200 frames of one pack were taken");
     nothing_wrong(&stage, "in/endless", "endless");
     stage.unharmed("a pack without end");
+}
+
+/// Streams that come up, take their orders and go down before they brought a byte, again and again: no stream is alive, though
+/// one is always there. The session ends as one does that gets no stream.
+#[test]
+fn streams_that_never_stay_end_the_session() {
+    let stage = Stage::new();
+    let began = std::time::Instant::now();
+    let outcome = transfer(&stage, "/in/flapping", |_, _| {
+        std::thread::sleep(std::time::Duration::from_millis(1_500));
+        false
+    });
+    let words = outcome.report.expect_err("nothing came");
+    assert!(words.contains("none stayed"), "{words}");
+    let took = began.elapsed().as_secs();
+    assert!((40..58).contains(&took), "{took} s, {} streams", outcome.streams);
+    println!("COUNT flapping_streams={} ended_after_s={took}", outcome.streams);
 }

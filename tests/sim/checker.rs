@@ -40,7 +40,7 @@ fn place_of(file: &TreeFile) -> PathBuf {
     if file.path.as_os_str().is_empty() { OUT.into() } else { Path::new(OUT).join(&file.path) }
 }
 
-fn journal_of(inode: &Inode) -> Vec<u8> {
+pub fn journal_of(inode: &Inode) -> Vec<u8> {
     let mut bytes = vec![0; inode.size() as usize];
     let file = inode.file.as_ref().expect("a file");
     file.read_exact_at(&mut bytes, 0).expect("our own handle");
@@ -214,6 +214,33 @@ impl Checker {
         }
         if !inode.is_durable(0, file.content.len() as u64) || inode.metadata_dirty {
             world.broken(format_args!("{name}: done before it was synced"));
+        }
+    }
+
+    /// Rule: whatever the disk holds of the journal, it knows all that was synced, and nothing that is not durable.
+    pub fn recovered(&self, world: &World, state: &State, recovered: &Checkpoint) {
+        for file in &self.tree.files {
+            let (key, name) = (PathKey(file.key), file.path.display());
+            let inode = Self::inode_for(state, file);
+            let after = recovered.files.get(&key);
+            let is_done = recovered.done.contains_key(&key);
+            for (index, _) in self.synced.files.get(&key).into_iter().flat_map(|known| known.chunks.iter()) {
+                let forgotten = self.written.files.get(&key).is_none_or(|known| !known.chunks.contains(index));
+                if !forgotten && !is_done && after.is_none_or(|known| !known.chunks.contains(index)) {
+                    world.broken(format_args!("{name}: the record of chunk {index} is lost in a state of the disk"));
+                }
+            }
+            for (index, _) in after.into_iter().flat_map(|known| known.chunks.iter()) {
+                let (content, start) = chunk_of(&file.content, index);
+                if !inode.is_some_and(|inode| inode.is_durable(start, content.len() as u64)) {
+                    world.broken(format_args!("{name}: chunk {index} is recorded in a state of the disk without it"));
+                }
+            }
+            let place = place_of(file);
+            let published = inode.filter(|inode| inode.path == place);
+            if is_done && !published.is_some_and(|inode| Self::name_is_durable(state, &place, inode.number)) {
+                world.broken(format_args!("{name}: done in a state of the disk without it"));
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 //! of the file say.
 
 use crate::checker::Checker;
+use crate::rng::Rng;
 use crate::world::World;
 use longhaul::sys::observe::{Change, Decision, Observer, Told};
 use nix::errno::Errno;
@@ -109,6 +110,8 @@ pub struct Disk {
     pub cut_at: Cell<Option<u64>>,
     pub changes: Cell<u64>,
     pub trouble: RefCell<Vec<Trouble>>,
+    /// Draws states of the journal.
+    states: RefCell<Rng>,
     /// Nothing is refused while the model works on the directory itself.
     quiet: Cell<bool>,
 }
@@ -257,6 +260,7 @@ impl Disk {
         std::fs::create_dir_all(&root).unwrap();
         std::fs::create_dir_all(&side).unwrap();
         let disk = Self {
+            states: RefCell::new(Rng::new(world.seed, "states")),
             world,
             side_handle: File::open(&side).unwrap(),
             side,
@@ -564,7 +568,9 @@ impl Observer for Disk {
                 let state = self.state.borrow();
                 let Some(inode) = state.inodes.get(&inode_of(file)) else { return };
                 if inode.path.ends_with("journal") {
-                    self.checker.borrow_mut().journal_written(&self.world, &state, inode);
+                    let mut checker = self.checker.borrow_mut();
+                    checker.journal_written(&self.world, &state, inode);
+                    crate::states::draw(&self.world, &state, inode, &checker, &mut self.states.borrow_mut());
                 }
             }
             Change::SyncData { file } | Change::Sync { file } => {

@@ -15,6 +15,7 @@ mod host;
 mod net;
 mod rng;
 mod scenario;
+mod states;
 mod tree;
 mod world;
 
@@ -157,13 +158,17 @@ fn every_seed_holds_every_rule() {
         println!("  {kind:<24} in {seeds:>5} seeds, {times:>7} times");
     }
     if std::env::var_os("LONGHAUL_LONG").is_some() || std::env::var_os("LONGHAUL_COUNTS").is_some() {
+        let states = table.get("disk state").map_or(0, |(_, times)| *times);
         println!("COUNT test=sim seeds={many} failed={} panics=0", failed.len());
+        println!("COUNT test=disk-states states={states} unreadable=0 false=0");
     }
     for complaint in failed.iter().take(5) {
         eprintln!("{complaint}");
     }
     assert!(failed.is_empty(), "{} of {many} seeds broke a rule; the first are above", failed.len());
     if many >= 100 {
+        let (in_seeds, states) = table.get("disk state").copied().unwrap_or_default();
+        assert!(in_seeds as u64 * 2 > many && states > many * 40, "{states} states of the disk in {in_seeds} seeds");
         for kind in FAULTS {
             let (in_seeds, _) = table.get(kind).copied().unwrap_or_default();
             assert!(in_seeds as u64 * 5 >= many, "{kind} occurred in {in_seeds} of {many} seeds only");

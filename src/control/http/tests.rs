@@ -98,14 +98,51 @@ async fn silent_and_dribbling_connections_are_cut_at_the_deadline() {
     assert!(text.contains("{\"status\":\"ok\"}") && bounds.contains(&took), "idle: {took:?} {text}");
 }
 
+/// Connections that only stand there keep nobody out, from one address or from many; who has shown a token stays.
+#[tokio::test]
+async fn idle_connections_make_room_for_newcomers() {
+    let mut limits = quick();
+    (limits.handshake, limits.header, limits.per_source, limits.total) =
+        (Duration::from_secs(20), Duration::from_secs(20), 8, 40);
+    let port = TestPort::start(limits, |_| {});
+    let token = std::fs::read_to_string(port.token("t", "/", true, true)).unwrap();
+    let known = format!("GET /v1/status HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+    let request = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let mut friend = dial(&port).await;
+    friend.write_all(known.as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    friend.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    for addresses in [1, 250] {
+        let mut crowd = Vec::new();
+        for number in 0..300u32 {
+            let from = Ipv4Addr::new(127, 78, 0, 1 + (number % addresses) as u8);
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind(SocketAddr::from((from, 0))).unwrap();
+            crowd.push(socket.connect(port.address).await.unwrap());
+        }
+        for _ in 0..5 {
+            assert!(ask(&port, request).await.contains("ok"), "kept out by a crowd from {addresses} addresses");
+        }
+    }
+    friend.write_all(known.as_bytes()).await.unwrap();
+    let mut rest = [0; 1 << 12];
+    assert!(friend.read(&mut rest).await.unwrap() > 0, "who was known is still served");
+}
+
 #[tokio::test]
 async fn a_neighbour_gets_its_share_of_connections_and_no_more() {
     let mut limits = quick();
-    (limits.handshake, limits.per_source) = (Duration::from_secs(4), 3);
+    (limits.header, limits.per_source) = (Duration::from_secs(4), 3);
     let port = TestPort::start(limits, |_| {});
+    let token = std::fs::read_to_string(port.token("t", "/", true, true)).unwrap();
+    let known = format!("GET /v1/status HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
     let mut held = Vec::new();
     for _ in 0..3 {
-        held.push(dial(&port).await);
+        let mut stream = dial(&port).await;
+        stream.write_all(known.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; 12]).await.unwrap();
+        held.push(stream);
     }
     let (text, took) = drain(dial(&port).await).await;
     assert!(text.is_empty() && took < Duration::from_secs(2), "the fourth is closed at once: {took:?}");

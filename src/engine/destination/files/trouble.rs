@@ -1,6 +1,7 @@
 //! What went wrong with a big file: other bytes than expected, a failed chunk, a failed sync.
 
 use super::*;
+use crate::engine::session::Live;
 
 /// How long a session may be without any data stream while there is something to fetch.
 const STREAMLESS_MAX: Duration = Duration::from_secs(45);
@@ -99,10 +100,13 @@ impl Run<'_> {
     }
 
     /// Dials are repeated for ever, since a cable may come back; but a session that has only its control connection, and no
-    /// stream for so long, is not getting anywhere.
+    /// stream for so long, is not getting anywhere. Streams that come up and go down again before they brought a byte are
+    /// none: the end that accepts them may have no descriptor left for them.
     pub(in crate::engine::destination) fn streams_alive(&mut self) -> Result<(), TransferError> {
-        let live = self.peers.iter().any(|peer| !peer.links.live.is_empty());
-        if live || (!self.table.any_free() && self.small_queue.is_empty()) {
+        let live = self.peers.iter().any(|peer| peer.links.live.values().any(Live::is_proven));
+        let asked =
+            self.table.any_free() || self.table.held() > 0 || !self.small_queue.is_empty() || !self.packs.is_empty();
+        if live || !asked {
             self.carry.streamless = None;
             return Ok(());
         }
@@ -110,7 +114,7 @@ impl Run<'_> {
             return Ok(());
         }
         self.carry.streamless = None;
-        let what = "no data stream could be opened for 45 s: too many open files at one of the ends (raise `ulimit -n`), or a \
+        let what = "no data stream could be opened, or none stayed, for 45 s: too many open files at one of the ends (raise `ulimit -n`), or a \
                     firewall that lets only the first connection through";
         Err(TransferError::new(Class::Reconnect, what))
     }
