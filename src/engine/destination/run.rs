@@ -18,7 +18,7 @@ use crate::engine::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Stre
 use crate::engine::source::{absolute, escape_text, interrupted, socket_options};
 use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Report};
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
-use crate::ids::{Handle, PathKey, SessionId, TransferId};
+use crate::ids::{Epoch, Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
 use crate::manifest::SegmentReader;
 use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
@@ -56,6 +56,7 @@ pub(super) struct Begun<'a> {
     pub root: Arc<Root>,
     pub placement: Arc<Placement>,
     pub id: TransferId,
+    pub epoch: Epoch,
     pub lock: Option<TreeLock>,
     pub journal: Option<Journal>,
     pub volatile: bool,
@@ -124,6 +125,7 @@ pub(super) struct Run<'a> {
     pub near: bool,
     pub streams: u16,
     pub id: TransferId,
+    pub epoch: Epoch,
     pub root: Arc<Root>,
     pub placement: Arc<Placement>,
     pub peers: Vec<Peer>,
@@ -242,6 +244,7 @@ pub(super) async fn run(
         near: begun.near,
         streams: begun.streams,
         id: begun.id,
+        epoch: begun.epoch,
         root: begun.root,
         placement: begun.placement,
         peers: vec![peer],
@@ -446,7 +449,7 @@ impl Run<'_> {
             self.carry.notes.insert(note.to_owned());
             return;
         }
-        channel.send(super::accept_message(self.ctx, self.spec, self.id, crate::ids::Epoch(1), opened.streams, 0));
+        channel.send(super::accept_message(self.ctx, self.spec, self.id, self.epoch, opened.streams, 0));
         let index = self.peers.len();
         let near = opened.rtt_us < NEAR_RTT_US;
         let session::Opened { id, streams, source, joining, .. } = opened;
