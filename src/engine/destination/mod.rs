@@ -8,6 +8,7 @@ mod bring;
 mod files;
 mod finish;
 mod later;
+mod pace;
 mod prepare;
 mod run;
 
