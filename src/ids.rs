@@ -55,6 +55,45 @@ pub struct Handle(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StreamIndex(pub u16);
 
-/// Counts up with every opening of a transfer by a destination; the source drops streams of a lower one.
+/// Counts up with every opening of a journal by a destination; the source refuses and drops a lower one of the same journal.
+/// 0: there is no journal, as in a dry run.
+///
+/// The bits above the lowest 20 are the journal's own. A transfer's id does not name the destination's host, so that another
+/// agent over the same storage can take over: two hosts that fetch one tree into one path share it, and so do a journal
+/// that was removed and the next one. Their epochs say nothing about each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Epoch(pub u64);
+
+impl Epoch {
+    const COUNTER_BITS: u32 = 20;
+
+    /// Before the first opening of a new journal. Below 2^53, which every JSON reader keeps, and always 16 digits long.
+    pub fn before_first(random: u32) -> Self {
+        Self(u64::from(random | 1 << 31) << Self::COUNTER_BITS)
+    }
+
+    /// Of the next opening.
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// What all epochs of one journal have in common.
+    pub fn journal(self) -> u64 {
+        self.0 >> Self::COUNTER_BITS
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Epoch;
+
+    #[test]
+    fn epochs_count_within_their_journal() {
+        for random in [0, 1, u32::MAX] {
+            let first = Epoch::before_first(random);
+            assert_eq!(first.0.to_string().len(), 16);
+            assert!(first.0 < 1 << 53 && first.next() > first && first.next().journal() == first.journal());
+        }
+        assert_ne!(Epoch::before_first(1).journal(), Epoch::before_first(2).journal());
+    }
+}

@@ -49,6 +49,8 @@ pub const UNAUTHENTICATED_PER_SOURCE: usize = 32;
 pub const UNAUTHENTICATED_TOTAL: usize = 1024;
 /// How long a ticket can open a session.
 pub const TICKET_TTL_SECS: u64 = 60;
+/// Journals whose highest epoch a source remembers: several times the sessions it serves at once, at some 200 bytes each.
+pub const FENCES_KEPT: usize = 4096;
 /// Tickets issued and not yet used.
 pub const MAX_TICKETS: usize = 10_000;
 
@@ -75,4 +77,5 @@ const _: () = {
     assert!(WANT_WINDOW < SMALLEST_RECEIVE_BUFFER);
     assert!(PACK_WANT_MAX_BYTES <= WANT_WINDOW);
     assert!(SEGMENT_MAX_BYTES < CONTROL_BODY_MAX);
+    assert!(FENCES_KEPT > MAX_SESSIONS, "a session that is open is never forgotten");
 };

@@ -8,6 +8,7 @@ use super::commit::CommitIo;
 use super::conn::Conn;
 use super::crowd::Crowd;
 use super::error::{Class, TransferError};
+use super::fence::Fences;
 use super::handle::{EngineConfig, TransferStatus, TransferWatch};
 use super::pool::Pool;
 use super::session::{self, Joinable, Opened};
@@ -68,6 +69,8 @@ pub struct Ctx {
     pub tickets: RefCell<Tickets>,
     /// Sessions that accept streams.
     pub sessions: RefCell<HashMap<SessionId, Joinable>>,
+    /// Whom we, as a source, do not answer any more.
+    pub fences: RefCell<Fences>,
     /// Set when the engine stops.
     pub stopping: watch::Receiver<bool>,
     routes: RefCell<HashMap<StreamKey, mpsc::UnboundedSender<Event>>>,
@@ -524,6 +527,7 @@ fn set_up(
         commit,
         tickets: RefCell::default(),
         sessions: RefCell::default(),
+        fences: RefCell::default(),
         stopping,
         routes: RefCell::default(),
         keys: Cell::new(0),

@@ -3,7 +3,7 @@
 //! - [`handle`] bridge 1: commands in, snapshots and reports out; [`spec`] what they say; [`error`] what goes wrong
 //! - [`coordinator`] the thread on which everything below runs; [`pool`] threads for calls that block
 //! - [`session`] connections through their handshake, a session's streams; [`conn`] one connection; [`channel`] the control stream
-//! - [`source`] the end that answers; [`destination`] the end that drives
+//! - [`source`] the end that answers; [`destination`] the end that drives; [`fence`] which destinations are out of date
 //! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
 //! - [`rows`] names and digests of a transfer, for its manifest
 //! - [`worker`] bridge 2 and the threads that move bytes
@@ -17,6 +17,7 @@ pub mod coordinator;
 mod crowd;
 pub mod destination;
 pub mod error;
+pub mod fence;
 pub mod handle;
 pub mod plan;
 pub mod pool;

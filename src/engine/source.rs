@@ -8,6 +8,7 @@ mod scanning;
 use super::channel::Channel;
 use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
+use super::fence::{Outdated, Pass};
 use super::handle::TicketSource;
 use super::rows::Rows;
 use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
@@ -161,12 +162,40 @@ fn block_is_sound(block: u32) -> bool {
     block.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block)
 }
 
+fn outdated(Outdated(later): Outdated) -> TransferError {
+    let what = format!(
+        "this destination is out of date: the transfer was opened again since, under epoch {}; only one process may bring it \
+         in. Where the storage was set back to an earlier state, `longhaul clean` makes it start anew",
+        later.0
+    );
+    TransferError::new(Class::Permanent, what)
+}
+
+/// Whether a destination's answer to the offer is one to go on with.
+fn let_in(ctx: &Ctx, entry: &Entry, accept: &Accept) -> Result<Pass, TransferError> {
+    if !block_is_sound(accept.block) {
+        let what = format!(
+            "the destination asks for blocks of {} bytes; a block is a power of two, {MIN_BLOCK} to {MAX_BLOCK}",
+            accept.block
+        );
+        return Err(TransferError::new(Class::Permanent, what));
+    }
+    let status = entry.status.borrow();
+    let pass = ctx.fences.borrow_mut().pass(&status.principal, accept.transfer, accept.epoch);
+    pass.map_err(outdated)
+}
+
 /// How a session ends that is not lost.
 enum End {
     /// With the destination's report, JSON.
     Verdict(Vec<u8>),
-    /// On request, with what the destination is told.
-    Stopped(TransferError),
+    /// By our own decision.
+    Stopped {
+        /// What the destination hears.
+        told: TransferError,
+        /// What the session ends with here.
+        error: TransferError,
+    },
 }
 
 struct Prepared {
@@ -287,18 +316,13 @@ impl<'a> Session<'a> {
             digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
-        let accept = match accepted(&mut channel).await {
-            Ok(accept) if block_is_sound(accept.block) => accept,
-            Ok(accept) => {
-                let what = format!(
-                    "the destination asks for blocks of {} bytes; a block is a power of two, {MIN_BLOCK} to {MAX_BLOCK}",
-                    accept.block
-                );
-                let error = TransferError::new(Class::Permanent, what);
+        let accept = accepted(&mut channel).await?;
+        let pass = match let_in(ctx, entry, &accept) {
+            Ok(pass) => pass,
+            Err(error) => {
                 tell_error(channel, &error).await;
                 return Err(error);
             }
-            Err(error) => return Err(error),
         };
         entry.status.borrow_mut().transfer = Some(accept.transfer);
         sockets.congestion = accept.congestion.clone().or(sockets.congestion);
@@ -357,12 +381,12 @@ impl<'a> Session<'a> {
             cpu_ns: crate::sys::process_cpu_time_ns(),
             worker_ns: worker_totals(ctx),
         };
-        let ended = session.drive(accept.credit, peer, &mut joining, &mut happened, &mut scanned).await;
+        let ended = session.drive(accept.credit, pass, peer, &mut joining, &mut happened, &mut scanned).await;
         match ended? {
             End::Verdict(report) => session.verdict(&report).await,
-            End::Stopped(told) => {
+            End::Stopped { told, error } => {
                 tell_error(session.channel, &told).await;
-                Err(interrupted())
+                Err(error)
             }
         }
     }
@@ -370,6 +394,7 @@ impl<'a> Session<'a> {
     async fn drive(
         &mut self,
         credit: u32,
+        mut pass: Pass,
         peer: std::net::SocketAddr,
         joining: &mut mpsc::UnboundedReceiver<Joined>,
         happened: &mut mpsc::UnboundedReceiver<Event>,
@@ -420,10 +445,15 @@ impl<'a> Session<'a> {
                     }
                 }
                 _ = stopping.wait_for(|s| *s) => {
-                    return Ok(End::Stopped(TransferError::new(Class::Reconnect, "the source is shutting down")));
+                    let told = TransferError::new(Class::Reconnect, "the source is shutting down");
+                    return Ok(End::Stopped { told, error: interrupted() });
                 }
                 _ = cancel.wait_for(|c| *c) => {
-                    return Ok(End::Stopped(interrupted()));
+                    return Ok(End::Stopped { told: interrupted(), error: interrupted() });
+                }
+                later = pass.outdated() => {
+                    let error = outdated(later);
+                    return Ok(End::Stopped { told: error.clone(), error });
                 }
             }
         }

@@ -11,8 +11,9 @@ use longhaul::ids::Handle;
 use longhaul::wire::control::{Bound, Message, Sealed, SourceStats};
 use longhaul::wire::data::{PACK_ENTRY_HEAD, PackItem, Run, Status, decode_pack_want, decode_runs, put_pack_entry};
 use longhaul::wire::header::{CHUNK_END, FrameType};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 const SIZE: u64 = CHUNK_SIZE + 100_000;
 const BLOCK: usize = 128 << 10;
@@ -42,7 +43,7 @@ fn transfer(stage: &Stage, to: &str, serve: impl Fn(&mut Spoken, Asked) -> bool 
         while !end.load(Ordering::Relaxed) && count.load(Ordering::Relaxed) < 40 {
             let Ok(mut stream) = join.stream(1) else { return };
             count.fetch_add(1, Ordering::Relaxed);
-            let patience = Some(std::time::Duration::from_millis(500));
+            let patience = Some(Duration::from_millis(500));
             stream.socket.set_read_timeout(patience).unwrap();
             answer(&mut stream, &serve, &end);
         }
@@ -57,15 +58,14 @@ fn transfer(stage: &Stage, to: &str, serve: impl Fn(&mut Spoken, Asked) -> bool 
 /// Keeps stream 0 honest.
 fn control(session: &mut Session) -> Result<serde_json::Value, String> {
     let mut words = "the connection ended".to_owned();
-    let mut spoke = std::time::Instant::now();
+    let mut pinged = Instant::now();
     while let Some((_, body)) = session.control.hear_frame() {
-        // Who says nothing for long is taken for dead; the other end's pings come often enough to think of that.
-        if spoke.elapsed() > std::time::Duration::from_secs(5) {
+        // Who says nothing for long is taken for gone.
+        if pinged.elapsed() > Duration::from_secs(5) {
             session.control.say(&Message::Ping);
-            spoke = std::time::Instant::now();
+            pinged = Instant::now();
         }
-        let message = Message::decode(&body).unwrap();
-        match message {
+        match Message::decode(&body).unwrap() {
             Message::Bind(files) => {
                 let bound =
                     files.iter().map(|f| Bound { handle: f.handle, status: Status::Ok, object: (0, 0), extents: None });
@@ -187,6 +187,38 @@ fn an_honest_source_of_this_test_is_taken_for_one() {
     nothing_wrong(&stage, "in/honest", "honest");
     assert_eq!(stage.names("in/honest"), ["big", "small"]);
     stage.unharmed("honest");
+}
+
+/// A byte now and then is no progress: the stream is replaced, and what it was asked for comes through the next one.
+#[test]
+fn a_source_that_dribbles_is_cut_off_in_time() {
+    let mut stage = Stage::new();
+    let (first, cut) = (AtomicBool::new(true), Arc::new(Mutex::new(None)));
+    let told = cut.clone();
+    let dribble = move |stream: &mut Spoken, asked: Asked| match asked {
+        Asked::Chunk(handle, span, payload) if first.swap(false, Ordering::Relaxed) => {
+            let frame = stream.sealer.frame(FrameType::Data, 0, handle.0, span.offset, &payload[..BLOCK]);
+            let began = Instant::now();
+            for byte in frame.iter().take(200) {
+                if !stream.raw(&[*byte]) {
+                    *told.lock().unwrap() = Some(began.elapsed());
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            false
+        }
+        asked => honest(stream, asked),
+    };
+    let outcome = transfer(&stage, "/in/dribble", dribble);
+    let cut = cut.lock().unwrap().expect("it was let dribble");
+    assert!((Duration::from_secs(40)..Duration::from_secs(60)).contains(&cut), "cut after {cut:?}");
+    let report = outcome.report.unwrap();
+    assert_eq!((&report["verdict"], outcome.streams), (&"DURABLE".into(), 2), "{report}");
+    assert!(report["notes"].to_string().contains("next to nothing"), "{report}");
+    nothing_wrong(&stage, "in/dribble", "dribble");
+    println!("COUNT dribbling_sources=1 cut_after_ms={}", cut.as_millis());
+    stage.unharmed("a dribble");
 }
 
 type Serve = Box<dyn Fn(&mut Spoken, Asked) -> bool + Send + Sync>;

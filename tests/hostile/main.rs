@@ -15,6 +15,7 @@ mod samples;
 
 mod chunks;
 mod crowds;
+mod epochs;
 mod flips;
 mod handshakes;
 mod listeners;

@@ -49,6 +49,7 @@ impl Ctx {
             commit: CommitIo::Pool("simulated".to_owned()),
             tickets: RefCell::default(),
             sessions: RefCell::default(),
+            fences: RefCell::default(),
             stopping,
             routes: RefCell::default(),
             keys: Cell::new(0),

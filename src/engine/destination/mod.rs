@@ -8,6 +8,7 @@ mod bring;
 mod files;
 mod finish;
 mod later;
+mod pace;
 mod prepare;
 mod run;
 
@@ -377,10 +378,13 @@ fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferEr
         None => {
             let source: Vec<String> =
                 offer.roots.iter().take(4).map(|r| shown_source(&hex::decode(&r.path).unwrap_or_default())).collect();
+            let mut random = [0; 4];
+            aws_lc_rs::rand::fill(&mut random)
+                .map_err(|_| TransferError::new(Class::Retry, "the system gives no random numbers"))?;
             let header = Header {
                 transfer: id,
                 agent: offer.agent,
-                epoch: Epoch(0),
+                epoch: Epoch::before_first(u32::from_le_bytes(random)),
                 created: clock::unix_now(),
                 source: source.join(" "),
                 destination: path.clone(),
@@ -534,13 +538,14 @@ async fn one_session(
     carry.notes.extend(ready.notes.drain(..));
     carry.unread = ready.unread;
     entry.status.borrow_mut().transfer = Some(ready.id);
-    let mut epoch = Epoch(1);
+    // Without a journal, in a dry run, there is nothing that a later opening could take over.
+    let mut epoch = Epoch::default();
     let mut journal = None;
     if let Some((file, len, writer, checkpoint)) = ready.journal.take() {
-        epoch = Epoch(checkpoint.epoch.0 + 1);
+        epoch = checkpoint.epoch.next();
         let mut open = Journal::new(&ctx.commit, &ctx.pool, file, len, writer, checkpoint);
         open.record(Record::Epoch(epoch));
-        // Durable before use: the source drops streams of a lower epoch.
+        // Durable before use: the source drops sessions of a lower epoch.
         open.append_and_sync().await.map_err(|error| TransferError::new(Class::Retry, error.to_string()))?;
         journal = Some(open);
         crate::sys::points::at("destination.epoch");
@@ -560,6 +565,7 @@ async fn one_session(
         root: Arc::new(ready.root),
         placement: Arc::new(ready.placement),
         id: ready.id,
+        epoch,
         lock: ready.lock,
         journal,
         volatile: ready.volatile,

@@ -3,6 +3,7 @@
 use super::bring::{dial_other, forward, forward_joins};
 use super::files::{OpenFile, Pack, Planned, Small};
 use super::later::Later;
+use super::pace::{Pace, Seen, least};
 use super::prepare::Looked;
 use super::{Carry, Placement};
 use crate::clock;
@@ -18,7 +19,7 @@ use crate::engine::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Stre
 use crate::engine::source::{absolute, escape_text, interrupted, socket_options};
 use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Report};
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
-use crate::ids::{Handle, PathKey, SessionId, TransferId};
+use crate::ids::{Epoch, Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
 use crate::manifest::SegmentReader;
 use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
@@ -32,8 +33,6 @@ use tokio::sync::mpsc;
 const COMMIT_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How often progress is told and streams are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// A stream that brings nothing for so long, though asked, is cut and dialled again. Above the pauses of a busy disk.
-const PROGRESS_DEADLINE: Duration = Duration::from_secs(45);
 /// Small files asked for or written and not yet committed, each an open descriptor.
 const SMALL_OPEN_MAX: usize = 2048;
 /// So many make a commit worth while before its time.
@@ -56,6 +55,7 @@ pub(super) struct Begun<'a> {
     pub root: Arc<Root>,
     pub placement: Arc<Placement>,
     pub id: TransferId,
+    pub epoch: Epoch,
     pub lock: Option<TreeLock>,
     pub journal: Option<Journal>,
     pub volatile: bool,
@@ -124,11 +124,14 @@ pub(super) struct Run<'a> {
     pub near: bool,
     pub streams: u16,
     pub id: TransferId,
+    pub epoch: Epoch,
     pub root: Arc<Root>,
     pub placement: Arc<Placement>,
     pub peers: Vec<Peer>,
     pub table: ClaimTable,
     pub stream_peer: BTreeMap<StreamKey, usize>,
+    /// How fast streams are.
+    pub pace: Pace,
     /// Streams that were told to release a chunk, and when: see `files/relief.rs`.
     pub relieved: BTreeMap<StreamKey, u64>,
     /// Streams of further sources that are given up; what they hold comes back when their worker has let go of them.
@@ -242,11 +245,13 @@ pub(super) async fn run(
         near: begun.near,
         streams: begun.streams,
         id: begun.id,
+        epoch: begun.epoch,
         root: begun.root,
         placement: begun.placement,
         peers: vec![peer],
         table: ClaimTable::default(),
         stream_peer: BTreeMap::new(),
+        pace: Pace::default(),
         relieved: BTreeMap::new(),
         retired: BTreeMap::new(),
         parked: Vec::new(),
@@ -382,7 +387,7 @@ impl Run<'_> {
                         self.add_source(opened, channel, offer, events, config);
                     }
                 },
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => self.tick()?,
                 _ = stopping.wait_for(|s| *s) => return Err(interrupted()),
                 _ = cancel.wait_for(|c| *c) => return Err(interrupted()),
             }
@@ -446,7 +451,7 @@ impl Run<'_> {
             self.carry.notes.insert(note.to_owned());
             return;
         }
-        channel.send(super::accept_message(self.ctx, self.spec, self.id, crate::ids::Epoch(1), opened.streams, 0));
+        channel.send(super::accept_message(self.ctx, self.spec, self.id, self.epoch, opened.streams, 0));
         let index = self.peers.len();
         let near = opened.rtt_us < NEAR_RTT_US;
         let session::Opened { id, streams, source, joining, .. } = opened;
@@ -490,21 +495,24 @@ impl Run<'_> {
         }
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self) -> Result<(), TransferError> {
         let now = crate::engine::worker::now_ns();
+        // Meanwhile streams that bring nothing may be waiting for our own disk.
         let committing_long = self.committing_bytes > 0 && clock::since(self.last_commit) > Duration::from_secs(5);
-        let mut silent = Vec::new();
-        for (stream, peer) in &self.stream_peer {
+        let look = |(stream, peer): (&StreamKey, &usize)| {
             let asked = self.table.held_by(*stream) > 0 || self.packs.values().any(|p| p.stream == *stream);
-            let Some(live) = self.peers[*peer].links.live.get(stream) else { continue };
-            let since = now.saturating_sub(live.stats.last_progress.load(std::sync::atomic::Ordering::Relaxed));
-            if asked && !committing_long && since > PROGRESS_DEADLINE.as_nanos() as u64 {
-                silent.push((*stream, *peer));
-            }
+            let brought = &self.peers[*peer].links.live.get(stream)?.stats.brought;
+            let brought = brought.load(std::sync::atomic::Ordering::Relaxed);
+            Some(Seen { stream: *stream, asked: asked && !committing_long, brought })
+        };
+        let seen: Vec<Seen> = self.stream_peer.iter().filter_map(look).collect();
+        for stream in self.pace.look(now, &seen, least(self.spec.options.rate)) {
+            self.carry.notes.insert("a stream that brought next to nothing for 45 s was replaced".to_owned());
+            self.peers[self.stream_peer[&stream]].links.cut(stream);
         }
-        for (stream, peer) in silent {
-            self.carry.notes.insert("a stream that brought nothing for 45 s was replaced".to_owned());
-            self.peers[peer].links.cut(stream);
+        if self.pace.is_stuck(now) {
+            let what = "the source answers, but brings next to nothing of what it is asked for: is its disk all right?";
+            return Err(TransferError::new(Class::Reconnect, what));
         }
         let streams = self.peers.iter().map(|p| p.links.live.len() as u16).sum();
         let snapshot = crate::engine::spec::Snapshot {
@@ -526,6 +534,7 @@ impl Run<'_> {
         };
         self.entry.snapshot.send_replace(snapshot);
         let _ = self.peers[0].out.send(Message::Progress(progress));
+        Ok(())
     }
 
     fn give_credit(&mut self) {

@@ -220,6 +220,7 @@ impl DestinationStream {
         } else if intact {
             let (len, check) = data::decode_zero(body, header.ends_chunk())?;
             self.hasher.update_zeros(len);
+            add(&self.link.stats.brought, len);
             if self.extra != Extra::default() {
                 chunk.sums = super::super::sums::extend_zeros(chunk.sums, self.extra, len);
             }
@@ -316,6 +317,7 @@ impl DestinationStream {
         let body = &slot.as_slice()[BODY..BODY + header.body_len as usize];
         let number = self.front(header.handle, |c| c.span.offset == header.offset)?;
         let chunk = self.chunks[number as usize].as_mut().expect("front checked it");
+        add(&self.link.stats.brought, chunk.span.len);
         if header.kind == FrameType::Digest {
             let digest = Digest(body.try_into().map_err(|_| WireError::Length("digest"))?);
             if chunk.target.is_some() {

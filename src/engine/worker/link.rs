@@ -166,6 +166,7 @@ impl Link {
             Err(error) => return Err(Fault::Socket(error.to_string())),
         };
         self.stats.last_progress.store(now, Ordering::Relaxed);
+        let before = self.have;
         self.have += count;
         let mut slot = slot;
         if self.header.is_none() && self.have >= HEADER_LEN {
@@ -176,6 +177,11 @@ impl Link {
             return Ok(None);
         };
         let total = HEADER_LEN + header.body_len as usize + TRAILER_LEN;
+        if matches!(header.kind, FrameType::Data | FrameType::Pack) {
+            let body = HEADER_LEN..HEADER_LEN + header.body_len as usize;
+            let came = self.have.min(body.end).saturating_sub(before.max(body.start));
+            add(&self.stats.brought, came as u64);
+        }
         if self.have < total {
             self.slot = Some(slot);
             return Ok(None);

@@ -1,0 +1,57 @@
+//! Counters that others read.
+
+use crate::sys::SendPath;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// Counters of one stream, written by its worker, read by anyone.
+#[derive(Debug, Default)]
+pub struct StreamStats {
+    /// Payload bytes received or sent.
+    pub payload: AtomicU64,
+    /// Of these, bytes that had come before or were discarded.
+    pub wasted: AtomicU64,
+    /// Bytes of what was asked for, as they arrive and before anything is checked: of Data and Pack bodies; for what is
+    /// answered without bytes (a hole, a digest, a refusal) as many as it stands for. Other frames are no progress.
+    pub brought: AtomicU64,
+    /// Nanoseconds (process clock) of the last byte in or out.
+    pub last_progress: AtomicU64,
+    /// Time a Send was in flight, ns.
+    pub send_wait: AtomicU64,
+    /// Time the next block was still being read (source) or written (destination), ns.
+    pub disk_wait: AtomicU64,
+    /// Time nothing was asked of the stream, ns.
+    pub idle: AtomicU64,
+    /// How its blocks are sent.
+    pub send_path: SendPathCell,
+}
+
+/// A [`SendPath`] that others read.
+#[derive(Debug, Default)]
+pub struct SendPathCell(AtomicU8);
+
+impl SendPathCell {
+    const ALL: [SendPath; 4] = [SendPath::Plain, SendPath::ZeroCopy, SendPath::Copies, SendPath::Refused];
+
+    pub(super) fn set(&self, path: SendPath) {
+        self.0.store(path as u8, Ordering::Relaxed);
+    }
+
+    /// As last seen by the worker.
+    pub fn get(&self) -> SendPath {
+        Self::ALL.get(usize::from(self.0.load(Ordering::Relaxed))).copied().unwrap_or_default()
+    }
+}
+
+/// Counters of one worker.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// Time outside of waits, ns.
+    pub busy: AtomicU64,
+    /// Time in waits, ns.
+    pub waiting: AtomicU64,
+}
+
+pub(crate) fn add(counter: &AtomicU64, value: u64) {
+    // One writer for each counter: a load and a store are enough.
+    counter.store(counter.load(Ordering::Relaxed) + value, Ordering::Relaxed);
+}
