@@ -172,7 +172,7 @@ impl IoQueue for Epoll {
             Err(completion) => return self.ready.push(completion),
         };
         match flight.kind {
-            Kind::Recv { socket } => self.start_socket(flight, socket, false),
+            Kind::Ready { socket } | Kind::Recv { socket } => self.start_socket(flight, socket, false),
             Kind::Send { socket } | Kind::SendFile { socket } => self.start_socket(flight, socket, true),
             kind if kind.is_slow() => self.pool.start(flight),
             _ => match flight.run(&mut self.page_cache) {

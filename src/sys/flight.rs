@@ -17,6 +17,7 @@ const DIRECT_ALIGN: u32 = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
+    Ready { socket: u32 },
     Recv { socket: u32 },
     Send { socket: u32 },
     SendFile { socket: u32 },
@@ -25,9 +26,18 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// Whether the op waits for a peer (and a `shutdown` ends it).
+    /// The socket of an op that waits for a peer (and that a `shutdown` ends).
+    pub(super) fn socket(self) -> Option<u32> {
+        match self {
+            Self::Ready { socket } | Self::Recv { socket } | Self::Send { socket } | Self::SendFile { socket } => {
+                Some(socket)
+            }
+            Self::Read(_) | Self::Write(_) => None,
+        }
+    }
+
     pub(super) fn is_socket(self) -> bool {
-        matches!(self, Self::Recv { .. } | Self::Send { .. } | Self::SendFile { .. })
+        self.socket().is_some()
     }
 
     /// Whether the op may take long in the calling thread.
@@ -41,7 +51,8 @@ impl Kind {
 pub(super) struct Flight {
     pub(super) kind: Kind,
     pub(super) fd: Arc<OwnedFd>,
-    slot: Slot,
+    /// `None` for Ready alone.
+    slot: Option<Slot>,
     start: u32,
     len: u32,
     done: u32,
@@ -55,6 +66,14 @@ pub(super) struct Flight {
     pub(super) notices: u32,
     /// The completion has been handed out, without the slot.
     pub(super) told: bool,
+}
+
+fn part(slot: &Option<Slot>, range: std::ops::Range<usize>) -> &[u8] {
+    slot.as_ref().map_or(&[], |slot| &slot.as_slice()[range])
+}
+
+fn part_mut(slot: &mut Option<Slot>, range: std::ops::Range<usize>) -> &mut [u8] {
+    slot.as_mut().map_or(&mut [], |slot| &mut slot.as_mut_slice()[range])
 }
 
 /// What an attempt led to.
@@ -73,6 +92,9 @@ impl Flight {
     pub(super) fn new(op: Op) -> Result<Self, Completion> {
         let mut pages = None;
         let (kind, fd, offset, slot, range, token) = match op {
+            Op::Ready { socket: SocketRef { fd, index }, token } => {
+                return Ok(Self::over(Kind::Ready { socket: index }, fd, None, 0..0, 0, token));
+            }
             Op::Recv { socket: SocketRef { fd, index }, slot, range, token } => {
                 (Kind::Recv { socket: index }, fd, 0, slot, range, token)
             }
@@ -106,13 +128,24 @@ impl Flight {
         if empty {
             return Err(Completion { token, slot: Some(slot), result: Ok(0) });
         }
+        Ok(Self { pages, ..Self::over(kind, fd, Some(slot), range, offset, token) })
+    }
+
+    fn over(
+        kind: Kind,
+        fd: Arc<OwnedFd>,
+        slot: Option<Slot>,
+        range: std::ops::Range<u32>,
+        offset: u64,
+        token: u64,
+    ) -> Self {
         let (start, len) = (range.start, range.end - range.start);
-        let (done, zero_copy, notices, told) = (0, None, 0, false);
-        Ok(Self { kind, fd, slot, start, len, done, offset, token, pages, zero_copy, notices, told })
+        let (done, pages, zero_copy, notices, told) = (0, None, None, 0, false);
+        Self { kind, fd, slot, start, len, done, offset, token, pages, zero_copy, notices, told }
     }
 
     pub(super) fn complete(self, result: io::Result<u32>) -> Completion {
-        Completion { token: self.token, slot: Some(self.slot), result }
+        Completion { token: self.token, slot: self.slot, result }
     }
 
     /// The completion of a send whose bytes the kernel still reads.
@@ -132,15 +165,15 @@ impl Flight {
     }
 
     /// The slot, for its place in the registered buffers.
-    pub(super) fn slot(&self) -> &Slot {
-        &self.slot
+    pub(super) fn slot(&self) -> Option<&Slot> {
+        self.slot.as_ref()
     }
 
     /// The rest, for who moves it without the kernel.
     #[cfg(feature = "testing")]
     pub(super) fn rest_mut(&mut self) -> &mut [u8] {
         let (first, last) = (self.first(), self.last());
-        &mut self.slot.as_mut_slice()[first..last]
+        part_mut(&mut self.slot, first..last)
     }
 
     /// What its owner calls it.
@@ -159,7 +192,7 @@ impl Flight {
 
     /// Where the rest lies in memory. Valid while the flight lives, whatever moves it.
     pub(super) fn pointer(&mut self) -> *mut u8 {
-        self.slot.pointer().wrapping_add(self.first())
+        self.slot.as_ref().map_or(std::ptr::null_mut(), |slot| slot.pointer().wrapping_add(self.first()))
     }
 
     /// Takes the result of one attempt (bytes, or an errno), and says how to go on.
@@ -177,6 +210,7 @@ impl Flight {
         };
         self.done = (self.done + moved).min(self.len);
         match self.kind {
+            Kind::Ready { .. } => Step::Done(Ok(0)),
             Kind::Recv { .. } => Step::Done(Ok(moved)),
             _ if self.done == self.len => Step::Done(Ok(self.len)),
             Kind::Read(_) if moved == 0 => Step::Done(Ok(self.done)),
@@ -199,16 +233,17 @@ impl Flight {
                 _ => last,
             };
             let result = match self.kind {
+                Kind::Ready { .. } => recv(self.fd.as_raw_fd(), &mut [0], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_PEEK),
                 Kind::Recv { .. } => {
-                    recv(self.fd.as_raw_fd(), &mut self.slot.as_mut_slice()[first..last], MsgFlags::MSG_DONTWAIT)
+                    recv(self.fd.as_raw_fd(), part_mut(&mut self.slot, first..last), MsgFlags::MSG_DONTWAIT)
                 }
                 Kind::Send { .. } => {
                     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                    send(self.fd.as_raw_fd(), &self.slot.as_slice()[first..last], flags)
+                    send(self.fd.as_raw_fd(), part(&self.slot, first..last), flags)
                 }
                 Kind::SendFile { .. } => self.send_pages(),
-                Kind::Read(mode) => page_cache.read(mode, &self.fd, &mut self.slot.as_mut_slice()[first..last], at),
-                Kind::Write(mode) => page_cache.write(mode, &self.fd, &self.slot.as_slice()[first..last], at),
+                Kind::Read(mode) => page_cache.read(mode, &self.fd, part_mut(&mut self.slot, first..last), at),
+                Kind::Write(mode) => page_cache.write(mode, &self.fd, part(&self.slot, first..last), at),
             };
             match self.advance(result) {
                 Step::Again => {}
@@ -242,7 +277,7 @@ impl Flight {
                 }
             }
         }
-        send(self.fd.as_raw_fd(), &self.slot.as_slice()[first..end], flags)
+        send(self.fd.as_raw_fd(), part(&self.slot, first..end), flags)
     }
 }
 
@@ -317,7 +352,8 @@ impl Table {
             return index;
         }
         self.entries.push(Some(flight));
-        // An arena has fewer than u32::MAX slots and every flight holds one.
+        // An arena has fewer than u32::MAX slots, a process fewer descriptors; every flight holds a slot or waits for one of
+        // the latter.
         (self.entries.len() - 1) as u32
     }
 

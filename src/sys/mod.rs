@@ -82,6 +82,9 @@ pub struct SocketRef {
 #[derive(Debug)]
 #[allow(missing_docs, reason = "the fields are explained once, above")]
 pub enum Op {
+    /// Waits until the socket has something to receive, be it its end, and takes no buffer for that. At most one of this and
+    /// `Recv` per socket in flight.
+    Ready { socket: SocketRef, token: u64 },
     /// Receives what is there, at least one byte and at most `range.len()`. At most one per socket in flight.
     Recv { socket: SocketRef, slot: Slot, range: Range<u32>, token: u64 },
     /// Sends all of `range` (partial sends are continued inside the queue). At most one per socket in flight.
@@ -108,8 +111,8 @@ pub enum Op {
 pub struct Completion {
     /// The op's token.
     pub token: u64,
-    /// The op's slot, the kernel done with it. `None` from a Send whose bytes the kernel still reads: it goes back to the
-    /// arena by itself.
+    /// The op's slot, the kernel done with it. `None` from a `Ready`, and from a Send whose bytes the kernel still reads: it
+    /// goes back to the arena by itself.
     pub slot: Option<Slot>,
     /// Bytes moved (0 from a Recv: the peer has closed), or the error.
     pub result: io::Result<u32>,

@@ -186,13 +186,17 @@ impl Uring {
     }
 
     fn put_on_ring(&mut self, index: u32) -> bool {
-        if self.on_ring + 1 >= self.on_ring_max {
-            return false;
-        }
         let fixed = self.fixed;
         let Some(flight) = self.flights.get_mut(index) else { return true };
-        // A zero-copy send ends with two completions.
-        let completions = 1 + u32::from(flight.zero_copy.is_some());
+        // A zero-copy send ends with two completions. Sockets on which nothing happens are many and take no place: should
+        // they all become ready at once, the kernel keeps what does not fit the completion queue (NODROP).
+        let completions = match flight.kind {
+            Kind::Ready { .. } => 0,
+            _ => 1 + u32::from(flight.zero_copy.is_some()),
+        };
+        if completions > 0 && self.on_ring + 1 >= self.on_ring_max {
+            return false;
+        }
         let entry = entry_for(flight, fixed).user_data(u64::from(index));
         let queued = self.queue_entry(&entry);
         self.on_ring += u32::from(queued) * completions;
@@ -256,8 +260,8 @@ impl Uring {
         if cqueue::notif(flags) {
             return self.noticed(index, zerocopy::copied(result));
         }
-        self.on_ring -= 1;
         let Some(flight) = self.flights.get_mut(index) else { return };
+        self.on_ring -= u32::from(!matches!(flight.kind, Kind::Ready { .. }));
         let mut result = if result < 0 { Err(Errno::from_raw(-result)) } else { Ok(result as usize) };
         if let Some(mark) = flight.zero_copy {
             let owed = cqueue::more(flags);
@@ -277,8 +281,8 @@ impl Uring {
             }
         }
         let step = match (flight.kind, result) {
-            // The ring has only waited until the socket takes more.
-            (Kind::SendFile { .. }, Ok(_)) => flight.run(&mut self.page_cache),
+            // The ring has only waited until the socket takes more, or has something.
+            (Kind::SendFile { .. } | Kind::Ready { .. }, Ok(_)) => flight.run(&mut self.page_cache),
             (_, result) => flight.advance(result),
         };
         match step {
@@ -341,7 +345,7 @@ fn entry_for(flight: &mut Flight, fixed: Fixed) -> squeue::Entry {
     let (pointer, rest, offset) = (flight.pointer(), flight.rest(), flight.file_offset());
     let fd = types::Fd(flight.fd.as_raw_fd());
     let fixed = match fixed {
-        Fixed::Registered(buffers) => Some(buffers.index(flight.slot().index())),
+        Fixed::Registered(buffers) => flight.slot().map(|slot| buffers.index(slot.index())),
         _ => None,
     };
     // MSG_WAITALL lets the kernel continue a partial send itself (5.19 on); earlier ones ignore it.
@@ -355,6 +359,8 @@ fn entry_for(flight: &mut Flight, fixed: Fixed) -> squeue::Entry {
     match flight.kind {
         Kind::SendFile { socket: UNREGISTERED } => opcode::PollAdd::new(fd, libc::POLLOUT as u32).build(),
         Kind::SendFile { socket } => opcode::PollAdd::new(types::Fixed(socket), libc::POLLOUT as u32).build(),
+        Kind::Ready { socket: UNREGISTERED } => opcode::PollAdd::new(fd, libc::POLLIN as u32).build(),
+        Kind::Ready { socket } => opcode::PollAdd::new(types::Fixed(socket), libc::POLLIN as u32).build(),
         Kind::Recv { socket: UNREGISTERED } => opcode::Recv::new(fd, pointer, rest).build(),
         Kind::Recv { socket } => opcode::Recv::new(types::Fixed(socket), pointer, rest).build(),
         Kind::Send { socket: UNREGISTERED } => opcode::Send::new(fd, pointer, rest).flags(send_flags).build(),
@@ -405,7 +411,7 @@ impl IoQueue for Uring {
             Ok(flight) => flight,
             Err(completion) => return self.ready.push(completion),
         };
-        let foreign = !Arc::ptr_eq(flight.slot().arena(), &self.arena);
+        let foreign = flight.slot().is_some_and(|slot| !Arc::ptr_eq(slot.arena(), &self.arena));
         if foreign {
             // Its number would name another slot's registered buffer.
             return self.ready.push(flight.complete(Err(io::ErrorKind::InvalidInput.into())));

@@ -71,7 +71,7 @@ pub struct Simulated<W: World> {
 
 fn doing(kind: Kind) -> Doing {
     match kind {
-        Kind::Recv { .. } => Doing::Recv,
+        Kind::Ready { .. } | Kind::Recv { .. } => Doing::Recv,
         Kind::Send { .. } | Kind::SendFile { .. } => Doing::Send,
         Kind::Read(_) => Doing::Read,
         Kind::Write(_) => Doing::Write,
@@ -104,6 +104,10 @@ impl<W: World> Simulated<W> {
         let (kind, at, fd) = (flight.kind, flight.file_offset(), flight.fd.clone());
         let bytes = flight.rest_mut();
         let result = match kind {
+            Kind::Ready { socket } => match world.ready_at(socket, Doing::Recv) {
+                Some(at) if at <= world.now() => Ok(0),
+                _ => Err(Errno::EAGAIN),
+            },
             Kind::Recv { socket } => world.receive(socket, bytes),
             // The slot has the bytes of a SendFile too.
             Kind::Send { socket } | Kind::SendFile { socket } => world.send(socket, bytes),
@@ -171,9 +175,7 @@ impl<W: World> IoQueue for Simulated<W> {
         let now = self.world.now();
         // A socket that was not ready is looked at again: the world knows when something comes, or wakes us.
         for waiting in &mut self.waiting {
-            if let (None, Kind::Recv { socket } | Kind::Send { socket } | Kind::SendFile { socket }) =
-                (waiting.due, waiting.flight.kind)
-            {
+            if let (None, Some(socket)) = (waiting.due, waiting.flight.kind.socket()) {
                 waiting.due = self.world.ready_at(socket, doing(waiting.flight.kind));
             }
         }
@@ -191,9 +193,7 @@ impl<W: World> IoQueue for Simulated<W> {
         }
         // What is blocked now may have a time at which it will not be: the owner sleeps until then.
         for waiting in &mut self.waiting {
-            if let (None, Kind::Recv { socket } | Kind::Send { socket } | Kind::SendFile { socket }) =
-                (waiting.due, waiting.flight.kind)
-            {
+            if let (None, Some(socket)) = (waiting.due, waiting.flight.kind.socket()) {
                 waiting.due = self.world.ready_at(socket, doing(waiting.flight.kind));
             }
         }

@@ -57,6 +57,7 @@ conformance!(
     a_closed_peer_reads_as_zero,
     a_reset_is_an_error_for_both_directions,
     shutdown_ends_what_waits,
+    sockets_that_wait_hold_no_slot,
     files_of_every_mode_read_back,
     more_ops_than_entries,
     an_end_that_is_not_aligned_ends_a_direct_read,
@@ -284,6 +285,42 @@ fn shutdown_ends_what_waits(open: Open) {
     }
     rig.queue.detach(near);
     assert_eq!((rig.queue.in_flight(), arena.free()), (0, arena.slots()));
+}
+
+/// More sockets wait than the queue has entries and the arena has slots; others go on meanwhile.
+fn sockets_that_wait_hold_no_slot(open: Open) {
+    const IDLE: u64 = 200;
+    let arena = arena(2);
+    let mut rig = Rig::new(open(&arena, 8));
+    let mut idle: Vec<_> = (0..IDLE).map(|_| pair(None)).map(|(near, far)| (rig.attach(near), far)).collect();
+    for (token, (near, _)) in (0..).zip(&idle) {
+        rig.queue.push(Op::Ready { socket: near.clone(), token });
+    }
+    rig.queue.submit_and_reap(&mut rig.out, Wait::AtMost(Duration::from_millis(20))).unwrap();
+    assert_eq!((rig.queue.in_flight(), arena.free(), rig.out.len()), (IDLE as usize, 2, 0));
+    let (near, mut far) = pair(None);
+    let near = rig.attach(near);
+    rig.recv(&near, arena.take().unwrap(), 0..100, 1000);
+    far.write_all(b"here").unwrap();
+    assert_eq!(rig.next().result.unwrap(), 4);
+    // Bytes, and the end: both are something to receive.
+    let (_, far) = &mut idle[7];
+    far.write_all(b"x").unwrap();
+    let ready = rig.next_completion();
+    assert_eq!((ready.token, ready.slot.is_none(), ready.result.unwrap()), (7, true, 0));
+    let socket = idle[7].0.clone();
+    // There already when it is asked for, and not taken by it.
+    rig.queue.push(Op::Ready { socket: socket.clone(), token: 7 });
+    assert_eq!(rig.next_completion().token, 7);
+    rig.recv(&socket, arena.take().unwrap(), 0..100, 1001);
+    assert_eq!(rig.next().result.unwrap(), 1);
+    let (ended, _) = idle.swap_remove(9);
+    assert_eq!(rig.next_completion().token, 9);
+    rig.queue.cut(&idle[20].0);
+    assert_eq!(rig.next_completion().token, 20);
+    rig.recv(&ended, arena.take().unwrap(), 0..100, 1002);
+    assert_eq!(rig.next().result.unwrap(), 0);
+    assert_eq!(rig.queue.in_flight() as u64, IDLE - 3);
 }
 
 /// A file beside the sources: tmpfs would not do O_DIRECT.

@@ -1,8 +1,10 @@
 //! Crowds before the door: connections that say nothing or very little, from one address and from many, while somebody
 //! honest wants to be let in.
 
+use crate::peer::{Session, destination, read_ticket, source, write_ticket};
 use crate::stage::Stage;
 use crate::support::SOON;
+use longhaul::wire::control::Message;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -100,6 +102,51 @@ fn idle_connections_keep_nobody_out() {
         );
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Streams that have every right to be there, in both roles, and do nothing: ten times as many as the agent has buffers. It
+/// keeps none for them, and little else.
+#[test]
+fn idle_streams_of_open_sessions_keep_no_buffers() {
+    let mut stage = Stage::new();
+    let wanted = room(crate::count(1_200, 5_500)).min(crate::count(1_200, 5_000)) as usize;
+    let stop = AtomicBool::new(false);
+    let controls = std::sync::Mutex::new(Vec::<Session>::new());
+    let mut idle = Vec::new();
+    let (mut growth, mut took) = (Vec::new(), Duration::ZERO);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                controls.lock().unwrap().iter_mut().for_each(|session| {
+                    session.control.say(&Message::Ping);
+                });
+                std::thread::sleep(Duration::from_secs(1));
+            }
+        });
+        while idle.len() < wanted {
+            let number = controls.lock().unwrap().len();
+            let mut session = match number % 2 {
+                0 => destination(&read_ticket(&stage.agent, "/src"), 31, |_| {}),
+                _ => source(&write_ticket(&stage.agent, &format!("/in/idle{number}")), 31),
+            };
+            assert!(session.streams > 20, "{} streams", session.streams);
+            idle.extend((1..=session.streams).map(|index| session.stream(index).unwrap()));
+            controls.lock().unwrap().push(session);
+            if idle.len() * 2 > wanted && growth.is_empty() {
+                growth.push(stage.growth());
+            }
+        }
+        growth.push(stage.growth());
+        took = stage.honest();
+        stop.store(true, Ordering::Relaxed);
+    });
+    println!("COUNT idle_streams={} rss_growth={growth:?} honest_pair_ms={}", idle.len(), took.as_millis());
+    assert!(took < SOON / 3, "honest copies took {took:?}");
+    // Half of them, all of them: a stream costs its state, some KiB, and not its block of 256.
+    let each = growth[1].saturating_sub(growth[0]) / (wanted as u64 / 2);
+    assert!(each < 32 << 10, "{each} bytes for an idle stream: {growth:?}");
+    drop((idle, controls));
+    stage.unharmed("idle streams");
 }
 
 /// From the very address that the crowd comes from: a neighbour is not shut out for what others do.

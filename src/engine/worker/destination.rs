@@ -148,7 +148,7 @@ impl DestinationStream {
     /// Sends what is queued and keeps a receive armed.
     pub fn pump(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
         self.link.flush(turn);
-        self.link.receive(turn)
+        self.link.receive(!self.expected.is_empty(), turn)
     }
 
     /// A completion that came after the stream had failed: writes are counted off, nothing else happens.

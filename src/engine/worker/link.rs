@@ -1,6 +1,6 @@
 //! What both roles of a stream share: frames in, frames out, over one socket.
 
-use super::{Fault, KIND_FILE, KIND_RECV, KIND_SEND, StreamStats, Turn, add, token};
+use super::{Fault, KIND_FILE, KIND_READY, KIND_RECV, KIND_SEND, StreamStats, Turn, add, token};
 use crate::sys::{Completion, FileRef, Op, SLOT_HEAD, Slot, SocketRef, points};
 use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::header::{FrameType, HEADER_LEN, Header, TRAILER_LEN};
@@ -54,6 +54,8 @@ pub struct Link {
     have: usize,
     header: Option<Header>,
     receiving: bool,
+    /// The socket has something to receive.
+    readable: bool,
     /// Bytes of the next frame that came with the last one.
     over: ([u8; OVERREAD], usize),
     sending_since: Option<u64>,
@@ -84,6 +86,7 @@ impl Link {
             have: 0,
             header: None,
             receiving: false,
+            readable: false,
             over: ([0; OVERREAD], 0),
             sending_since: None,
             sending_small: false,
@@ -102,9 +105,18 @@ impl Link {
         !self.receiving && self.slot.is_none()
     }
 
-    /// Arms the next receive if none is in flight and a slot is to be had.
-    pub fn receive(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
+    /// Arms the next receive if none is in flight and a slot is to be had. Unless something is `due`, and as long as
+    /// nothing has come but part of a header at most, it only waits for the socket and holds no slot: streams on which nothing
+    /// happens are many, and slots few.
+    pub fn receive(&mut self, due: bool, turn: &mut Turn<'_>) -> Result<(), Fault> {
         if self.receiving {
+            return Ok(());
+        }
+        if !due && !self.readable && self.have == 0 {
+            turn.give(self.slot.take());
+            self.receiving = true;
+            let (socket, token) = (self.socket.clone(), token(self.index, KIND_READY, 0));
+            turn.ops.push(Op::Ready { socket, token });
             return Ok(());
         }
         let Some(mut slot) = self.slot.take().or_else(|| turn.slots.take()) else { return Ok(()) };
@@ -144,7 +156,12 @@ impl Link {
     pub fn completed(&mut self, completion: Completion, turn: &mut Turn<'_>) -> Result<Came, Fault> {
         let Completion { token, slot, result } = completion;
         Ok(match ((token >> 32) as u8, slot) {
-            (KIND_RECV, Some(slot)) => self.received(slot, result, turn.now)?.map_or(Came::Nothing, Came::Frame),
+            (KIND_RECV, Some(slot)) => self.received(slot, result, turn)?.map_or(Came::Nothing, Came::Frame),
+            (KIND_READY, _) => {
+                (self.receiving, self.readable) = (false, true);
+                result.map_err(|error| Fault::Socket(error.to_string()))?;
+                Came::Nothing
+            }
             (KIND_FILE, Some(slot)) => Came::File(token as u32, slot, result),
             (KIND_SEND, slot) => {
                 self.sent(slot, result, turn)?;
@@ -158,14 +175,14 @@ impl Link {
     }
 
     /// Takes a receive's completion; gives a frame when one is whole. Call [`Link::receive`] afterwards.
-    fn received(&mut self, slot: Slot, result: io::Result<u32>, now: u64) -> Result<Option<Frame>, Fault> {
-        self.receiving = false;
+    fn received(&mut self, slot: Slot, result: io::Result<u32>, turn: &mut Turn<'_>) -> Result<Option<Frame>, Fault> {
+        (self.receiving, self.readable) = (false, false);
         let count = match result {
             Ok(0) => return Err(Fault::Cut),
             Ok(count) => count as usize,
             Err(error) => return Err(Fault::Socket(error.to_string())),
         };
-        self.stats.last_progress.store(now, Ordering::Relaxed);
+        self.stats.last_progress.store(turn.now, Ordering::Relaxed);
         let before = self.have;
         self.have += count;
         let mut slot = slot;
@@ -173,7 +190,9 @@ impl Link {
             self.look_at_header(&slot)?;
         }
         let Some(header) = self.header else {
-            self.slot = Some(slot);
+            self.over.0[..self.have].copy_from_slice(&slot.as_slice()[FRAME_START..FRAME_START + self.have]);
+            self.over.1 = std::mem::take(&mut self.have);
+            turn.slots.give(slot);
             return Ok(None);
         };
         let total = HEADER_LEN + header.body_len as usize + TRAILER_LEN;

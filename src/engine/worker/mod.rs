@@ -10,6 +10,8 @@ pub mod mailbox;
 mod room;
 pub mod source;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 use crate::digest::Digest;
 use crate::grid::Span;
@@ -340,6 +342,7 @@ pub(crate) fn token(index: usize, kind: u8, number: u32) -> u64 {
 pub(crate) const KIND_RECV: u8 = 1;
 pub(crate) const KIND_SEND: u8 = 2;
 pub(crate) const KIND_FILE: u8 = 3;
+pub(crate) const KIND_READY: u8 = 4;
 
 enum Role {
     Source(source::SourceStream),

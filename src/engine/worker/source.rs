@@ -144,7 +144,8 @@ impl SourceStream {
                 break;
             }
         }
-        self.link.receive(turn)?;
+        // Wants are few and far between.
+        self.link.receive(false, turn)?;
         let asked = self.cursor.is_some() || !self.pieces.is_empty() || !self.wants.is_empty();
         match (asked, self.idle_since) {
             (true, Some(since)) => {
