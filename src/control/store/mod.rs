@@ -1,0 +1,253 @@
+//! Where main keeps what it must not forget. One trait, one conformance suite; SQLite by default. Every method is one
+//! transaction: its effect, its events and, where one was given, its idempotency key are there together or not at all, and
+//! durable when it returns. Nothing authoritative is kept outside: any number of mains may share a store, so what changes a
+//! thing names the version or epoch it saw, and leases are judged by the store's clock.
+
+use super::bridge::Boxed;
+use super::model::agent::{AgentRegistration, AgentView, OpenSession, Renewal, Renewed, Session};
+use super::model::catalog::{FileFilter, FileView, GroupView, Record};
+use super::model::event::{Event, EventFilter};
+use super::model::item::{Assignment, AttemptView, Claim, ItemReport, ItemView, ReportOutcome};
+use super::model::name::{AgentName, DatasetName, ItemId, Lfn, RequestId};
+use super::model::page::{Page, PageQuery};
+use super::model::request::{ApprovalRule, Decision, RequestFilter, RequestPatch, RequestSpec, RequestView};
+use super::model::states::ItemState;
+use super::model::time::Time;
+
+/// Why a store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No such thing.
+    #[error("there is no such {0}")]
+    NotFound(&'static str),
+    /// It was changed by somebody else meanwhile, or is not in a state for that.
+    #[error("{0}")]
+    Conflict(String),
+    /// The session or epoch is an old one.
+    #[error("this session is over: another one of the agent has begun, or its lease has ended")]
+    StaleSession,
+    /// The key was used for something else.
+    #[error("this Idempotency-Key was used for another request: choose a new one")]
+    KeyReused,
+    /// Over a bound.
+    #[error("{0}")]
+    TooMuch(String),
+    /// Busy, full, damaged or gone: nothing was done, or it is not known.
+    #[error("the store cannot do it now: {0}")]
+    Unavailable(String),
+}
+
+/// What store methods return.
+pub type Stored<'a, T> = Boxed<'a, Result<T, StoreError>>;
+
+/// Whoever acts, for the record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    /// A token's name.
+    pub name: String,
+}
+
+/// A key that makes a call repeatable for 24 hours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// What the client chose.
+    pub key: String,
+    /// Whose it is: the same key of another is another key.
+    pub owner: String,
+    /// SHA-256 of method, path and body.
+    pub body: [u8; 32],
+}
+
+/// What [`Store::create_request`] did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Created {
+    /// The request.
+    pub request: RequestView,
+    /// It had been made before, with the same key.
+    pub replayed: bool,
+}
+
+/// An item to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewItem {
+    /// Which file.
+    pub lfn: Lfn,
+    /// Where it goes below the destination's root.
+    pub path: Lfn,
+    /// To whom.
+    pub destination: AgentName,
+    /// Where the named source has it, when the catalog does not know.
+    pub source_path: Option<Lfn>,
+    /// Size, when known.
+    pub bytes: Option<u64>,
+    /// Digest, when known.
+    pub digest: Option<String>,
+}
+
+/// How resolving ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// Somebody has to approve; the sentence says by which rule.
+    NeedsApproval(String),
+    /// A rule approves.
+    Approved {
+        /// Its name.
+        rule: String,
+    },
+    /// It cannot be done; the sentence says why.
+    Failed(String),
+}
+
+/// An item that may be claimed, with those who can serve it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimable {
+    /// The item.
+    pub item: ItemId,
+    /// As seen; the claim fails if it has changed.
+    pub epoch: u64,
+    /// In bytes, when known.
+    pub bytes: Option<u64>,
+    /// Alive sources that have it and are allowed, never empty.
+    pub candidates: Vec<Candidate>,
+}
+
+/// Who can serve an item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who.
+    pub agent: AgentName,
+    /// Its live items.
+    pub load: u64,
+    /// Failed tries of this item from there.
+    pub failures: u64,
+    /// Whether it is online there.
+    pub online: bool,
+}
+
+/// What a sweep did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Swept {
+    /// Sessions whose lease has ended.
+    pub sessions: u64,
+    /// Items given back.
+    pub items: u64,
+    /// Requests that expired.
+    pub requests: u64,
+    /// Old events and keys that were dropped.
+    pub dropped: u64,
+}
+
+/// See the module.
+pub trait Store: Send + Sync {
+    /// The clock that leases, holds and deadlines are judged by.
+    fn now(&self) -> Stored<'_, Time>;
+
+    // Requests
+
+    /// A new request, [`RequestState::Resolving`](super::model::states::RequestState::Resolving).
+    fn create_request(&self, actor: Actor, spec: RequestSpec, key: Option<Idempotency>) -> Stored<'_, Created>;
+    /// More items of a request that is being resolved. A path that is already taken at its destination by a live item of another request
+    /// is a conflict when that item is claimed, not here. The same path twice in one request: [`StoreError::Conflict`].
+    fn add_items(&self, request: RequestId, items: Vec<NewItem>) -> Stored<'_, ()>;
+    /// Removes what [`Store::add_items`] brought, to resolve anew after a crash.
+    fn restart_resolving(&self, request: RequestId) -> Stored<'_, ()>;
+    /// Ends resolving; the digest over all items is computed and kept.
+    fn resolved(&self, request: RequestId, resolution: Resolution) -> Stored<'_, RequestView>;
+    /// Requests that are being resolved, the oldest first: what a main goes on with after a restart.
+    fn resolving(&self) -> Stored<'_, Vec<RequestId>>;
+    /// One request.
+    fn request(&self, id: RequestId) -> Stored<'_, RequestView>;
+    /// The newest first.
+    fn requests(&self, filter: RequestFilter, page: PageQuery) -> Stored<'_, Page<RequestView>>;
+    /// Approves or rejects. `version` as the approver saw it; [`Decision::digest`] is compared.
+    fn decide(&self, id: RequestId, actor: Actor, version: u64, decision: Decision) -> Stored<'_, RequestView>;
+    /// Changes what can be changed.
+    fn patch_request(&self, id: RequestId, version: u64, patch: RequestPatch) -> Stored<'_, RequestView>;
+    /// Pauses or resumes. Again: no change.
+    fn pause(&self, id: RequestId, actor: Actor, paused: bool) -> Stored<'_, RequestView>;
+    /// Cancels: what nobody has is cancelled at once, the rest when its agents have said so or lost their lease.
+    fn cancel(&self, id: RequestId, actor: Actor) -> Stored<'_, RequestView>;
+    /// Failed items are queued again, with new tries.
+    fn retry_failed(&self, id: RequestId, actor: Actor) -> Stored<'_, RequestView>;
+    /// Forgets an ended request.
+    fn delete_request(&self, id: RequestId, actor: Actor) -> Stored<'_, ()>;
+
+    // Items
+
+    /// In the order in which they were added.
+    fn items(&self, request: RequestId, state: Option<ItemState>, page: PageQuery) -> Stored<'_, Page<ItemView>>;
+    /// One item.
+    fn item(&self, id: ItemId) -> Stored<'_, ItemView>;
+    /// Its tries, the oldest first.
+    fn attempts(&self, id: ItemId) -> Stored<'_, Vec<AttemptView>>;
+
+    // Agents
+
+    /// Registers, or renews a registration.
+    fn register(&self, registration: AgentRegistration) -> Stored<'_, AgentView>;
+    /// All, by name.
+    fn agents(&self) -> Stored<'_, Vec<AgentView>>;
+    /// One.
+    fn agent(&self, name: AgentName) -> Stored<'_, AgentView>;
+    /// Whether it is given something new.
+    fn drain(&self, name: AgentName, draining: bool) -> Stored<'_, AgentView>;
+    /// Forgets it; [`StoreError::Conflict`] while it has live items.
+    fn remove_agent(&self, name: AgentName) -> Stored<'_, ()>;
+    /// A new session; the one before is over.
+    fn open_session(&self, name: AgentName, open: OpenSession) -> Stored<'_, Session>;
+    /// The heartbeat.
+    fn renew(&self, name: AgentName, renewal: Renewal) -> Stored<'_, Renewed>;
+    /// What `claim` could get: by priority, then age; no item whose destination path is held by a live item. Nothing is changed.
+    fn claimable(&self, name: AgentName, claim: Claim) -> Stored<'_, Vec<Claimable>>;
+    /// Takes those of `chosen` (item, epoch seen, source) that are still as they were seen. A repeated
+    /// [`Claim::seq`] gets what it got before, whatever is chosen now.
+    fn claim(
+        &self,
+        name: AgentName,
+        claim: Claim,
+        chosen: Vec<(ItemId, u64, AgentName)>,
+    ) -> Stored<'_, Vec<Assignment>>;
+    /// Items the session holds, to look at after a restart of either side.
+    fn assignments(&self, name: AgentName, session: super::model::name::SessionKey) -> Stored<'_, Vec<Assignment>>;
+    /// Takes reports, each by itself; completed and skipped items enter the catalog in the same transaction.
+    fn report(
+        &self,
+        name: AgentName,
+        session: super::model::name::SessionKey,
+        reports: Vec<ItemReport>,
+    ) -> Stored<'_, Vec<ReportOutcome>>;
+    /// Ends leases, holds and deadlines that are over; gives back the items of sessions that have been gone for longer than the re-attach
+    /// time; drops old events and keys. `unheard`: sessions that this process has seen no renewal of for a whole lease by
+    /// its own monotonic clock; others are spared, so that a step of the clock ends nobody.
+    fn sweep(&self, unheard: Vec<super::model::name::SessionKey>) -> Stored<'_, Swept>;
+    /// Sessions whose lease is over by the store's clock and whose items have not been given back.
+    fn overdue(&self) -> Stored<'_, Vec<super::model::name::SessionKey>>;
+
+    // Catalog
+
+    /// Adds or replaces replicas, all or none.
+    fn add_records(&self, records: Vec<Record>) -> Stored<'_, ()>;
+    /// Removes replicas; files without one stay known.
+    fn remove_records(&self, agent: AgentName, lfns: Vec<Lfn>) -> Stored<'_, u64>;
+    /// By name.
+    fn datasets(&self, prefix: Option<DatasetName>, page: PageQuery) -> Stored<'_, Page<GroupView>>;
+    /// By name.
+    fn blocks(&self, dataset: DatasetName, page: PageQuery) -> Stored<'_, Page<GroupView>>;
+    /// By name.
+    fn files(&self, filter: FileFilter, page: PageQuery) -> Stored<'_, Page<FileView>>;
+    /// One file.
+    fn file(&self, lfn: Lfn) -> Stored<'_, FileView>;
+
+    // Events and rules
+
+    /// After `after`, the oldest first, at most `limit`.
+    fn events(&self, after: i64, filter: EventFilter, limit: usize) -> Stored<'_, Vec<Event>>;
+    /// The last event's id, 0 if there is none.
+    fn last_event(&self) -> Stored<'_, i64>;
+    /// Returns when there may be something after `after`, at the latest after a second. A hint.
+    fn wait_event(&self, after: i64) -> Boxed<'_, ()>;
+    /// In order.
+    fn approval_rules(&self) -> Stored<'_, Vec<ApprovalRule>>;
+    /// Replaces all of them.
+    fn set_approval_rules(&self, actor: Actor, rules: Vec<ApprovalRule>) -> Stored<'_, ()>;
+}
