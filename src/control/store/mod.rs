@@ -146,6 +146,12 @@ pub trait Store: Send + Sync {
 
     /// A new request, [`RequestState::Resolving`](super::model::states::RequestState::Resolving).
     fn create_request(&self, actor: Actor, spec: RequestSpec, key: Option<Idempotency>) -> Stored<'_, Created>;
+    /// The request that was made with `key`, if one was: what was acknowledged is so again before anything else is asked.
+    /// [`StoreError::KeyReused`] as above.
+    /// A store that leaves this out answers in [`Store::create_request`] only.
+    fn replay(&self, _key: Idempotency) -> Stored<'_, Option<RequestView>> {
+        Box::pin(async { Ok(None) })
+    }
     /// More items of a request that is being resolved. A path that is already taken at its destination by a live item of another request
     /// is a conflict when that item is claimed, not here. The same path twice in one request: [`StoreError::Conflict`].
     fn add_items(&self, request: RequestId, items: Vec<NewItem>) -> Stored<'_, ()>;
@@ -200,7 +206,8 @@ pub trait Store: Send + Sync {
     /// What `claim` could get: by priority, then age; no item whose destination path is held by a live item. Nothing is changed.
     fn claimable(&self, name: AgentName, claim: Claim) -> Stored<'_, Vec<Claimable>>;
     /// Takes those of `chosen` (item, epoch seen, source) that are still as they were seen. A repeated
-    /// [`Claim::seq`] gets what it got before, whatever is chosen now.
+    /// [`Claim::seq`] gets what it got before, whatever is chosen now. What got nothing is not remembered: a long-poll asks
+    /// again with the same number.
     fn claim(
         &self,
         name: AgentName,

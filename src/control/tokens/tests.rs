@@ -10,7 +10,7 @@ fn store() -> (tempfile::TempDir, StateDir, TokenStore) {
 
 fn new(name: &str, prefixes: &[&str], read: bool, write: bool) -> NewToken {
     let prefixes = prefixes.iter().map(|p| parse_prefix(p).unwrap()).collect();
-    NewToken { name: name.to_owned(), prefixes, read, write, lifetime: None }
+    NewToken { name: name.to_owned(), prefixes, read, write, ..NewToken::default() }
 }
 
 /// Every token × prefix × direction, each cell said.
