@@ -37,6 +37,11 @@ impl HandClock {
         self.0.fetch_add(secs * 1000, Ordering::SeqCst);
     }
 
+    /// A millisecond later.
+    pub fn nudge(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Now.
     pub fn now(&self) -> Time {
         Time(self.0.load(Ordering::SeqCst))

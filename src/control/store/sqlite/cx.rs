@@ -5,7 +5,7 @@ use super::request;
 use super::value::Json;
 use crate::control::model::states::ItemState;
 use crate::control::model::time::Time;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Params, Row, params};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension, Params, Row, params};
 use serde_json::Value;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -59,9 +59,15 @@ impl<'c> Cx<'c> {
         Self { connection, now, leases, tally: RefCell::default(), last_event }
     }
 
+    fn prepare(&self, sql: &str) -> rusqlite::Result<CachedStatement<'_>> {
+        #[cfg(test)]
+        super::tests::plans::saw(sql);
+        self.connection.prepare_cached(sql)
+    }
+
     /// Rows changed.
     pub(super) fn run(&self, sql: &str, params: impl Params) -> R<usize> {
-        Ok(self.connection.prepare_cached(sql)?.execute(params)?)
+        Ok(self.prepare(sql)?.execute(params)?)
     }
 
     /// The only row, if there is one.
@@ -71,7 +77,7 @@ impl<'c> Cx<'c> {
         params: impl Params,
         read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> R<Option<T>> {
-        Ok(self.connection.prepare_cached(sql)?.query_row(params, read).optional()?)
+        Ok(self.prepare(sql)?.query_row(params, read).optional()?)
     }
 
     /// The only row of a statement that always has one.
@@ -81,7 +87,7 @@ impl<'c> Cx<'c> {
         params: impl Params,
         read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> R<T> {
-        Ok(self.connection.prepare_cached(sql)?.query_row(params, read)?)
+        Ok(self.prepare(sql)?.query_row(params, read)?)
     }
 
     /// All rows: the statement bounds how many.
@@ -91,7 +97,7 @@ impl<'c> Cx<'c> {
         params: impl Params,
         read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> R<Vec<T>> {
-        Ok(self.connection.prepare_cached(sql)?.query_map(params, read)?.collect::<Result<_, _>>()?)
+        Ok(self.prepare(sql)?.query_map(params, read)?.collect::<Result<_, _>>()?)
     }
 
     /// What happened, with its cause or not at all.

@@ -99,7 +99,7 @@ impl SqliteStore {
         writer.pragma_update(None, "synchronous", "FULL").map_err(unavailable)?;
         writer.pragma_update(None, "foreign_keys", "ON").map_err(unavailable)?;
         writer.pragma_update(None, "journal_size_limit", LOG_KEPT).map_err(unavailable)?;
-        schema::migrate(&mut writer)?;
+        schema::migrate(&mut writer, &schema::migrations())?;
         Ok(writer)
     }
 

@@ -110,10 +110,8 @@ pub(super) fn migrations() -> Vec<String> {
     )]
 }
 
-/// The version this program writes.
-pub(super) fn newest() -> i64 {
-    i64::try_from(migrations().len()).unwrap_or(i64::MAX)
-}
+/// The version this program writes: the number of [`migrations`].
+pub(super) const NEWEST: i64 = 1;
 
 fn pragma(connection: &Connection, name: &str) -> Result<i64, StoreError> {
     connection.pragma_query_value(None, name, |row| row.get(0)).map_err(unavailable)
@@ -124,10 +122,11 @@ pub(super) fn version(connection: &Connection) -> Result<i64, StoreError> {
     pragma(connection, "user_version")
 }
 
-/// Brings an empty or older database to the newest version, in one transaction; refuses what is foreign or newer.
-pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
+/// Brings an empty or older database to the version after all `steps`, in one transaction; refuses what is foreign or newer.
+pub(super) fn migrate(connection: &mut Connection, steps: &[String]) -> Result<(), StoreError> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unavailable)?;
-    let (id, from, to) = (pragma(&transaction, "application_id")?, version(&transaction)?, newest());
+    let to = i64::try_from(steps.len()).unwrap_or(i64::MAX);
+    let (id, from) = (pragma(&transaction, "application_id")?, version(&transaction)?);
     let tables: i64 =
         transaction.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0)).map_err(unavailable)?;
     let is_new = tables == 0 && id == 0 && from == 0;
@@ -142,7 +141,7 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), StoreError> {
         )));
     }
     let done = usize::try_from(from).unwrap_or(usize::MAX);
-    for step in migrations().iter().skip(done) {
+    for step in steps.iter().skip(done) {
         transaction.execute_batch(step).map_err(unavailable)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(unavailable)?;

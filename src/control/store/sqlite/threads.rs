@@ -93,7 +93,7 @@ fn again(error: &StoreError) -> StoreError {
 
 fn begin(connection: &Connection) -> R<()> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
-    match schema::version(connection)? == schema::newest() {
+    match schema::version(connection)? == schema::NEWEST {
         true => Ok(()),
         false => Err(StoreError::Unavailable("a newer release has changed the database: stop this main".into())),
     }
