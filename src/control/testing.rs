@@ -165,7 +165,7 @@ impl TestPort {
     /// A token beneath `prefix`; its file.
     pub fn token(&self, name: &str, prefix: &str, read: bool, write: bool) -> PathBuf {
         let prefixes = vec![parse_prefix(prefix).unwrap()];
-        let new = NewToken { name: name.to_owned(), prefixes, read, write, lifetime: None };
+        let new = NewToken { name: name.to_owned(), prefixes, read, write, ..NewToken::default() };
         let path = self.dir.path().join(name);
         super::state::write_secret(&path, self.tokens.add(&new).unwrap().expose().as_bytes()).unwrap();
         path
