@@ -13,7 +13,7 @@ const EVERY: Duration = Duration::from_secs(5);
 const FORGET: Duration = Duration::from_secs(24 * 3600);
 
 /// Those of `overdue` that this process has not heard for a whole lease. One it never heard counts from its own start.
-fn unheard(app: &App, overdue: Vec<SessionKey>, now: Instant) -> Vec<SessionKey> {
+pub(super) fn unheard(app: &App, overdue: Vec<SessionKey>, now: Instant) -> Vec<SessionKey> {
     let mut heard = app.heard.lock().unwrap_or_else(PoisonError::into_inner);
     heard.retain(|_, at| now.saturating_duration_since(*at) < FORGET);
     let silent =

@@ -3,8 +3,13 @@
 //! durable when it returns. Nothing authoritative is kept outside: any number of mains may share a store, so what changes a
 //! thing names the version or epoch it saw, and leases are judged by the store's clock.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+pub mod sqlite;
+
 use super::bridge::Boxed;
 use super::model::agent::{AgentRegistration, AgentView, OpenSession, Renewal, Renewed, Session};
+use super::model::agent::{DEFAULT_LEASE_SECS, DEFAULT_REATTACH_SECS};
 use super::model::catalog::{FileFilter, FileView, GroupView, Record};
 use super::model::event::{Event, EventFilter};
 use super::model::item::{Assignment, AttemptView, Claim, ItemReport, ItemView, ReportOutcome};
@@ -13,6 +18,53 @@ use super::model::page::{Page, PageQuery};
 use super::model::request::{ApprovalRule, Decision, RequestFilter, RequestPatch, RequestSpec, RequestView};
 use super::model::states::ItemState;
 use super::model::time::Time;
+use std::fmt;
+use std::sync::Arc;
+
+/// Items of one [`Store::add_items`]: what one transaction holds up others for stays below a second.
+pub const MAX_ADD: usize = 10_000;
+
+/// Where a store reads the time.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Time + Send + Sync>);
+
+impl Clock {
+    /// The wall clock of this machine.
+    pub fn system() -> Self {
+        Self::new(Time::now)
+    }
+
+    /// Another one, for tests.
+    pub fn new(read: impl Fn() -> Time + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// Now.
+    pub fn now(&self) -> Time {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({})", self.now())
+    }
+}
+
+/// How long agents are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leases {
+    /// Seconds that a lease lasts without a renewal.
+    pub lease_secs: u64,
+    /// Seconds after a lease's end in which the agent gets its items back.
+    pub reattach_secs: u64,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self { lease_secs: DEFAULT_LEASE_SECS, reattach_secs: DEFAULT_REATTACH_SECS }
+    }
+}
 
 /// Why a store did not do it.
 #[derive(Debug, thiserror::Error)]
