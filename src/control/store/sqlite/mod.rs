@@ -34,7 +34,7 @@ use cx::{Cx, R, unavailable};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use threads::{Job, Threads};
@@ -85,7 +85,7 @@ impl SqliteStore {
         Ok(Arc::new(Self { threads, clock }))
     }
 
-    fn prepare(path: &PathBuf) -> R<Connection> {
+    fn prepare(path: &Path) -> R<Connection> {
         let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB)?;
         let length = std::fs::metadata(path).map_or(0, |found| found.len());
         if (1..=CHECKED).contains(&length) {
@@ -126,7 +126,7 @@ fn connect(path: &Path, mode: OpenFlags, cache: i64) -> R<Connection> {
     Ok(connection)
 }
 
-fn reader(path: &PathBuf) -> R<Connection> {
+fn reader(path: &Path) -> R<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB / 8)?;
     connection.pragma_update(None, "query_only", "ON")?;
     Ok(connection)

@@ -138,7 +138,7 @@ fn write_group(connection: &Connection, group: Vec<Job>, clock: &Clock, leases: 
         }
     }
     for finish in finishes {
-        finish(outcome.as_ref().map(|()| ()).map_err(again));
+        finish(outcome.as_ref().copied().map_err(again));
     }
 }
 
