@@ -172,7 +172,8 @@ fn parse_preserve(text: &str) -> Result<Preserve, String> {
     Ok(preserve)
 }
 
-fn parse_url(text: &str) -> Result<PeerUrl, String> {
+/// An agent, as `lh://host[:port]/path`.
+pub fn parse_url(text: &str) -> Result<PeerUrl, String> {
     PeerUrl::parse(text.as_bytes()).map_err(|e| e.to_string())
 }
 

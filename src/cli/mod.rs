@@ -2,6 +2,7 @@
 //! retryable, 6 verification failed, 7 permanent, 10 denied, 11 wait timed out, 130 interrupted.
 
 pub mod agent;
+pub mod catalog;
 pub mod clean;
 pub mod cp;
 pub mod cp_manifest;
@@ -14,6 +15,8 @@ pub mod manifest_file;
 pub mod operands;
 pub mod progress;
 pub mod report;
+pub mod request;
+pub mod service;
 pub mod third_party;
 pub mod token;
 pub mod tree;
@@ -48,6 +51,10 @@ enum Command {
     Verify(verify::Args),
     /// Makes, lists and revokes tokens
     Token(token::Args),
+    /// Asks a main for transfers, and steers them
+    Request(request::Args),
+    /// Which files a main knows, and which agents have them
+    Catalog(catalog::Args),
 }
 
 /// Clap's own code for a command line that cannot be meant.
@@ -73,6 +80,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Journal(args) => journal::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Token(args) => token::run(args),
+        Command::Request(args) => request::run(args),
+        Command::Catalog(args) => catalog::run(args),
     }
 }
 
@@ -95,7 +104,7 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token"]);
+        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog"]);
     }
 
     #[test]

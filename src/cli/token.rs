@@ -82,7 +82,7 @@ struct Revoke {
 }
 
 /// `90s`, `15m`, `12h`, `30d`, `8w`; at most ten years.
-fn parse_life(text: &str) -> Result<Duration, String> {
+pub fn parse_life(text: &str) -> Result<Duration, String> {
     let bad = || format!("`{text}` is not a time: write for example 12h, 30d or 8w, at most ten years");
     let unit = match text.chars().last() {
         Some('s') => 1,

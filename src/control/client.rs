@@ -1,6 +1,8 @@
 //! The client of an agent's HTTP port. One connection a request, no redirects, deadlines and caps on everything. Off
 //! loopback it speaks TLS to the one certificate that is pinned; the token leaves only after that was proved.
 
+pub mod service;
+
 use super::bridge::Boxed;
 use super::http::is_loopback;
 use super::known_peers;
@@ -16,7 +18,7 @@ use crate::engine::handle::TicketSource;
 use crate::engine::spec::Ticket;
 use crate::relpath::escape;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -396,11 +398,15 @@ impl PeerClient {
         }
     }
 
-    async fn exchange(
+    async fn exchange<B>(
         &self,
         stream: Box<dyn Stream>,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), TransferError> {
+        request: Request<B>,
+    ) -> Result<(StatusCode, Bytes), TransferError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let broken = |e: hyper::Error| {
             let what = if e.is_parse() {
                 return self.fail(
