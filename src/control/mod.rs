@@ -23,6 +23,9 @@ pub mod tls;
 pub mod tokens;
 pub mod transfer_log;
 pub mod url;
+pub mod web;
 
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+pub(crate) mod testing_main;

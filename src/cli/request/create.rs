@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Bytes of one line of a manifest: two names of 1024 bytes, every byte escaped, and the rest.
-const LINE_MAX: u64 = 32 << 10;
+const LINE_MAX: u64 = 16 << 10;
 /// Bytes that are sent at once.
 const PIECE: usize = 64 << 10;
 /// Pieces that may be read ahead of what main takes.

@@ -126,7 +126,7 @@ async fn guard(State((app, route)): State<(Arc<App>, &'static Route)>, mut reque
     next.run(request).await
 }
 
-fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
+pub(in crate::control) fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().and_then(|v| v.to_str().ok()).ok_or_else(nobody)?;
     let (scheme, token) = value.split_once(' ').ok_or_else(nobody)?;

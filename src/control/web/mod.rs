@@ -4,9 +4,10 @@
 pub mod session;
 
 use super::problem::Problem;
+use super::tokens::TokenStore;
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -15,7 +16,8 @@ use session::{Opened, Sessions};
 use std::sync::Arc;
 
 /// What a page may load and do: its own files, and nothing from elsewhere.
-pub const CSP: &str = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
+pub const CSP: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+     frame-ancestors 'none'; base-uri 'none'; form-action 'self'; require-trusted-types-for 'script'";
 /// A login's body: a token and its JSON.
 const LOGIN_MAX: usize = 4 << 10;
 
@@ -39,6 +41,8 @@ files! {
     "/ui/api.js" JS "api.js",
     "/ui/dom.js" JS "dom.js",
     "/ui/words.js" JS "words.js",
+    "/ui/live.js" JS "live.js",
+    "/ui/actions.js" JS "actions.js",
     "/ui/requests.js" JS "requests.js",
     "/ui/request.js" JS "request.js",
     "/ui/board.js" JS "board.js",
@@ -46,21 +50,17 @@ files! {
     "/ui/catalog.js" JS "catalog.js",
 }
 
-/// The page's own routes, without a fallback: for merging with main's.
-pub fn router(sessions: Arc<Sessions>) -> Router {
+/// `api` (main's routes, without a fallback) with the page beside it, whose sessions `api` then takes as well as tokens.
+pub fn with_page(api: Router, tokens: Arc<TokenStore>) -> Router {
+    let sessions = Sessions::new(tokens);
     let files = FILES.iter().fold(Router::new(), |router, &(path, kind, text)| router.route(path, file(kind, text)));
-    files
+    let page = files
         .route("/ui/login", post(login))
         .route("/ui/logout", post(logout))
         .route("/ui/session", get(whoami))
-        .with_state(sessions)
-        .layer(from_fn(headers))
-}
-
-/// Lets browsers with a session use `api`: a request with a valid cookie goes on with the session's token. One that brings a
-/// token of its own is left alone. The token is then checked as any other, so that a revoked one ends its sessions at once.
-pub fn with_sessions(api: Router, sessions: Arc<Sessions>) -> Router {
-    api.layer(from_fn_with_state(sessions, admit))
+        .with_state(sessions.clone())
+        .layer(from_fn(headers));
+    api.layer(from_fn_with_state(sessions, admit)).merge(page)
 }
 
 fn file(kind: &'static str, text: &'static str) -> MethodRouter<Arc<Sessions>> {
@@ -80,12 +80,16 @@ fn harden(response: &mut Response) {
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::X_FRAME_OPTIONS, "DENY"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ];
     for (name, value) in all {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
 }
 
+/// Lets a browser with a session use the API: a request with a valid cookie goes on with the session's token. One that brings a
+/// token of its own is left alone. The token is then checked as any other, so that a revoked one ends its sessions at once.
 async fn admit(State(sessions): State<Arc<Sessions>>, mut request: Request, next: Next) -> Response {
     let mut response = match sessions.admit(&mut request) {
         Ok(()) => next.run(request).await,
@@ -131,7 +135,8 @@ fn told(opened: &Opened) -> Response {
 /// `POST /ui/login {token}`. JSON only: a form of another site cannot send it.
 async fn login(State(sessions): State<Arc<Sessions>>, request: Request) -> Result<Response, Problem> {
     session::same_origin(&request)?;
-    let json = request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/json"));
+    let json =
+        request.headers().get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"application/json"));
     if !json {
         return Err(Problem::bad("a login is JSON: {\"token\": ...}"));
     }
@@ -156,7 +161,6 @@ async fn logout(State(sessions): State<Arc<Sessions>>, mut request: Request) -> 
 }
 
 async fn whoami(State(sessions): State<Arc<Sessions>>, request: Request) -> Result<Response, Problem> {
-    debug_assert_eq!(request.method(), Method::GET);
     Ok(told(&sessions.current(&request)?))
 }
 

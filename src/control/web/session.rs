@@ -64,7 +64,11 @@ fn random() -> Result<String, Problem> {
 }
 
 fn logged_out() -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, Class::Denied, "you are not logged in, or your session has ended: log in again")
+    Problem::new(
+        StatusCode::UNAUTHORIZED,
+        Class::Denied,
+        "you are not logged in, or your session has ended: log in again",
+    )
 }
 
 /// Where a browser is, as far as a cookie is concerned. Cookies know no ports: the name has it, so that two mains of one host
@@ -99,7 +103,8 @@ impl Place {
     fn id<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
         let name = self.name();
         let pairs = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(';'));
-        let mut ids = pairs.filter_map(|pair| pair.trim().split_once('=')).filter(|(n, _)| *n == name).map(|(_, id)| id);
+        let mut ids =
+            pairs.filter_map(|pair| pair.trim().split_once('=')).filter(|(n, _)| *n == name).map(|(_, id)| id);
         let id = ids.next().filter(|id| id.len() == 64)?;
         // Two of one name: somebody planted one.
         ids.next().is_none().then_some(id)
@@ -122,7 +127,9 @@ pub fn same_origin(request: &Request) -> Result<(), Problem> {
     let foreign = headers.get("sec-fetch-site").is_some_and(|v| v != "same-origin");
     match same && !foreign {
         true => Ok(()),
-        false => Err(Problem::denied("this came from another site, or from no site at all: use the page that this port serves")),
+        false => Err(Problem::denied(
+            "this came from another site, or from no site at all: use the page that this port serves",
+        )),
     }
 }
 
@@ -134,11 +141,18 @@ impl Sessions {
 
     /// Begins one with `token`. Its id is told once, in the cookie.
     pub fn open(&self, token: &str) -> Result<(String, Opened), Problem> {
-        let bad = || Problem::new(StatusCode::UNAUTHORIZED, Class::Denied, "that is no token: paste the whole line of a token file");
+        let bad = || {
+            Problem::new(
+                StatusCode::UNAUTHORIZED,
+                Class::Denied,
+                "that is no token: paste the whole line of a token file",
+            )
+        };
         let token = TokenText::parse(token).ok_or_else(bad)?;
         let who = self.tokens.authenticate(token.expose())?;
         if who.roles.is_empty() {
-            let detail = format!("the token `{}` has no role at main: ask for one with the role viewer or more", who.name);
+            let detail =
+                format!("the token `{}` has no role at main: ask for one with the role viewer or more", who.name);
             return Err(Problem::denied(detail));
         }
         let (id, csrf, now) = (random()?, random()?, Instant::now());
