@@ -14,7 +14,7 @@ use super::model::states::ItemEvent;
 use super::state::{StateDir, write_secret};
 use super::store::sqlite::SqliteStore;
 use super::store::{Clock, Store};
-use super::tls::{self, Fingerprint};
+use super::tls;
 use super::tokens::{NewToken, TokenStore};
 use super::web;
 use crate::ids::AgentId;
@@ -34,8 +34,6 @@ pub struct TestMain {
     pub dir: tempfile::TempDir,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Of its certificate.
-    pub fingerprint: Fingerprint,
     /// Its tokens.
     pub tokens: Arc<TokenStore>,
     /// Its store.
@@ -59,7 +57,6 @@ impl TestMain {
         let _entered = runtime.enter();
         let state = StateDir::open(&dir.path().join("state")).unwrap();
         let server = tls::load_server(&tls::ensure_self_signed(&state).unwrap()).unwrap();
-        let fingerprint = server.fingerprint;
         let tokens = Arc::new(TokenStore::new(&state));
         let peers = NewToken { name: "peers".into(), roles: [Role::Agent].into(), ..NewToken::default() };
         let token_file = dir.path().join("peers.token");
@@ -91,7 +88,6 @@ impl TestMain {
         Self {
             dir,
             address,
-            fingerprint,
             tokens,
             store,
             runtime,

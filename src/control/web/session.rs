@@ -74,8 +74,10 @@ fn logged_out() -> Problem {
 /// Where a browser is, as far as a cookie is concerned. Cookies know no ports: the name has it, so that two mains of one host
 /// do not log each other out.
 pub struct Place {
-    port: u16,
-    tls: bool,
+    /// That it dialled.
+    pub port: u16,
+    /// Whether its connection is encrypted.
+    pub tls: bool,
 }
 
 impl Place {
@@ -205,6 +207,21 @@ impl Sessions {
         request.headers_mut().insert(header::AUTHORIZATION, value);
         debug_assert!(bearer(request.headers()).is_ok());
         Ok(())
+    }
+
+    /// Lets a session have been open, and unused, for so long already.
+    #[cfg(test)]
+    pub fn age(&self, id: &str, open: Duration, unused: Duration) {
+        let mut all = self.open.lock().unwrap();
+        let session = all.get_mut(&key(id)).unwrap();
+        session.opened -= open;
+        session.used -= unused;
+    }
+
+    /// How many there are.
+    #[cfg(test)]
+    pub fn count(&self) -> usize {
+        self.open.lock().unwrap().len()
     }
 
     fn find(&self, request: &Request) -> Option<(TokenText, String)> {
