@@ -4,6 +4,7 @@ use super::fail;
 use crate::config::{ConfigError, Shown, read_toml};
 use crate::control::agent::{Agent, AgentError, engine_config};
 use crate::control::settings::{AgentConfig, AgentLayer, LogTarget, Role, Switch, parse_word};
+use crate::control::tls::ClientCertificates;
 use crate::engine::handle::{Engine, EngineConfig};
 use crate::engine::spec::{EngineChoice, Verify};
 use crate::ids::AgentId;
@@ -94,6 +95,12 @@ pub struct Args {
     /// Its key in PEM, mode 0600
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
+    /// Certificate of the authority of other agents, from `longhaul pki init`
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// off, optional or required: certificates of clients over TLS [default: optional with --tls-ca]
+    #[arg(long, value_name = "WHICH", value_parser = parse_word::<ClientCertificates>)]
+    client_certificates: Option<ClientCertificates>,
     /// A directory of tuning profiles
     #[arg(long, value_name = "DIR")]
     profiles: Option<PathBuf>,
@@ -119,6 +126,8 @@ impl Args {
             max_sessions: self.max_sessions,
             tls_cert: self.tls_cert,
             tls_key: self.tls_key,
+            tls_ca: self.tls_ca,
+            client_certificates: self.client_certificates,
             profiles: self.profiles,
         }
     }

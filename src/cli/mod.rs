@@ -13,6 +13,7 @@ pub mod fail;
 pub mod journal;
 pub mod manifest_file;
 pub mod operands;
+pub mod pki;
 pub mod progress;
 pub mod report;
 pub mod request;
@@ -55,6 +56,8 @@ enum Command {
     Request(request::Args),
     /// Which files a main knows, and which agents have them
     Catalog(catalog::Args),
+    /// A private authority for the certificates of agents
+    Pki(pki::Args),
 }
 
 /// Clap's own code for a command line that cannot be meant.
@@ -82,6 +85,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Token(args) => token::run(args),
         Command::Request(args) => request::run(args),
         Command::Catalog(args) => catalog::run(args),
+        Command::Pki(args) => pki::run(args),
     }
 }
 
@@ -104,7 +108,7 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog"]);
+        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog", "pki"]);
     }
 
     #[test]

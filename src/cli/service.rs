@@ -1,5 +1,6 @@
 //! What the commands that talk to a main share: where it is, pages, tables, times.
 
+use super::cp::TlsArgs;
 use super::fail::{Fail, finish, printable, say};
 use crate::control::client::service::{MAIN_VAR, MainClient, no_main};
 use crate::control::client::{ClientOptions, PeerClient};
@@ -33,6 +34,9 @@ pub struct MainArgs {
     /// Allow plain HTTP off loopback: the token can be read on the way
     #[arg(long, global = true)]
     pub insecure_http: bool,
+    /// A private authority, and what this client shows.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 impl MainArgs {
@@ -50,6 +54,7 @@ impl MainArgs {
             fingerprint: self.peer_fingerprint,
             known_peers: self.known_peers.clone(),
             insecure_http: self.insecure_http,
+            tls: self.tls.own(),
         };
         Ok(MainClient::new(PeerClient::new(url, options)?))
     }

@@ -7,7 +7,7 @@ use super::root::{RootError, ServedRoot};
 use super::settings::AgentConfig;
 use super::state::{StateDir, StateError};
 use super::third_party::Jobs;
-use super::tls::{self, ServerTls, TlsError, TlsFiles};
+use super::tls::{self, ClientTrust, ServerTls, TlsError, TlsFiles};
 use super::tokens::{TokenError, TokenStore};
 use super::transfer_log::TransferLog;
 use crate::engine::error::{Class, TransferError};
@@ -136,6 +136,7 @@ pub struct Agent {
     ready: Ready,
     engine: Engine,
     tls_files: TlsFiles,
+    clients: Option<ClientTrust>,
     tls: Arc<RwLock<ServerTls>>,
     app: Arc<App>,
     log: Arc<TransferLog>,
@@ -181,7 +182,8 @@ impl Agent {
             Some(files) => files.clone(),
             None => tls::ensure_self_signed(&state)?,
         };
-        let server_tls = tls::load_server(&tls_files)?;
+        let clients = config.clients();
+        let server_tls = tls::load_server_for(&tls_files, clients.as_ref())?;
         let log = Arc::new(TransferLog::open(config.transfer_log.clone()).map_err(AgentError::TransferLog)?);
         check_profiles(config.profiles.as_deref())?;
         let advertise = resolve(&config.advertise_data)?;
@@ -231,6 +233,7 @@ impl Agent {
             ready,
             engine,
             tls_files,
+            clients,
             tls,
             app,
             log,
@@ -259,7 +262,7 @@ impl Agent {
             Ok(count) => tracing::info!(count, "tokens are read again"),
             Err(error) => errors.push(error.into()),
         }
-        match tls::load_server(&self.tls_files) {
+        match tls::load_server_for(&self.tls_files, self.clients.as_ref()) {
             Ok(new) => {
                 tracing::info!(fingerprint = %new.fingerprint, "the certificate is read again");
                 *self.tls.write().unwrap_or_else(PoisonError::into_inner) = new;

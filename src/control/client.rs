@@ -10,7 +10,7 @@ use super::messages::{
     HandTicket, ProblemBody, Started, StatReply, StatusReply, ThirdPartyRequest, TicketRequest, TransferView,
 };
 use super::state;
-use super::tls::{Fingerprint, PinnedVerifier};
+use super::tls::{Fingerprint, OwnTls, PinnedVerifier};
 use super::tokens::TokenText;
 use super::url::{HTTP_PORT, PeerUrl, encode};
 use crate::engine::error::{Class, TransferError};
@@ -64,6 +64,8 @@ pub struct ClientOptions {
     pub known_peers: Option<PathBuf>,
     /// `--insecure-http`: plain HTTP off loopback to peers that are not pinned.
     pub insecure_http: bool,
+    /// `--tls-ca` and more: an authority of peers that are not pinned, and what this client shows.
+    pub tls: Option<OwnTls>,
 }
 
 /// Talks to one agent.
@@ -73,6 +75,7 @@ pub struct PeerClient {
     token_file: PathBuf,
     pin: Option<Fingerprint>,
     insecure_http: bool,
+    tls: Option<OwnTls>,
     notes: Mutex<Vec<String>>,
     /// Something that speaks HTTP was met there.
     answered: AtomicBool,
@@ -131,7 +134,9 @@ impl PeerClient {
             url,
             token_file,
             pin,
-            insecure_http: options.insecure_http,
+            // With an authority there is no need for plain HTTP.
+            insecure_http: options.insecure_http && options.tls.is_none(),
+            tls: options.tls,
             notes: Mutex::default(),
             answered: AtomicBool::new(false),
         };
@@ -345,10 +350,27 @@ impl PeerClient {
             }
             Speech::Tls(pin) => pin,
         };
-        let verifier = PinnedVerifier::new(pin);
-        let config = verifier.client_config().map_err(|e| self.fail(Class::Permanent, e.to_string()))?;
-        // The name is not checked, the certificate is; so no name is told on the way.
-        let name = ServerName::IpAddress(peer.ip().into());
+        let unready = |e: &dyn std::fmt::Display| error(Class::Permanent, e.to_string());
+        let (verifier, config) = match &self.tls {
+            Some(tls) => {
+                let verifier = tls.verifier(pin).map_err(|e| unready(&e))?;
+                let config = tls.client_config(&verifier).map_err(|e| unready(&e))?;
+                (verifier, config)
+            }
+            None => {
+                let verifier = PinnedVerifier::new(pin);
+                let config = verifier.client_config().map_err(|e| unready(&e))?;
+                (verifier, config)
+            }
+        };
+        let name = match (pin, &self.tls) {
+            (None, Some(_)) => {
+                let host = self.url.host.split('%').next().unwrap_or_default().to_owned();
+                ServerName::try_from(host).map_err(|e| unready(&e))?
+            }
+            // The name is not checked, the certificate is; so no name is told on the way.
+            _ => ServerName::IpAddress(peer.ip().into()),
+        };
         match timeout(HANDSHAKE, TlsConnector::from(Arc::new(config)).connect(name, stream)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
             Ok(Err(failed)) => Err(self.handshake_error(pin, verifier.seen(), &failed)),
@@ -367,6 +389,16 @@ impl PeerClient {
     ) -> TransferError {
         let who = self.url.authority();
         match (pin, seen) {
+            (None, Some(_)) if let Some(tls) = &self.tls => self.fail(
+                Class::Denied,
+                format!(
+                    "its certificate is none that the authority of {} issued for `{}` ({}): is it out of date, or is somebody \
+                     in between?",
+                    tls.authority.display(),
+                    self.url.host,
+                    words(&failed.to_string())
+                ),
+            ),
             (None, Some(seen)) => self.fail(
                 Class::Denied,
                 format!(
@@ -408,7 +440,13 @@ impl PeerClient {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let broken = |e: hyper::Error| {
-            let what = if e.is_parse() {
+            let what = if let Some(alert) = wants_certificate(&e) {
+                let what = format!(
+                    "it takes no client without a certificate of its authority ({alert}): name yours with --tls-cert, --tls-key \
+                     and --tls-ca"
+                );
+                return self.fail(Class::Denied, what);
+            } else if e.is_parse() {
                 return self.fail(
                     Class::Permanent,
                     "it does not answer in HTTP: is this an agent's HTTP port? (the data port is another)",
@@ -467,6 +505,24 @@ impl PeerClient {
             detail => words(detail),
         };
         self.fail(class, detail)
+    }
+}
+
+/// The alert of a server that was shown no certificate it takes. In TLS 1.3 it comes after the handshake.
+fn wants_certificate(error: &hyper::Error) -> Option<String> {
+    use rustls::AlertDescription as A;
+    let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
+    match io.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::AlertReceived(
+            alert @ (A::CertificateRequired
+            | A::UnknownCA
+            | A::BadCertificate
+            | A::CertificateExpired
+            | A::CertificateUnknown
+            | A::DecryptError
+            | A::AccessDenied),
+        ) => Some(format!("{alert:?}")),
+        _ => None,
     }
 }
 

@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -212,9 +212,12 @@ impl HttpServer {
         }
         connection.tls = true;
         let config = self.tls.read().unwrap_or_else(std::sync::PoisonError::into_inner).config.clone();
-        match timeout(self.limits.handshake, TlsAcceptor::from(config).accept(stream)).await {
+        match timeout(self.limits.handshake, TlsAcceptor::from(config).accept(stream).into_fallible()).await {
             Ok(Ok(stream)) => self.speak(stream, connection, true, stop).await,
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Ok(Err((error, stream))) => {
+                tracing::debug!(%peer, %error, "TLS handshake failed");
+                let _ = timeout(DRAIN, farewell(stream)).await;
+            }
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
     }
@@ -251,6 +254,13 @@ impl HttpServer {
         serving.as_mut().graceful_shutdown();
         let _ = timeout(DRAIN, serving).await;
     }
+}
+
+/// Reads what a client has sent already: closed with that unread, the connection would be reset, and the alert that says why
+/// would be lost with it.
+async fn farewell(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let _ = tokio::io::copy(&mut stream.take(HEADER_BYTES as u64), &mut tokio::io::sink()).await;
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

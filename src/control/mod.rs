@@ -13,6 +13,7 @@ pub mod main_role;
 pub mod messages;
 pub mod metrics;
 pub mod model;
+pub mod pki;
 pub mod problem;
 pub mod root;
 pub mod settings;

@@ -1,6 +1,6 @@
 //! Everything an agent can be told, by default, file and flag.
 
-use super::tls::TlsFiles;
+use super::tls::{ClientCertificates, ClientTrust, OwnTls, TlsFiles};
 use super::url::{DATA_PORT, HTTP_PORT};
 use crate::config::{ConfigError, Picker, Shown};
 use crate::engine::spec::{EngineChoice, Verify};
@@ -127,6 +127,10 @@ pub struct AgentLayer {
     pub tls_cert: Option<PathBuf>,
     /// PEM, 0600.
     pub tls_key: Option<PathBuf>,
+    /// The private authority that other agents' certificates are of, PEM.
+    pub tls_ca: Option<PathBuf>,
+    /// `off`, `optional`, `required`.
+    pub client_certificates: Option<ClientCertificates>,
     /// A directory of tuning profiles.
     pub profiles: Option<PathBuf>,
 }
@@ -166,6 +170,10 @@ pub struct AgentConfig {
     pub max_sessions: usize,
     /// `None`: self-signed, in the state directory.
     pub tls: Option<TlsFiles>,
+    /// See [`AgentLayer::tls_ca`].
+    pub tls_ca: Option<PathBuf>,
+    /// See [`AgentLayer::client_certificates`].
+    pub client_certificates: ClientCertificates,
     /// See [`AgentLayer::profiles`].
     pub profiles: Option<PathBuf>,
     /// Every setting with its origin.
@@ -228,6 +236,14 @@ impl AgentConfig {
         let max_sessions = p.pick("max_sessions", f.max_sessions, l.max_sessions, MAX_SESSIONS, usize::to_string);
         let tls_cert = p.pick("tls_cert", f.tls_cert.map(Some), l.tls_cert.map(Some), None, path);
         let tls_key = p.pick("tls_key", f.tls_key.map(Some), l.tls_key.map(Some), None, path);
+        let tls_ca = p.pick("tls_ca", f.tls_ca.map(Some), l.tls_ca.map(Some), None, path);
+        let client_certificates = p.pick(
+            "client_certificates",
+            f.client_certificates,
+            l.client_certificates,
+            if tls_ca.is_some() { ClientCertificates::Optional } else { ClientCertificates::Off },
+            word,
+        );
         let profiles = p.pick("profiles", f.profiles.map(Some), l.profiles.map(Some), None, path);
 
         let root = root.ok_or_else(|| picker.refuse("root", "name the directory to serve: --root DIR"))?;
@@ -251,6 +267,9 @@ impl AgentConfig {
             (None, None) => None,
             _ => return Err(picker.refuse("tls_cert", "tls_cert and tls_key go together")),
         };
+        if client_certificates != ClientCertificates::Off && tls_ca.is_none() {
+            return Err(picker.refuse("client_certificates", "name the authority that issues them: tls_ca"));
+        }
         let encrypt = encrypt == Switch::On;
         let shown = picker.finish();
         Ok(Self {
@@ -270,9 +289,24 @@ impl AgentConfig {
             transfer_log,
             max_sessions,
             tls,
+            tls_ca,
+            client_certificates,
             profiles,
             shown,
         })
+    }
+}
+
+impl AgentConfig {
+    /// Which clients the HTTP port takes.
+    pub fn clients(&self) -> Option<ClientTrust> {
+        let certificates = self.client_certificates;
+        self.tls_ca.clone().map(|authority| ClientTrust { authority, certificates })
+    }
+
+    /// What this agent shows to others, and whom it trusts beside those it has a fingerprint of.
+    pub fn own_tls(&self) -> Option<OwnTls> {
+        self.tls_ca.clone().map(|authority| OwnTls { files: self.tls.clone(), authority })
     }
 }
 
@@ -306,6 +340,8 @@ mod tests {
             max_sessions = 7
             tls_cert = "/c"
             tls_key = "/k"
+            tls_ca = "/a"
+            client_certificates = "required"
             profiles = "/p"
         "#;
         let config = file(text).unwrap();
@@ -339,6 +375,7 @@ mod tests {
             ("root = \"/\"\nmemory = \"1MiB\"\n", "`memory` (file"),
             ("root = \"/\"\ntls_cert = \"/c\"\n", "go together"),
             ("root = \"/\"\nroles = []\n", "`roles` (file"),
+            ("root = \"/\"\nclient_certificates = \"required\"\n", "name the authority"),
         ] {
             let error = file(text).unwrap_err().to_string();
             assert!(error.contains(want), "{text:?}: {error}");

@@ -85,16 +85,7 @@ impl TestMain {
         };
         runtime.spawn(server.serve(listener, stopping));
         drop(_entered);
-        Self {
-            dir,
-            address,
-            tokens,
-            store,
-            runtime,
-            sessions: Mutex::default(),
-            seq: AtomicU64::new(0),
-            _stop: stop,
-        }
+        Self { dir, address, tokens, store, runtime, sessions: Mutex::default(), seq: AtomicU64::new(0), _stop: stop }
     }
 
     /// Runs `work` on main's own threads.

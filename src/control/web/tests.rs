@@ -55,8 +55,7 @@ struct Browser<'a> {
 fn log_in<'a>(main: &'a TestMain, token: &str) -> Browser<'a> {
     let origin = format!("http://{}", main.address);
     let body = json!({"token": token}).to_string();
-    let answer =
-        ask(main, "POST", "/ui/login", &[("origin", &origin), ("content-type", "application/json")], &body);
+    let answer = ask(main, "POST", "/ui/login", &[("origin", &origin), ("content-type", "application/json")], &body);
     assert_eq!(answer.status, 200, "{}", answer.body);
     let cookie = answer.header("set-cookie").unwrap().split(';').next().unwrap().to_owned();
     let csrf = answer.json()["csrf"].as_str().unwrap().to_owned();
@@ -86,7 +85,8 @@ fn every_route_of_the_page_has_its_headers() {
     let main = TestMain::start();
     let viewer = main.token("v", &[Role::Viewer]);
     let browser = log_in(&main, &viewer);
-    let api = ["/ui/session", "/v1/requests", "/v1/requests/req_none", "/v1/agents", "/v1/catalog/datasets", "/openapi.json"];
+    let api =
+        ["/ui/session", "/v1/requests", "/v1/requests/req_none", "/v1/agents", "/v1/catalog/datasets", "/openapi.json"];
     for path in FILES.iter().map(|f| f.0).chain(api) {
         for (method, cookie) in [("GET", true), ("GET", false), ("HEAD", true)] {
             let answer = match cookie {
@@ -127,9 +127,24 @@ fn the_files_make_no_markup_out_of_text() {
     }
     for (path, kind, text) in FILES.iter().filter(|f| f.1 == JS) {
         for sink in [
-            "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "createContextualFragment",
-            "parseFromString", "srcdoc", "\"style\"", "setHTML", "javascript:", "http:", "https:", "localStorage",
-            "sessionStorage", "document.cookie", "import(",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "Function(",
+            "createContextualFragment",
+            "parseFromString",
+            "srcdoc",
+            "\"style\"",
+            "setHTML",
+            "javascript:",
+            "http:",
+            "https:",
+            "localStorage",
+            "sessionStorage",
+            "document.cookie",
+            "import(",
         ] {
             assert!(!text.contains(sink), "{path} ({kind}) has `{sink}`");
         }
@@ -233,7 +248,13 @@ fn the_cookie_is_out_of_reach_of_scripts_and_other_sites() {
     assert_eq!(browser.get("/v1/requests").status, 200);
     let pair = browser.cookie.as_str();
     let id = pair.split_once('=').unwrap().1;
-    for cookie in [format!("{pair}; {pair}"), format!("other={id}"), format!("longhaul-1={id}"), pair.replace('=', "=0"), "x".into()] {
+    for cookie in [
+        format!("{pair}; {pair}"),
+        format!("other={id}"),
+        format!("longhaul-1={id}"),
+        pair.replace('=', "=0"),
+        "x".into(),
+    ] {
         assert_eq!(ask(&main, "GET", "/v1/requests", &[("cookie", &cookie)], "").status, 401, "{cookie}");
     }
     assert_eq!(ask(&main, "GET", "/v1/requests", &[("cookie", &format!("a=b; {pair}"))], "").status, 200);
@@ -284,7 +305,8 @@ fn another_site_changes_nothing() {
     let answer = browser.send("PUT", "/v1/policies/approval", &[("authorization", &bearer)], &json!([]));
     assert_eq!(answer.status, 200, "{}", answer.body);
     // A cookie gives a request with a bad token nothing.
-    let answer = ask(&main, "GET", "/v1/requests", &[("cookie", &browser.cookie), ("authorization", "Bearer lht_x")], "");
+    let answer =
+        ask(&main, "GET", "/v1/requests", &[("cookie", &browser.cookie), ("authorization", "Bearer lht_x")], "");
     assert_eq!(answer.status, 401);
 }
 
