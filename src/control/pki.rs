@@ -83,7 +83,7 @@ fn validity(params: &mut CertificateParams, days: u32) -> Result<Date, PkiError>
     if days == 0 || days > MAX_DAYS {
         return Err(PkiError::Days);
     }
-    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date();
+    let now = jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date();
     let day = |date: Date| {
         // Months and days of a calendar fit.
         rcgen::date_time_ymd(date.year().into(), date.month().unsigned_abs(), date.day().unsigned_abs())
