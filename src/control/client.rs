@@ -440,13 +440,7 @@ impl PeerClient {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let broken = |e: hyper::Error| {
-            let what = if let Some(alert) = wants_certificate(&e) {
-                let what = format!(
-                    "it takes no client without a certificate of its authority ({alert}): name yours with --tls-cert, --tls-key \
-                     and --tls-ca"
-                );
-                return self.fail(Class::Denied, what);
-            } else if e.is_parse() {
+            let what = if e.is_parse() {
                 return self.fail(
                     Class::Permanent,
                     "it does not answer in HTTP: is this an agent's HTTP port? (the data port is another)",
@@ -474,16 +468,23 @@ impl PeerClient {
         };
         // The connection is driven here, so that nothing is left behind when this future is dropped.
         tokio::pin!(connection, talk);
-        let mut ended = false;
+        let (mut ended, mut refused) = (false, None);
         loop {
             tokio::select! {
                 biased;
-                answer = &mut talk => return answer,
+                answer = &mut talk => return answer.map_err(|error| refused.unwrap_or(error)),
                 end = &mut connection, if !ended => match end {
                     Ok(()) => ended = true,
                     Err(e) => {
                         // What has arrived may still be a whole answer.
                         ended = true;
+                        refused = wants_certificate(&e).map(|alert| {
+                            let what = format!(
+                                "it takes no client without a certificate of its authority ({alert}): name yours with \
+                                 --tls-cert, --tls-key and --tls-ca"
+                            );
+                            self.fail(Class::Denied, what)
+                        });
                         tracing::debug!(error = %e, "connection to a peer ended");
                     }
                 },
