@@ -379,7 +379,12 @@ fn assigned(
         item::read,
     )?;
     let mut requests = item::Requests::default();
-    items.iter().map(|item| assignment(cx, agents, &*requests.get(cx, item.request)?, item)).collect()
+    let mut given = items
+        .iter()
+        .map(|item| assignment(cx, agents, &*requests.get(cx, item.request)?, item))
+        .collect::<R<Vec<_>>>()?;
+    given.sort_by_key(|assignment| std::cmp::Reverse(assignment.priority));
+    Ok(given)
 }
 
 type Place = (Option<Lfn>, Option<BlockName>, Option<DatasetName>);

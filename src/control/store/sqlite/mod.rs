@@ -77,8 +77,12 @@ impl SqliteStore {
         };
         let io = |error: std::io::Error| named(StoreError::Unavailable(error.to_string()));
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
-        // SQLite gives its log the mode that the file has.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(io)?;
+        // SQLite gives its log the mode that the file has. One that is there is not opened: closing it again would let go
+        // of the locks that another store of this process has on it.
+        match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(io(error)),
+            _ => {}
+        }
         let writer = Self::prepare(&path).map_err(named)?;
         let readers = (0..Threads::READERS).map(|_| reader(&path)).collect::<R<_>>().map_err(named)?;
         let threads = Threads::start(writer, readers, &clock, leases).map_err(named)?;
