@@ -13,6 +13,7 @@ pub mod policy;
 pub mod requests;
 pub mod resolve;
 pub mod routes;
+pub mod start;
 pub mod sweep;
 mod web;
 
@@ -29,6 +30,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 pub use routes::router;
+pub use start::Main;
 
 /// Event streams at once: a quarter of the port's connections, so that watchers do not shut workers out.
 const STREAMS: usize = 256;

@@ -166,7 +166,7 @@ impl<'a> Gather<'a> {
                 if !below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
                     return Err(Halt::Never(format!("the source lists {}, which is not below {prefix}", file.lfn)));
                 }
-                self.named(file.lfn, Some(file.bytes)).await?;
+                self.named(file.lfn, file.bytes).await?;
             }
             if next.is_none() {
                 return Ok(());

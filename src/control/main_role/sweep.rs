@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Between sweeps.
+/// Between sweeps, where leases are not short.
 const EVERY: Duration = Duration::from_secs(5);
 /// Sessions that were last heard so long ago are forgotten here; the store has ended them.
 const FORGET: Duration = Duration::from_secs(24 * 3600);
@@ -32,20 +32,21 @@ pub async fn once(app: &App) {
             tracing::info!(sessions = swept.sessions, items = swept.items, requests = swept.requests, "swept");
         }
         Ok(_) => {}
-        Err(error) => tracing::error!(%error, "the sweep failed; the next one is in 5 s"),
+        Err(error) => tracing::error!(%error, "the sweep failed; it is tried again"),
     }
 }
 
 /// Sweeps until `stop`. A sweep that comes late (this process was stopped) gives everybody a whole lease again.
 pub async fn run(app: Arc<App>, mut stop: watch::Receiver<bool>) {
+    let every = EVERY.min(app.lease / 2);
     let mut last = Instant::now();
     loop {
         tokio::select! {
             _ = stop.wait_for(|&stop| stop) => return,
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(every) => {}
         }
         let now = Instant::now();
-        if now.saturating_duration_since(last) > EVERY + app.lease / 2 {
+        if now.saturating_duration_since(last) > every + app.lease / 2 {
             let mut heard = app.heard.lock().unwrap_or_else(PoisonError::into_inner);
             heard.values_mut().for_each(|at| *at = now);
         }
