@@ -51,10 +51,10 @@ pub struct App {
     pub metrics: Arc<MainMetrics>,
     /// As the store gives them out.
     pub lease: Duration,
-    started: Instant,
-    heard: Mutex<BTreeMap<SessionKey, Instant>>,
+    heard: Mutex<Heard>,
     resolving: Mutex<BTreeSet<RequestId>>,
     wake_resolver: Notify,
+    wake_sweeper: Notify,
     streams: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
 }
@@ -80,10 +80,10 @@ impl App {
             peers,
             metrics,
             lease,
-            started: Instant::now(),
-            heard: Mutex::default(),
+            heard: Mutex::new(Heard { others: Instant::now(), sessions: BTreeMap::new() }),
             resolving: Mutex::default(),
             wake_resolver: Notify::new(),
+            wake_sweeper: Notify::new(),
             streams: Arc::new(Semaphore::new(STREAMS)),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
         })
@@ -96,8 +96,15 @@ impl App {
     }
 
     fn heard(&self, session: SessionKey) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(session, Instant::now());
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).sessions.insert(session, Instant::now());
     }
+}
+
+/// When this process last heard of whom, by its monotonic clock.
+struct Heard {
+    /// Those that it never heard: from its own start, or from when it came back after it was stopped.
+    others: Instant,
+    sessions: BTreeMap<SessionKey, Instant>,
 }
 
 /// See [`App::take`].

@@ -93,7 +93,7 @@ impl Store for OneOfEach {
     unavailable! {
         create_request(_a: Actor, _s: RequestSpec, _k: Option<Idempotency>) -> Created;
         add_items(_i: RequestId, _n: Vec<NewItem>) -> ();
-        restart_resolving(_i: RequestId) -> ();
+        restart_resolving(_i: RequestId) -> bool;
         resolved(_i: RequestId, _r: Resolution) -> RequestView;
         decide(_i: RequestId, _a: Actor, _v: u64, _d: Decision) -> RequestView;
         patch_request(_i: RequestId, _v: u64, _p: RequestPatch) -> RequestView;
@@ -376,8 +376,9 @@ async fn a_session_that_was_heard_is_spared() {
     let lease = Duration::from_secs(30);
     let app = App::new(port.store.clone(), port.tokens.clone(), peers, Arc::default(), lease);
     let (heard, silent) = (SessionKey::new(), SessionKey::new());
-    let later = app.started + lease;
-    app.heard.lock().unwrap().insert(heard, app.started + Duration::from_secs(1));
+    let started = app.heard.lock().unwrap().others;
+    let later = started + lease;
+    app.heard.lock().unwrap().sessions.insert(heard, started + Duration::from_secs(1));
     assert_eq!(sweep::unheard(&app, vec![heard, silent], later - Duration::from_millis(1)), vec![]);
     assert_eq!(sweep::unheard(&app, vec![heard, silent], later), vec![silent]);
     assert_eq!(sweep::unheard(&app, vec![heard], later + Duration::from_secs(1)), vec![heard]);
