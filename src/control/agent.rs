@@ -1,15 +1,20 @@
 //! The daemon: engine, HTTP port, tokens and keys, put together, reloaded and stopped.
 
 use super::api::{self, App};
+use super::client::ClientOptions;
 use super::http::{self, HttpLimits, HttpServer};
+use super::main_role::Main;
+use super::main_role::peers::HttpPeers;
 use super::metrics::Metrics;
 use super::root::{RootError, ServedRoot};
-use super::settings::AgentConfig;
+use super::settings::{AgentConfig, Role};
 use super::state::{StateDir, StateError};
+use super::store::StoreError;
 use super::third_party::Jobs;
 use super::tls::{self, ClientTrust, ServerTls, TlsError, TlsFiles};
 use super::tokens::{TokenError, TokenStore};
 use super::transfer_log::TransferLog;
+use super::web;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::{Engine, EngineConfig, TransferStatus};
 use crate::ids::AgentId;
@@ -29,6 +34,8 @@ pub const SHUTDOWN: Duration = Duration::from_secs(8);
 const SHUTDOWN_SLACK: Duration = Duration::from_millis(700);
 /// How long an unreachable peer is asked for new tickets.
 const RETRY_FOR: Duration = Duration::from_secs(60);
+/// Tokens for other agents, in the state directory.
+const PEERS: &str = "peers";
 /// Profiles of one directory.
 const MAX_PROFILES: usize = 1000;
 
@@ -82,6 +89,9 @@ pub enum AgentError {
         /// Why.
         reason: String,
     },
+    /// Main's store.
+    #[error("main cannot start: {0}")]
+    Main(#[from] StoreError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] TransferError),
@@ -118,7 +128,7 @@ impl AgentError {
 pub struct Ready {
     /// Where HTTP listens.
     pub http: SocketAddr,
-    /// Where data streams arrive.
+    /// Where data streams arrive; port 0: nowhere, this agent is main alone.
     pub data: SocketAddr,
     /// Of the TLS certificate, for `--peer-fingerprint`.
     pub fingerprint: String,
@@ -139,6 +149,7 @@ pub struct Agent {
     clients: Option<ClientTrust>,
     tls: Arc<RwLock<ServerTls>>,
     app: Arc<App>,
+    main: Option<Main>,
     log: Arc<TransferLog>,
     profiles: Option<PathBuf>,
     stop: watch::Sender<bool>,
@@ -159,7 +170,7 @@ pub fn engine_config(config: &AgentConfig, agent: AgentId, advertise: Vec<Socket
         // Checked when the settings were resolved.
         arena_bytes: usize::try_from(config.memory).unwrap_or(usize::MAX),
         engine: config.engine,
-        data_listen: Some(config.data),
+        data_listen: config.root.is_some().then_some(config.data),
         advertise,
         agent,
         block: crate::limits::DEFAULT_BLOCK,
@@ -171,12 +182,13 @@ impl Agent {
     /// Checks root and state, starts the engine, binds HTTP. Blocking calls are few and short; it returns when the
     /// agent answers.
     pub async fn start(config: &AgentConfig) -> Result<Self, AgentError> {
-        let root = Arc::new(ServedRoot::open(&config.root)?);
+        let given = config.root.as_deref().map(ServedRoot::open).transpose()?;
         let state = StateDir::open(&config.state)?;
+        let root = Arc::new(given.map_or_else(|| ServedRoot::nothing(&state), Ok)?);
         keys_outside(&root, &state, config.tls.as_ref())?;
         let lock = state.lock_for_agent()?;
         let agent = state.agent_id()?;
-        let tokens = TokenStore::new(&state);
+        let tokens = Arc::new(TokenStore::new(&state));
         let token_file = tokens.ensure_admin(&state)?;
         let tls_files = match &config.tls {
             Some(files) => files.clone(),
@@ -192,7 +204,7 @@ impl Agent {
         let listener = http::bind(config.http).map_err(bind_error)?;
         let http = listener.local_addr().map_err(bind_error)?;
         let engine = Engine::start(engine_config(config, agent, advertise.clone()))?;
-        let data = engine.data_address().unwrap_or(config.data);
+        let data = engine.data_address().unwrap_or(SocketAddr::new(config.data.ip(), 0));
         let metrics = Arc::new(Metrics::default());
         tokio::spawn(follow(engine.handle().ended(), log.clone(), metrics.clone()));
 
@@ -219,14 +231,26 @@ impl Agent {
             token_file,
             pid: std::process::id(),
         };
-        let tls = Arc::new(RwLock::new(server_tls));
         let (stop, stopping) = watch::channel(false);
-        let server = HttpServer {
-            router: api::router(app.clone()),
-            tls: tls.clone(),
-            insecure_http: config.insecure_http,
-            limits: HttpLimits::default(),
+        let mut router = api::router(app.clone());
+        let main = match config.roles.contains(&Role::Main) {
+            false => None,
+            true => {
+                let own = Some(server_tls.fingerprint);
+                let token_file = Some(ready.token_file.clone());
+                let insecure_http = config.insecure_http;
+                let tls = config.own_tls();
+                let options = ClientOptions { token_file, insecure_http, tls, ..ClientOptions::default() };
+                let peers = HttpPeers { options, own, tokens: state.file(PEERS) };
+                let main = Main::start(&state, config.leases, app.tokens.clone(), peers, stopping.clone())?;
+                app.metrics.attach(main.app().metrics.clone());
+                router = router.merge(web::with_page(main.router(), app.tokens.clone()));
+                Some(main)
+            }
         };
+        let tls = Arc::new(RwLock::new(server_tls));
+        let server =
+            HttpServer { router, tls: tls.clone(), insecure_http: config.insecure_http, limits: HttpLimits::default() };
         let serving = tokio::spawn(server.serve(listener, stopping));
         warn_of(config);
         Ok(Self {
@@ -236,6 +260,7 @@ impl Agent {
             clients,
             tls,
             app,
+            main,
             log,
             stop,
             serving,
@@ -289,6 +314,9 @@ impl Agent {
             let _ = std::mem::ManuallyDrop::new(self.engine);
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.serving).await;
+        if let Some(main) = self.main {
+            main.end().await;
+        }
     }
 }
 

@@ -440,7 +440,13 @@ impl PeerClient {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let broken = |e: hyper::Error| {
-            let what = if e.is_parse() {
+            let what = if let Some(alert) = wants_certificate(&e) {
+                let what = format!(
+                    "it takes no client without a certificate of its authority ({alert}): name yours with --tls-cert, --tls-key \
+                     and --tls-ca"
+                );
+                return self.fail(Class::Denied, what);
+            } else if e.is_parse() {
                 return self.fail(
                     Class::Permanent,
                     "it does not answer in HTTP: is this an agent's HTTP port? (the data port is another)",
@@ -468,23 +474,16 @@ impl PeerClient {
         };
         // The connection is driven here, so that nothing is left behind when this future is dropped.
         tokio::pin!(connection, talk);
-        let (mut ended, mut refused) = (false, None);
+        let mut ended = false;
         loop {
             tokio::select! {
                 biased;
-                answer = &mut talk => return answer.map_err(|error| refused.unwrap_or(error)),
+                answer = &mut talk => return answer,
                 end = &mut connection, if !ended => match end {
                     Ok(()) => ended = true,
                     Err(e) => {
                         // What has arrived may still be a whole answer.
                         ended = true;
-                        refused = wants_certificate(&e).map(|alert| {
-                            let what = format!(
-                                "it takes no client without a certificate of its authority ({alert}): name yours with \
-                                 --tls-cert, --tls-key and --tls-ca"
-                            );
-                            self.fail(Class::Denied, what)
-                        });
                         tracing::debug!(error = %e, "connection to a peer ended");
                     }
                 },
@@ -509,22 +508,28 @@ impl PeerClient {
     }
 }
 
-/// The alert of a server that was shown no certificate it takes. In TLS 1.3 it comes after the handshake.
+/// The alert of a server that was shown no certificate it takes, somewhere below `error`. In TLS 1.3 it comes after the
+/// handshake.
 fn wants_certificate(error: &hyper::Error) -> Option<String> {
     use rustls::AlertDescription as A;
-    let io = std::error::Error::source(error)?.downcast_ref::<std::io::Error>()?;
-    match io.get_ref()?.downcast_ref::<rustls::Error>()? {
-        rustls::Error::AlertReceived(
-            alert @ (A::CertificateRequired
-            | A::UnknownCA
-            | A::BadCertificate
-            | A::CertificateExpired
-            | A::CertificateUnknown
-            | A::DecryptError
-            | A::AccessDenied),
-        ) => Some(format!("{alert:?}")),
-        _ => None,
+    let mut below: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = below {
+        let io = error.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+        match io.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::AlertReceived(
+                alert @ (A::CertificateRequired
+                | A::UnknownCA
+                | A::BadCertificate
+                | A::CertificateExpired
+                | A::CertificateUnknown
+                | A::DecryptError
+                | A::AccessDenied),
+            )) => return Some(format!("{alert:?}")),
+            Some(_) => return None,
+            None => below = error.source(),
+        }
     }
+    None
 }
 
 /// Whether the peer closed the connection, in one of the ways in which that comes to light.

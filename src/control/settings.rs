@@ -1,5 +1,6 @@
 //! Everything an agent can be told, by default, file and flag.
 
+use super::store::Leases;
 use super::tls::{ClientCertificates, ClientTrust, OwnTls, TlsFiles};
 use super::url::{DATA_PORT, HTTP_PORT};
 use crate::config::{ConfigError, Picker, Shown};
@@ -10,12 +11,17 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// Worker threads: more than any machine has use for.
 const MAX_WORKERS: usize = 256;
 /// The least memory in which one stream each way can work with the largest blocks.
 const MIN_MEMORY: u64 = 8 << 20;
+/// Of a lease: shorter ones end by a busy moment of either host, longer ones hide that an agent is gone.
+const LEASE_SECS: RangeInclusive<u64> = 2..=3600;
+/// The longest that work waits for an agent that is gone.
+const MAX_REATTACH_SECS: u64 = 7 * 24 * 3600;
 /// Addresses to tell, as many as a client will try.
 const MAX_ADVERTISED: usize = 8;
 
@@ -27,6 +33,8 @@ pub enum Role {
     Source,
     /// Takes files.
     Destination,
+    /// Keeps requests, agents and the catalog.
+    Main,
 }
 
 impl fmt::Display for Role {
@@ -34,6 +42,7 @@ impl fmt::Display for Role {
         f.write_str(match self {
             Role::Source => "source",
             Role::Destination => "destination",
+            Role::Main => "main",
         })
     }
 }
@@ -92,7 +101,7 @@ fn size<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentLayer {
-    /// The directory that is served and never left.
+    /// The directory that is served and never left; not needed by main alone.
     pub root: Option<PathBuf>,
     /// Keys, tokens, identity.
     pub state: Option<PathBuf>,
@@ -100,7 +109,7 @@ pub struct AgentLayer {
     pub http: Option<SocketAddr>,
     /// Where data streams arrive; port 0 picks one.
     pub data: Option<SocketAddr>,
-    /// `source`, `destination`.
+    /// `source`, `destination`, `main`.
     pub roles: Option<Vec<Role>>,
     /// `HOST:PORT` told to clients instead of the data address.
     pub advertise_data: Option<Vec<String>>,
@@ -123,6 +132,10 @@ pub struct AgentLayer {
     pub transfer_log: Option<PathBuf>,
     /// Transfers at once.
     pub max_sessions: Option<usize>,
+    /// Seconds that main knows an agent alive without hearing of it.
+    pub lease_secs: Option<u64>,
+    /// Seconds after that in which an agent gets its work back.
+    pub reattach_secs: Option<u64>,
     /// PEM.
     pub tls_cert: Option<PathBuf>,
     /// PEM, 0600.
@@ -138,8 +151,8 @@ pub struct AgentLayer {
 /// An agent's settings, checked, and where each came from.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
-    /// See [`AgentLayer::root`].
-    pub root: PathBuf,
+    /// See [`AgentLayer::root`]; `None`: nothing is served.
+    pub root: Option<PathBuf>,
     /// See [`AgentLayer::state`].
     pub state: PathBuf,
     /// See [`AgentLayer::http`].
@@ -168,6 +181,8 @@ pub struct AgentConfig {
     pub transfer_log: Option<PathBuf>,
     /// 1 to 256.
     pub max_sessions: usize,
+    /// Main's.
+    pub leases: Leases,
     /// `None`: self-signed, in the state directory.
     pub tls: Option<TlsFiles>,
     /// See [`AgentLayer::tls_ca`].
@@ -234,6 +249,9 @@ impl AgentConfig {
         let log = p.pick("log", log_text(f.log), log_text(l.log), default_log(), LogTarget::to_string);
         let transfer_log = p.pick("transfer_log", f.transfer_log.map(Some), l.transfer_log.map(Some), None, path);
         let max_sessions = p.pick("max_sessions", f.max_sessions, l.max_sessions, MAX_SESSIONS, usize::to_string);
+        let Leases { lease_secs, reattach_secs } = Leases::default();
+        let lease_secs = p.pick("lease_secs", f.lease_secs, l.lease_secs, lease_secs, u64::to_string);
+        let reattach_secs = p.pick("reattach_secs", f.reattach_secs, l.reattach_secs, reattach_secs, u64::to_string);
         let tls_cert = p.pick("tls_cert", f.tls_cert.map(Some), l.tls_cert.map(Some), None, path);
         let tls_key = p.pick("tls_key", f.tls_key.map(Some), l.tls_key.map(Some), None, path);
         let tls_ca = p.pick("tls_ca", f.tls_ca.map(Some), l.tls_ca.map(Some), None, path);
@@ -246,9 +264,17 @@ impl AgentConfig {
         );
         let profiles = p.pick("profiles", f.profiles.map(Some), l.profiles.map(Some), None, path);
 
-        let root = root.ok_or_else(|| picker.refuse("root", "name the directory to serve: --root DIR"))?;
+        if root.is_none() && roles.iter().any(|role| *role != Role::Main) {
+            return Err(picker.refuse("root", "name the directory to serve: --root DIR"));
+        }
         if roles.is_empty() {
-            return Err(picker.refuse("roles", "name at least one: source, destination"));
+            return Err(picker.refuse("roles", "name at least one: source, destination, main"));
+        }
+        if !LEASE_SECS.contains(&lease_secs) {
+            return Err(picker.refuse("lease_secs", "2 to 3600"));
+        }
+        if reattach_secs > MAX_REATTACH_SECS {
+            return Err(picker.refuse("reattach_secs", "at most 604800: a week"));
         }
         if workers.is_some_and(|n| n == 0 || n > MAX_WORKERS) {
             return Err(picker.refuse("workers", format!("1 to {MAX_WORKERS}")));
@@ -288,6 +314,7 @@ impl AgentConfig {
             log,
             transfer_log,
             max_sessions,
+            leases: Leases { lease_secs, reattach_secs },
             tls,
             tls_ca,
             client_certificates,
@@ -338,6 +365,8 @@ mod tests {
             log = "/var/log/l"
             transfer_log = "/var/log/t"
             max_sessions = 7
+            lease_secs = 20
+            reattach_secs = 60
             tls_cert = "/c"
             tls_key = "/k"
             tls_ca = "/a"
@@ -356,6 +385,8 @@ mod tests {
     fn defaults_are_strict_and_flags_win() {
         let flags = AgentLayer { root: Some("/srv".into()), workers: Some(2), ..AgentLayer::default() };
         let config = AgentConfig::resolve(None, flags).unwrap();
+        let alone = AgentLayer { roles: Some(vec![Role::Main]), ..AgentLayer::default() };
+        assert_eq!(AgentConfig::resolve(None, alone).unwrap().root, None, "main alone serves nothing");
         assert!(config.encrypt && !config.insecure_http && config.verify == Verify::Disk);
         assert_eq!((config.http.to_string(), config.data.to_string()), ("[::]:8470".into(), "[::]:8471".into()));
         let origin = |name| config.shown.iter().find(|s| s.name == name).unwrap().origin.to_string();
@@ -376,6 +407,9 @@ mod tests {
             ("root = \"/\"\ntls_cert = \"/c\"\n", "go together"),
             ("root = \"/\"\nroles = []\n", "`roles` (file"),
             ("root = \"/\"\nclient_certificates = \"required\"\n", "name the authority"),
+            ("roles = [\"main\", \"source\"]\n", "`root` (default): name the directory"),
+            ("root = \"/\"\nlease_secs = 1\n", "`lease_secs` (file /etc/longhaul.toml): 2 to 3600"),
+            ("root = \"/\"\nreattach_secs = 604801\n", "`reattach_secs` (file"),
         ] {
             let error = file(text).unwrap_err().to_string();
             assert!(error.contains(want), "{text:?}: {error}");

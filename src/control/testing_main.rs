@@ -66,7 +66,7 @@ impl TestMain {
         let app = App::new(
             store.clone(),
             tokens.clone(),
-            Arc::new(HttpPeers { options }),
+            Arc::new(HttpPeers { options, own: None, tokens: dir.path().into() }),
             Arc::new(MainMetrics::default()),
             Duration::from_secs(30),
         );

@@ -58,7 +58,6 @@ const WAIT: Duration = Duration::from_secs(1);
 /// See the module.
 pub struct SqliteStore {
     threads: Threads,
-    clock: Clock,
 }
 
 impl SqliteStore {
@@ -77,12 +76,16 @@ impl SqliteStore {
         };
         let io = |error: std::io::Error| named(StoreError::Unavailable(error.to_string()));
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
-        // SQLite gives its log the mode that the file has.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(io)?;
+        // SQLite gives its log the mode that the file has. One that is there is not opened: closing it again would let go
+        // of the locks that another store of this process has on it.
+        match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(io(error)),
+            _ => {}
+        }
         let writer = Self::prepare(&path).map_err(named)?;
         let readers = (0..Threads::READERS).map(|_| reader(&path)).collect::<R<_>>().map_err(named)?;
         let threads = Threads::start(writer, readers, &clock, leases).map_err(named)?;
-        Ok(Arc::new(Self { threads, clock }))
+        Ok(Arc::new(Self { threads }))
     }
 
     fn prepare(path: &Path) -> R<Connection> {
@@ -155,7 +158,8 @@ fn ask<T: Send + 'static>(
 
 impl Store for SqliteStore {
     fn now(&self) -> Stored<'_, Time> {
-        Box::pin(async { Ok(self.clock.now()) })
+        // A look at the file, so that whoever asks learns whether there is one.
+        self.read(|cx| event::last(cx).map(|_| cx.now))
     }
 
     fn create_request(&self, actor: Actor, spec: RequestSpec, key: Option<Idempotency>) -> Stored<'_, Created> {
@@ -170,7 +174,7 @@ impl Store for SqliteStore {
         self.write(move |cx| item::add(cx, request, &items))
     }
 
-    fn restart_resolving(&self, request: RequestId) -> Stored<'_, ()> {
+    fn restart_resolving(&self, request: RequestId) -> Stored<'_, bool> {
         self.write(move |cx| request::restart_resolving(cx, request))
     }
 
@@ -281,6 +285,7 @@ impl Store for SqliteStore {
             agent::end_leases(cx, &unheard, &mut swept)?;
             swept.requests = request::expire(cx)?;
             report::end_holds(cx, &mut swept)?;
+            request::drain(cx, &mut swept)?;
             event::drop_old(cx, &mut swept)?;
             Ok(swept)
         })
