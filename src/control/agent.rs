@@ -1,15 +1,20 @@
 //! The daemon: engine, HTTP port, tokens and keys, put together, reloaded and stopped.
 
 use super::api::{self, App};
+use super::database::DatabaseError;
+use super::destination::catalog::Catalog;
+use super::destination::{Destination, DestinationError, Parts, Reach, local};
 use super::http::{self, HttpLimits, HttpServer};
 use super::metrics::Metrics;
 use super::root::{RootError, ServedRoot};
-use super::settings::AgentConfig;
+use super::settings::{AgentConfig, Role, StageRule};
+use super::source::{self, Rule, Source, Stages};
 use super::state::{StateDir, StateError};
 use super::third_party::Jobs;
 use super::tls::{self, ServerTls, TlsError, TlsFiles};
 use super::tokens::{TokenError, TokenStore};
 use super::transfer_log::TransferLog;
+use super::url::{PeerUrl, UrlError};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::{Engine, EngineConfig, TransferStatus};
 use crate::ids::AgentId;
@@ -82,6 +87,15 @@ pub enum AgentError {
         /// Why.
         reason: String,
     },
+    /// An own database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The address of main.
+    #[error(transparent)]
+    MainUrl(#[from] UrlError),
+    /// The queue, or the token for main.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] TransferError),
@@ -208,6 +222,7 @@ impl Agent {
             started: Instant::now(),
             metrics,
             jobs: Jobs::default(),
+            stage_rule: Rule(config.service.stage_rule),
         });
         let ready = Ready {
             http,
@@ -219,8 +234,9 @@ impl Agent {
         };
         let tls = Arc::new(RwLock::new(server_tls));
         let (stop, stopping) = watch::channel(false);
+        let router = service(config, &state, &app, &ready, &stopping)?;
         let server = HttpServer {
-            router: api::router(app.clone()),
+            router: api::router(app.clone()).merge(router),
             tls: tls.clone(),
             insecure_http: config.insecure_http,
             limits: HttpLimits::default(),
@@ -286,6 +302,67 @@ impl Agent {
             let _ = std::mem::ManuallyDrop::new(self.engine);
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.serving).await;
+    }
+}
+
+/// The agent's part in the service: its routes, and its loops where it has a main.
+fn service(
+    config: &AgentConfig,
+    state: &StateDir,
+    app: &Arc<App>,
+    ready: &Ready,
+    stop: &watch::Receiver<bool>,
+) -> Result<axum::Router, AgentError> {
+    let settings = &config.service;
+    // Without a name it is in no service, and keeps no account.
+    let catalog = match settings.name {
+        Some(_) => Some(Arc::new(Catalog::open(&state.file("catalog.db"))?)),
+        None => None,
+    };
+    let stages = match settings.stage_rule {
+        StageRule::Online => None,
+        StageRule::Sidecar => {
+            let command = settings.stage_command.clone();
+            let stages = Stages::open(&state.file("stages.db"), app.root.clone(), app.stage_rule, command)?;
+            let stages = Arc::new(stages);
+            let (running, mut stop) = (stages.clone(), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! { () = running.run() => {} _ = stop.wait_for(|&stop| stop) => {} }
+            });
+            Some(stages)
+        }
+    };
+    let mut router = source::router(Arc::new(Source::new(app.clone(), app.stage_rule, stages, catalog.clone())));
+    let (Some(name), Some(catalog)) = (settings.name.clone(), catalog) else { return Ok(router) };
+    router = router.merge(local::router(Arc::new(local::Local { app: app.clone(), catalog: catalog.clone() })));
+    let local = format!("lh://{}", dialable(ready.http));
+    let main = match &settings.main {
+        Some(main) => main.clone(),
+        None if config.roles.contains(&Role::Main) => PeerUrl::parse(local.as_bytes())?,
+        None => return Ok(router),
+    };
+    let reach = Reach {
+        main,
+        main_fingerprint: settings.main_fingerprint,
+        main_token_file: settings.main_token_file.clone().unwrap_or_else(|| ready.token_file.clone()),
+        peer_tokens: settings.peer_tokens.clone(),
+        insecure_http: config.insecure_http,
+    };
+    let url = settings.advertise_http.as_ref().map_or(local, |url| format!("lh://{}", url.authority()));
+    let fingerprint = format!("sha256:{}", ready.fingerprint);
+    let queue = state.file("queue.db");
+    let parts = Parts { app: app.clone(), reach, url, fingerprint, queue, catalog };
+    if config.roles.iter().any(|role| *role != Role::Main) {
+        Destination::new(name, settings.clone(), parts)?.spawn(stop.clone());
+    }
+    Ok(router)
+}
+
+/// An address that others on this host can dial: an unspecified one is told as loopback, until `advertise_http` says more.
+fn dialable(http: SocketAddr) -> SocketAddr {
+    match http {
+        any if any.ip().is_unspecified() => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), any.port()),
+        other => other,
     }
 }
 

@@ -12,7 +12,7 @@ use super::tls::{self, Fingerprint};
 use super::tokens::{NewToken, TokenStore, parse_prefix};
 use crate::engine::error::TransferError;
 use crate::engine::handle::{TicketSource, TransferStatus, TransferWatch};
-use crate::engine::spec::{DestinationSpec, Grant, Report, Secret, Snapshot, Ticket, Verdict, Verify};
+use crate::engine::spec::{DestinationSpec, Grant, Report, Secret, Snapshot, SourceSpec, Ticket, TransferOptions, Verdict, Verify};
 use crate::ids::{AgentId, TicketId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -90,6 +90,16 @@ impl TransferEngine for FakeEngine {
         })
     }
 
+    fn push(
+        &self,
+        _: String,
+        _: SourceSpec,
+        _: Arc<dyn TicketSource>,
+        _: TransferOptions,
+    ) -> Boxed<'_, Result<TransferWatch, TransferError>> {
+        Box::pin(async { Err(TransferError::new(crate::engine::error::Class::Permanent, "no pushes here")) })
+    }
+
     fn transfers(&self) -> Boxed<'_, Vec<TransferStatus>> {
         Box::pin(async { self.transfers.lock().unwrap().clone() })
     }
@@ -149,6 +159,7 @@ impl TestPort {
             started: Instant::now(),
             metrics: Arc::new(Metrics::default()),
             jobs: Jobs::default(),
+            stage_rule: super::source::Rule(super::settings::StageRule::Online),
         };
         change(&mut app);
         let listener = http::bind("127.0.0.1:0".parse().unwrap()).unwrap();
