@@ -24,6 +24,8 @@ failed=0
 for lane in "${lanes[@]}"; do
     case $lane in
     planted) command="scripts/planted-bugs.sh" ;;
+    # One at a time: each of them needs 16 to 40 GiB of memory or disk.
+    faults) command="cargo test --release --features testing --test faults -- --nocapture --test-threads=1" ;;
     *) command="cargo test --release --features testing --test $lane -- --nocapture --test-threads=2" ;;
     esac
     began=$SECONDS

@@ -280,6 +280,21 @@ impl PeerClient {
         })
     }
 
+    /// Whether its HTTP port answers. Asked without the token: who answers need not be trusted with one.
+    pub async fn healthy(&self) -> Result<(), TransferError> {
+        let mut request = self.request(Method::GET, "/healthz", None::<&()>)?;
+        request.headers_mut().remove(header::AUTHORIZATION);
+        let _: (serde_json::Value, _) = self.send(request).await?;
+        Ok(())
+    }
+
+    /// Files below `prefix` of a source, a page at a time.
+    pub async fn list<T: DeserializeOwned>(&self, prefix: &str, cursor: Option<&str>) -> Result<T, TransferError> {
+        let cursor = cursor.map(|c| format!("&cursor={}", encode(c.as_bytes()))).unwrap_or_default();
+        let path = format!("/v1/list?prefix={}{cursor}", encode(prefix.as_bytes()));
+        Ok(self.call(Method::GET, &path, None::<&()>).await?.0)
+    }
+
     fn fail(&self, class: Class, what: impl Into<String>) -> TransferError {
         error(class, what).at(self.url.authority())
     }
@@ -298,6 +313,10 @@ impl PeerClient {
     ) -> Result<(T, SocketAddr), TransferError> {
         // Built before dialling: an unreadable token is no reason to knock.
         let request = self.request(method, path, body)?;
+        self.send(request).await
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<(T, SocketAddr), TransferError> {
         let stream = self.dial().await?;
         let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
         let stream = self.secure(stream, peer).await?;

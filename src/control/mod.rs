@@ -1,6 +1,7 @@
 //! The control side of an agent: HTTP API and its client, tokens, TLS, settings and the daemon itself. Work per
 //! request, never per chunk; what moves bytes is behind `engine::handle`.
 
+pub mod access;
 pub mod agent;
 pub mod api;
 pub mod bridge;
@@ -10,6 +11,7 @@ pub mod database;
 pub mod destination;
 pub mod http;
 pub mod known_peers;
+pub mod main_role;
 pub mod messages;
 pub mod metrics;
 pub mod model;

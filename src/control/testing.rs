@@ -12,7 +12,9 @@ use super::tls::{self, Fingerprint};
 use super::tokens::{NewToken, TokenStore, parse_prefix};
 use crate::engine::error::TransferError;
 use crate::engine::handle::{TicketSource, TransferStatus, TransferWatch};
-use crate::engine::spec::{DestinationSpec, Grant, Report, Secret, Snapshot, SourceSpec, Ticket, TransferOptions, Verdict, Verify};
+use crate::engine::spec::{
+    DestinationSpec, Grant, Report, Secret, Snapshot, SourceSpec, Ticket, TransferOptions, Verdict, Verify,
+};
 use crate::ids::{AgentId, TicketId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -176,7 +178,7 @@ impl TestPort {
     /// A token beneath `prefix`; its file.
     pub fn token(&self, name: &str, prefix: &str, read: bool, write: bool) -> PathBuf {
         let prefixes = vec![parse_prefix(prefix).unwrap()];
-        let new = NewToken { name: name.to_owned(), prefixes, read, write, lifetime: None };
+        let new = NewToken { name: name.to_owned(), prefixes, read, write, ..NewToken::default() };
         let path = self.dir.path().join(name);
         super::state::write_secret(&path, self.tokens.add(&new).unwrap().expose().as_bytes()).unwrap();
         path

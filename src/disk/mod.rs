@@ -40,6 +40,7 @@ pub use part::{PartFile, ReadBack, sync_names};
 pub use plan::{IoWish, WritePlan, write_plan};
 pub use probe::{FsKind, ProbeCache};
 pub use publish::{Existing, Meta, RenamedBy, Replace, existing, finish_directory, make_symlink};
+pub use record::{Proof, Signature};
 pub use scan::{ScanTotals, Scanned, scan};
 pub use small::{SmallFile, create_small, rename_batch, sync_batch};
 pub use source::{Expect, SourceError, SourceFile, open_existing, read_small};

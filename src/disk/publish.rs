@@ -8,9 +8,8 @@ use super::confined::{DirHandle, Kind, Root, Stat};
 use super::error::{DiskError, Doing, Foreign};
 use super::names::part_name;
 use super::part::{PartFile, place};
-use super::record::Record;
+use super::record::{Proof, Record};
 use super::source::Identity;
-use crate::digest::Digest;
 use crate::ids::TransferId;
 use crate::manifest::Mtime;
 use crate::relpath::RelPath;
@@ -91,15 +90,15 @@ fn spec(mtime: Mtime) -> TimeSpec {
 pub(super) fn set_metadata(
     fd: BorrowedFd<'_>,
     meta: &Meta,
-    digest: Option<Digest>,
+    proof: Option<Proof>,
 ) -> Result<(Stat, Result<(), Errno>), Errno> {
     if let Some(mtime) = meta.mtime {
         calls::set_time(fd, &spec(mtime))?;
     }
     let stat = Stat::of(fd)?;
-    let record = match digest {
+    let record = match proof {
         None => Ok(()),
-        Some(digest) => Record { size: stat.size, mtime: stat.mtime, digest }.store(fd),
+        Some(proof) => Record { size: stat.size, mtime: stat.mtime, proof }.store(fd),
     };
     calls::set_mode(fd, meta.mode_or(0o666))?;
     Ok((stat, record))
@@ -108,9 +107,9 @@ pub(super) fn set_metadata(
 impl PartFile {
     /// Sets metadata and record, and syncs the whole file: the state in which it may be renamed. The inner result is the
     /// record's. A failed sync poisons the file.
-    pub fn finish(&self, meta: &Meta, digest: Option<Digest>) -> Result<Result<(), Errno>, DiskError> {
+    pub fn finish(&self, meta: &Meta, proof: Option<Proof>) -> Result<Result<(), Errno>, DiskError> {
         let (_, record) =
-            set_metadata(self.fd.as_fd(), meta, digest).map_err(self.dir.fail(Doing::SetMetadata, &self.final_name))?;
+            set_metadata(self.fd.as_fd(), meta, proof).map_err(self.dir.fail(Doing::SetMetadata, &self.final_name))?;
         points::at("publish.metadata-set");
         self.sync_with(calls::sync)?;
         Ok(record)
@@ -130,8 +129,8 @@ impl PartFile {
     }
 
     /// [`PartFile::finish`], [`PartFile::rename`] and [`PartFile::sync_dir`].
-    pub fn publish(&self, meta: &Meta, digest: Option<Digest>, replace: Replace) -> Result<Published, DiskError> {
-        let record = self.finish(meta, digest)?;
+    pub fn publish(&self, meta: &Meta, proof: Option<Proof>, replace: Replace) -> Result<Published, DiskError> {
+        let record = self.finish(meta, proof)?;
         let renamed = self.rename(replace)?;
         self.sync_dir()?;
         Ok(Published { renamed, record })
@@ -225,8 +224,8 @@ pub enum Existing {
     File {
         /// Its metadata: size, time, inode, device.
         stat: Stat,
-        /// The digest that was stored when it was published, if size and time are still those it was stored with.
-        record: Option<Digest>,
+        /// What was recorded when it was published, if size and time are still those of then.
+        record: Option<Proof>,
     },
     /// A directory.
     Dir(Stat),

@@ -8,7 +8,7 @@ use super::names::part_name;
 use super::part::place;
 use super::probe::FsKind;
 use super::publish::{Meta, RenamedBy, Replace, rename_one, set_metadata};
-use crate::digest::Digest;
+use super::record::Proof;
 use crate::ids::TransferId;
 use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching};
@@ -83,7 +83,7 @@ pub fn create_small(
     id: &TransferId,
     content: &[u8],
     meta: &Meta,
-    digest: Option<Digest>,
+    proof: Option<Proof>,
 ) -> Result<SmallFile, DiskError> {
     let (dir, final_name) = place(root, path)?;
     let name = part_name(final_name, id);
@@ -97,7 +97,7 @@ pub fn create_small(
     }
     .map_err(dir.fail(Doing::Create, &name))?;
     points::at("small.created");
-    let filled = fill(&dir, final_name, &fd, content, meta, digest);
+    let filled = fill(&dir, final_name, &fd, content, meta, proof);
     match filled {
         Ok((stat, record)) => {
             let final_name = final_name.to_vec();
@@ -113,7 +113,7 @@ fn fill(
     fd: &OwnedFd,
     content: &[u8],
     meta: &Meta,
-    digest: Option<Digest>,
+    proof: Option<Proof>,
 ) -> Result<(Stat, Result<(), Errno>), DiskError> {
     let mut at = 0;
     while at < content.len() {
@@ -132,7 +132,7 @@ fn fill(
             Err(errno) => return Err(dir.fail(Doing::Write, name)(errno)),
         }
     }
-    set_metadata(fd.as_fd(), meta, digest).map_err(dir.fail(Doing::SetMetadata, name))
+    set_metadata(fd.as_fd(), meta, proof).map_err(dir.fail(Doing::SetMetadata, name))
 }
 
 /// How a batch was synced.

@@ -11,8 +11,8 @@ use super::spec::Verify;
 use crate::digest::{self, Digest};
 use crate::disk::calls;
 use crate::disk::{
-    AlignedBuf, DiskError, FsKind, Meta, PartFile, ReadBack, RenamedBy, Replace, Root, SmallFile, TreeLock,
-    rename_batch, sync_batch, sync_names,
+    AlignedBuf, DiskError, FsKind, Meta, PartFile, Proof, ReadBack, RenamedBy, Replace, Root, Signature, SmallFile,
+    TreeLock, rename_batch, sync_batch, sync_names,
 };
 use crate::grid::{Grid, Span};
 use crate::ids::{Handle, PathKey};
@@ -201,6 +201,8 @@ pub struct PublishFile {
     pub meta: Meta,
     /// The file digest.
     pub digest: Digest,
+    /// Whose it is, where a later run has to know.
+    pub signed: Option<Signature>,
     /// At the source.
     pub mtime: Mtime,
     /// Whether it may replace what is there.
@@ -535,7 +537,8 @@ async fn publish_all(pool: &Pool, publish: Vec<PublishFile>, small: Vec<CreatedS
         let pool = pool.clone();
         tasks.push(tokio::task::spawn_local(async move {
             pool.run(move || {
-                let published = file.part.publish(&file.meta, Some(file.digest), file.replace);
+                let proof = Proof { digest: file.digest, signed: file.signed };
+                let published = file.part.publish(&file.meta, Some(proof), file.replace);
                 (file.handle, file.key, published.map(|p| (file.digest, p.renamed)))
             })
             .await

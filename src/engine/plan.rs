@@ -3,11 +3,11 @@
 
 use super::spec::IfExists;
 use crate::digest::Digest;
-use crate::disk::Existing;
-use crate::ids::PathKey;
+use crate::disk::{Existing, Signature};
+use crate::ids::{PathKey, TransferId};
 use crate::journal::{Checkpoint, FileState};
 use crate::limits::PACK_FILE_MAX;
-use crate::manifest::{Entry, EntryKind, Mtime};
+use crate::manifest::{Entry, EntryKind};
 
 /// The decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,14 @@ pub enum Action {
 }
 
 /// Walk 5: decides. `existing` is what stands under the final name.
-pub fn decide(entry: &Entry, key: PathKey, existing: &Existing, checkpoint: &Checkpoint, policy: IfExists) -> Action {
+pub fn decide(
+    entry: &Entry,
+    key: PathKey,
+    existing: &Existing,
+    checkpoint: &Checkpoint,
+    policy: IfExists,
+    id: &TransferId,
+) -> Action {
     match &entry.kind {
         EntryKind::Special => Action::Special,
         EntryKind::Dir => match existing {
@@ -48,12 +55,14 @@ pub fn decide(entry: &Entry, key: PathKey, existing: &Existing, checkpoint: &Che
             Existing::Dir(_) => Action::Conflict("a directory stands where a symlink should be; move it away"),
             _ => replaceable(policy, Action::Symlink),
         },
-        EntryKind::File { size, .. } => file(entry.mtime, *size, key, existing, checkpoint, policy),
+        EntryKind::File { size, .. } => {
+            file(Signature { transfer: *id, mtime: entry.mtime }, *size, key, existing, checkpoint, policy)
+        }
     }
 }
 
 fn file(
-    mtime: Mtime,
+    ours: Signature,
     size: u64,
     key: PathKey,
     existing: &Existing,
@@ -64,7 +73,7 @@ fn file(
     match existing {
         Existing::None => fetch,
         Existing::File { stat, record } => {
-            let same = stat.size == size && stat.mtime == mtime;
+            let same = stat.size == size && stat.mtime == ours.mtime;
             if let Some(FileState::Publishing { inode, digest }) = checkpoint.files.get(&key).map(|f| f.state)
                 && inode == stat.ino
                 && stat.size == size
@@ -78,6 +87,10 @@ fn file(
                 IfExists::Skip => Action::Skip,
                 IfExists::Replace if same && record.is_some() => Action::Skip,
                 IfExists::Replace => fetch,
+                // Its journal is gone: the run that published it may have died before it told anybody.
+                IfExists::Error if stat.size == size && record.is_some_and(|proof| proof.signed == Some(ours)) => {
+                    Action::Skip
+                }
                 IfExists::Error => Action::Conflict("exists already, and --if-exists error was given"),
                 IfExists::Prove if same && record.is_some() => Action::Skip,
                 IfExists::Prove if same => Action::Prove,
@@ -104,11 +117,13 @@ fn replaceable(policy: IfExists, action: Action) -> Action {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::{Kind, Stat};
+    use crate::disk::{Kind, Proof, Stat};
+    use crate::manifest::Mtime;
     use crate::relpath::RelPath;
 
     const T: Mtime = Mtime { secs: 5, nanos: 0 };
     const KEY: PathKey = PathKey([1; 16]);
+    const ID: TransferId = TransferId([2; 16]);
 
     fn there(size: u64, mtime: Mtime, record: bool) -> Existing {
         let stat = Stat {
@@ -123,13 +138,13 @@ mod tests {
             links: 1,
             uid: 0,
         };
-        Existing::File { stat, record: record.then(|| crate::digest::of(b"x")) }
+        Existing::File { stat, record: record.then(|| crate::digest::of(b"x").into()) }
     }
 
     fn plan(existing: &Existing, checkpoint: &Checkpoint, policy: IfExists) -> Action {
         let kind = EntryKind::File { size: 1 << 20, sparse: false };
         let entry = Entry { root: 0, path: RelPath::new(b"f").unwrap(), kind, mode: 0o644, mtime: T };
-        decide(&entry, KEY, existing, checkpoint, policy)
+        decide(&entry, KEY, existing, checkpoint, policy, &ID)
     }
 
     #[test]
@@ -154,5 +169,26 @@ mod tests {
         assert_eq!(plan(&there(1 << 20, T, false), &checkpoint, IfExists::Error), Action::Resumed);
         assert_eq!(plan(&Existing::None, &checkpoint, IfExists::Error), Action::Fetch, "it was removed since");
         assert!(matches!(plan(&there(5, T, false), &checkpoint, IfExists::Error), Action::Conflict(_)));
+    }
+
+    /// Its journal is gone, its verdict was not told: only the signature says whose it is.
+    #[test]
+    fn what_this_transfer_has_signed_is_no_conflict() {
+        let none = Checkpoint::default();
+        let signed = |size, transfer, mtime| {
+            let Existing::File { stat, .. } = there(size, Mtime { secs: 9, nanos: 0 }, false) else { unreachable!() };
+            let signed = Some(Signature { transfer, mtime });
+            Existing::File { stat, record: Some(Proof { digest: crate::digest::of(b"x"), signed }) }
+        };
+        assert_eq!(plan(&signed(1 << 20, ID, T), &none, IfExists::Error), Action::Skip);
+        let other = Mtime { secs: 6, nanos: 0 };
+        for foreign in [
+            signed(1 << 20, TransferId([3; 16]), T),
+            signed(1 << 20, ID, other),
+            signed(5, ID, T),
+            there(1 << 20, T, true),
+        ] {
+            assert!(matches!(plan(&foreign, &none, IfExists::Error), Action::Conflict(_)), "{foreign:?}");
+        }
     }
 }

@@ -29,7 +29,7 @@ pub enum IfExists {
     /// Skip what is proved equal, fail on the rest.
     #[default]
     Prove,
-    /// Any existing file is an error.
+    /// Any existing file is an error, but for what this very command has published before.
     Error,
     /// Leave existing files as they are.
     Skip,

@@ -123,7 +123,7 @@ pub fn lookup(dir: BorrowedFd<'_>, name: &[u8]) -> Option<u64> {
 
 pub fn metadata_of(file: &File) -> Metadata {
     let stat = file.metadata().expect("our own handle");
-    let mut record = [0; 64];
+    let mut record = [0; 128];
     let record =
         longhaul::sys::fsys::get_xattr(file.as_fd(), c"user.longhaul", &mut record).map(|n| record[..n].to_vec());
     Metadata { mode: stat.permissions().mode() & 0o7777, mtime: (stat.mtime(), stat.mtime_nsec()), record: record.ok() }

@@ -62,7 +62,8 @@ impl Catalog {
             let mut insert = t.prepare_cached("INSERT OR REPLACE INTO file VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?;
             for f in files {
                 let bytes = i64::try_from(f.bytes).unwrap_or(i64::MAX);
-                let (dataset, block) = (f.dataset.as_ref().map(DatasetName::as_str), f.block.as_ref().map(BlockName::as_str));
+                let (dataset, block) =
+                    (f.dataset.as_ref().map(DatasetName::as_str), f.block.as_ref().map(BlockName::as_str));
                 insert.execute(params![f.lfn.as_str(), f.path.as_str(), bytes, f.digest, dataset, block, now.0])?;
             }
             Ok(())
@@ -82,9 +83,11 @@ impl Catalog {
     pub fn list(&self, page: &PageQuery) -> Result<Page<Known>, DatabaseError> {
         let rows = page.rows();
         let mut items = self.0.read(|c| {
-            c.prepare_cached("SELECT lfn, path, bytes, digest, dataset, block FROM file WHERE lfn>?1 ORDER BY lfn LIMIT ?2")?
-                .query_map(params![page.cursor.as_deref().unwrap_or(""), rows as i64 + 1], known)?
-                .collect::<rusqlite::Result<Vec<_>>>()
+            c.prepare_cached(
+                "SELECT lfn, path, bytes, digest, dataset, block FROM file WHERE lfn>?1 ORDER BY lfn LIMIT ?2",
+            )?
+            .query_map(params![page.cursor.as_deref().unwrap_or(""), rows as i64 + 1], known)?
+            .collect::<rusqlite::Result<Vec<_>>>()
         })?;
         let more = items.len() > rows;
         items.truncate(rows);

@@ -113,7 +113,7 @@ impl Reach {
         let bad = |e: String| TransferError::new(Class::Permanent, e).at(&peer.name);
         let url = PeerUrl::parse(peer.url.as_bytes()).map_err(|e| bad(e.to_string()))?;
         let pin = peer.fingerprint.as_deref().map(str::parse).transpose();
-        let pin = pin.map_err(|e: super::tls::TlsError| bad(e.to_string()))?;
+        let pin = pin.map_err(|e: super::tls::BadFingerprint| bad(e.to_string()))?;
         // An agent's name may have slashes, its token's file has not.
         let own = self.peer_tokens.as_ref().map(|dir| dir.join(peer.name.as_str().replace('/', "_")));
         let token = own.filter(|path| path.exists()).unwrap_or_else(|| self.main_token_file.clone());

@@ -199,7 +199,8 @@ impl Queue {
     pub fn due(&self) -> Result<(String, Vec<Work>), DatabaseError> {
         let now = Time::now().0;
         self.0.read(|c| {
-            let first = "SELECT peer FROM work WHERE state IN ('queued','hold') AND due<=?1 ORDER BY priority DESC LIMIT 1";
+            let first =
+                "SELECT peer FROM work WHERE state IN ('queued','hold') AND due<=?1 ORDER BY priority DESC LIMIT 1";
             let Some(peer) = c.prepare_cached(first)?.query_row([now], |r| r.get::<_, String>(0)).optional()? else {
                 return Ok((String::new(), Vec::new()));
             };
@@ -216,8 +217,9 @@ impl Queue {
 
     /// When the next of them is due, in milliseconds from now.
     pub fn next_due(&self) -> Result<Option<u64>, DatabaseError> {
-        let due: Option<i64> =
-            self.0.read(|c| c.query_row("SELECT min(due) FROM work WHERE state IN ('queued','hold')", [], |r| r.get(0)))?;
+        let due: Option<i64> = self
+            .0
+            .read(|c| c.query_row("SELECT min(due) FROM work WHERE state IN ('queued','hold')", [], |r| r.get(0)))?;
         Ok(due.map(|due| u64::try_from(due.saturating_sub(Time::now().0)).unwrap_or(0)))
     }
 

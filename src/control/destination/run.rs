@@ -107,7 +107,11 @@ impl Destination {
     }
 
     /// Follows an engine transfer to its end; cancelled when the stop lists or the lease say so.
-    async fn follow(&self, key: u64, watch: Result<crate::engine::handle::TransferWatch, TransferError>) -> Result<Report, TransferError> {
+    async fn follow(
+        &self,
+        key: u64,
+        watch: Result<crate::engine::handle::TransferWatch, TransferError>,
+    ) -> Result<Report, TransferError> {
         let watch = watch?;
         if let Some(running) = self.running().get_mut(&key) {
             running.cancel = Some(watch.cancel.clone());
@@ -135,7 +139,10 @@ impl Destination {
             Ok(Ok(there)) => there,
             Ok(Err(errno)) => {
                 let what = format!("the directory /{dir} cannot be made: {}", errno.desc());
-                return works.iter().map(|_| End::Back(FailureClass::DestinationBad, what.clone(), Some(FULL_SECS))).collect();
+                return works
+                    .iter()
+                    .map(|_| End::Back(FailureClass::DestinationBad, what.clone(), Some(FULL_SECS)))
+                    .collect();
             }
             Err(_) => return works.iter().map(|_| End::Stopped).collect(),
         };
@@ -223,7 +230,8 @@ impl Destination {
         }
         let path = WirePath(a.path.as_str().as_bytes().to_vec());
         let make = serde_json::json!({ "directory": directory(a.path.as_str()) });
-        let made: Result<serde_json::Value, _> = client.json(hyper::Method::POST, "/v1/local/directory", Some(&make)).await;
+        let made: Result<serde_json::Value, _> =
+            client.json(hyper::Method::POST, "/v1/local/directory", Some(&make)).await;
         made.map_err(crate::control::client::CallError::into_inner)?;
         let encrypt = options.encrypt;
         let request = TicketRequest::Write { path, becomes: true, options: PartialOptions::from(&options), encrypt };
@@ -237,7 +245,8 @@ impl Destination {
         let tickets = Arc::new(PeerTickets::new(client.clone(), request));
         let watch = self.app.engine.push(self.name.to_string(), from, tickets, options).await;
         let report = self.follow(key, watch).await?;
-        let Some(digest) = report.digest.filter(|_| matches!(report.verdict, Verdict::Durable | Verdict::Verified)) else {
+        let Some(digest) = report.digest.filter(|_| matches!(report.verdict, Verdict::Durable | Verdict::Verified))
+        else {
             return Ok(back_of(&error_of(&report)));
         };
         let bytes = report.bytes + report.skipped_bytes;
@@ -300,7 +309,8 @@ impl Destination {
             tokio::time::sleep(PAUSE).await;
         }
         let due = Time::now().plus_secs(AGAIN_SECS);
-        let (reports, again, lost): (Arc<[_]>, Arc<[(ItemId, u64)]>, Arc<[_]>) = (reports.into(), again.into(), lost.into());
+        let (reports, again, lost): (Arc<[_]>, Arc<[(ItemId, u64)]>, Arc<[_]>) =
+            (reports.into(), again.into(), lost.into());
         loop {
             let (reports, again, lost) = (reports.clone(), again.clone(), lost.clone());
             let kept = self.queue(move |queue| {
@@ -359,10 +369,10 @@ fn judge(works: &[Work], there: &[bool], report: &Report, rows: &Rows) -> Vec<En
         let good = matches!(report.verdict, Verdict::Durable | Verdict::Verified | Verdict::Partial);
         let shown = a.path.rel_path().to_string();
         let failure = report.failures.iter().find(|f| f.path == shown || works.len() == 1);
-        match (failure, row.map(|row| row.entry.kind), digest) {
+        match (failure, row.map(|row| &row.entry.kind), digest) {
             (None, Some(EntryKind::File { size, .. }), Some(digest)) if good => {
                 let skipped = there.get(index) == Some(&true) && !work.started && a.if_exists != IfExists::Replace;
-                End::Done { bytes: size, digest: digest.to_string(), skipped }
+                End::Done { bytes: *size, digest: digest.to_string(), skipped }
             }
             (Some(failure), ..) => {
                 let class = Class::from_word(&failure.class).unwrap_or(Class::Retry);
@@ -370,7 +380,7 @@ fn judge(works: &[Work], there: &[bool], report: &Report, rows: &Rows) -> Vec<En
             }
             // Left as it was, unlooked at: the digest is not known.
             (None, Some(EntryKind::File { size, .. }), None) if good && a.if_exists == IfExists::Skip => {
-                End::Done { bytes: size, digest: String::new(), skipped: true }
+                End::Done { bytes: *size, digest: String::new(), skipped: true }
             }
             _ => back_of(&error_of(report)),
         }

@@ -196,7 +196,8 @@ impl Destination {
     fn progress(&self) -> Vec<ItemProgress> {
         let running = self.running();
         let bytes = |r: &super::Running| r.snapshot.as_ref().map_or(0, |s| s.borrow().bytes);
-        let first = |r: &super::Running| r.items.first().map(|&(item, epoch)| ItemProgress { item, epoch, bytes: bytes(r) });
+        let first =
+            |r: &super::Running| r.items.first().map(|&(item, epoch)| ItemProgress { item, epoch, bytes: bytes(r) });
         running.values().filter(|r| !r.group).filter_map(first).collect()
     }
 
@@ -219,7 +220,9 @@ impl Destination {
                         let pairs = reports.iter().zip(&outcomes);
                         pairs.filter(|(_, o)| wanted.contains(o)).map(|(report, _)| report.item).collect()
                     };
-                    for (report, outcome) in reports.iter().zip(&outcomes).filter(|(_, o)| **o == ReportOutcome::Illegal) {
+                    for (report, outcome) in
+                        reports.iter().zip(&outcomes).filter(|(_, o)| **o == ReportOutcome::Illegal)
+                    {
                         tracing::warn!(item = %report.item, event = %report.event, ?outcome, "main did not take a report");
                     }
                     self.stop_items(&said(&[ReportOutcome::StaleEpoch, ReportOutcome::Unknown]), Stop::Lost).await;

@@ -12,12 +12,13 @@ pub const DEFAULT_LEASE_SECS: u64 = 30;
 pub const DEFAULT_REATTACH_SECS: u64 = 300;
 
 /// What an agent is registered with. Again with the same name and identity: replaces it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct AgentRegistration {
     /// Its operator's name for it.
     pub name: AgentName,
     /// Its own identity. Another one under the same name is refused (409), unless the first was removed.
+    #[schema(value_type = String)]
     pub id: AgentId,
     /// `lh://host:port`, where others reach its HTTP port.
     pub url: String,
@@ -37,10 +38,11 @@ pub struct AgentRegistration {
 }
 
 /// `POST /v1/agents/{name}/session`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OpenSession {
     /// Its identity, as registered.
+    #[schema(value_type = String)]
     pub id: AgentId,
     /// The one it had: its items come back to it.
     #[serde(default)]
@@ -51,7 +53,7 @@ pub struct OpenSession {
 }
 
 /// An open session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Session {
     /// Its key.
     pub session: SessionKey,
@@ -64,7 +66,7 @@ pub struct Session {
 }
 
 /// `PUT /v1/agents/{name}/session`: the heartbeat.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Renewal {
     /// Its session.
@@ -79,7 +81,7 @@ pub struct Renewal {
 }
 
 /// The answer to a heartbeat.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Renewed {
     /// Seconds from now.
     pub lease_secs: u64,
@@ -92,7 +94,7 @@ pub struct Renewed {
 }
 
 /// How an agent is; what transfer2go's status told, and more.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentStatus {
     /// Transfers that run.
@@ -120,7 +122,7 @@ pub struct AgentStatus {
 }
 
 /// An agent as everybody sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AgentView {
     /// As registered.
     pub registration: AgentRegistration,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 pub const MAX_RECORDS: usize = 1000;
 
 /// Whether a replica can be read at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Locality {
     /// At once.
@@ -19,7 +19,7 @@ pub enum Locality {
 }
 
 /// One replica of one file, as agents and clients add it. Again for the same file and agent: replaces it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
     /// The dataset; with `block`, or neither.
@@ -46,7 +46,7 @@ pub struct Record {
 }
 
 /// A dataset or a block with its sums.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct GroupView {
     /// Its name.
     pub name: String,
@@ -63,7 +63,7 @@ pub struct GroupView {
 }
 
 /// A file with its replicas.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct FileView {
     /// The file.
     pub lfn: Lfn,
@@ -80,7 +80,7 @@ pub struct FileView {
 }
 
 /// A replica.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ReplicaView {
     /// Who.
     pub agent: AgentName,
@@ -93,7 +93,7 @@ pub struct ReplicaView {
 }
 
 /// Which files a list shows.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileFilter {
     /// Of this dataset.

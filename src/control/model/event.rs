@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 pub const EVENTS_KEPT_SECS: u64 = 7 * 24 * 3600;
 
 /// One event.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
     /// Its place: later is larger. SSE's `id`.
     pub id: i64,

@@ -13,7 +13,7 @@ pub const MAX_CLAIM: usize = 1000;
 pub const MAX_REPORTS: usize = 1000;
 
 /// What is to become of a failed try. Decided by a code, never by words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum FailureClass {
     /// May pass: the same again, later.
@@ -31,7 +31,7 @@ pub enum FailureClass {
 }
 
 /// One file of a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ItemView {
     /// Its id.
     pub id: ItemId,
@@ -68,7 +68,7 @@ pub struct ItemView {
 }
 
 /// One try of an item.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AttemptView {
     /// The claim.
     pub epoch: u64,
@@ -91,7 +91,7 @@ pub struct AttemptView {
 }
 
 /// What an agent claims.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Claim {
     /// Its session.
@@ -107,7 +107,7 @@ pub struct Claim {
 }
 
 /// Which side of a transfer an agent works for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
     /// Serves.
@@ -117,7 +117,7 @@ pub enum Side {
 }
 
 /// How to reach an agent.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AgentEndpoint {
     /// Its name.
     pub name: AgentName,
@@ -128,7 +128,7 @@ pub struct AgentEndpoint {
 }
 
 /// One item on its way to an agent: all it needs to know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Assignment {
     /// The item.
     pub item: ItemId,
@@ -157,8 +157,10 @@ pub struct Assignment {
     /// Bits per second of the whole request.
     pub max_rate: Option<u64>,
     /// What to do about what stands there.
+    #[schema(value_type = String)]
     pub if_exists: IfExists,
     /// Which verdict it needs.
+    #[schema(value_type = Option<String>)]
     pub verify: Option<Verify>,
     /// A hold ends as a failure at this moment.
     pub hold_until: Time,
@@ -169,7 +171,7 @@ pub struct Assignment {
 }
 
 /// What an agent says of an item.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ItemReport {
     /// The item.
@@ -203,7 +205,7 @@ pub struct ItemReport {
 }
 
 /// What became of a report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ReportOutcome {
     /// Taken, or had been taken before.
@@ -217,7 +219,7 @@ pub enum ReportOutcome {
 }
 
 /// Progress of an item that runs, sent with the heartbeat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ItemProgress {
     /// The item.

@@ -33,7 +33,15 @@ fn shown(text: &str) -> String {
 }
 
 macro_rules! text_serde {
-    ($name:ident) => {
+    ($name:ident, $pattern:expr) => {
+        impl utoipa::PartialSchema for $name {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+                use utoipa::openapi::schema::{ObjectBuilder, Type};
+                ObjectBuilder::new().schema_type(Type::String).pattern(Some($pattern)).into()
+            }
+        }
+        impl utoipa::ToSchema for $name {}
+
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
                 s.collect_str(self)
@@ -85,7 +93,7 @@ macro_rules! typed_id {
                 uuid::Uuid::try_parse(digits).map(Self).map_err(|_| fail())
             }
         }
-        text_serde!($name);
+        text_serde!($name, concat!("^", $prefix, "_[0-9a-f]{32}$"));
     };
 }
 
@@ -133,10 +141,10 @@ impl fmt::Debug for Lfn {
         write!(f, "{:?}", self.0)
     }
 }
-text_serde!(Lfn);
+text_serde!(Lfn, "^/.+$");
 
 macro_rules! name {
-    ($(#[$doc:meta])* $name:ident, $kind:literal, $extra:literal) => {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $extra:literal, $more:literal) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(String);
@@ -168,13 +176,13 @@ macro_rules! name {
                 write!(f, "{:?}", self.0)
             }
         }
-        text_serde!($name);
+        text_serde!($name, concat!("^[A-Za-z0-9/][A-Za-z0-9._/+@=:", $more, "-]{0,254}$"));
     };
 }
 
-name!(/** A dataset, such as `/cosmics/run7/raw`. */ DatasetName, "dataset", b"");
-name!(/** A block: by custom its dataset's name, `#` and more. */ BlockName, "block", b"#");
-name!(/** An agent, by the name its operator gave it. */ AgentName, "agent", b"");
+name!(/** A dataset, such as `/cosmics/run7/raw`. */ DatasetName, "dataset", b"", "");
+name!(/** A block: by custom its dataset's name, `#` and more. */ BlockName, "block", b"#", "#");
+name!(/** An agent, by the name its operator gave it. */ AgentName, "agent", b"", "");
 
 #[cfg(test)]
 mod tests {

@@ -23,7 +23,7 @@ pub const DEFAULT_STAGE_TIMEOUT_SECS: u64 = 7 * 24 * 3600;
 pub const DEFAULT_TRIES: u32 = 5;
 
 /// Which files.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Selection {
     /// All files of a dataset that the catalog has.
@@ -39,7 +39,7 @@ pub enum Selection {
 }
 
 /// One line of an uploaded manifest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestLine {
     /// Which file.
@@ -56,7 +56,7 @@ pub struct ManifestLine {
 }
 
 /// Where the files come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceChoice {
     /// Any agent whose replica the catalog knows; chosen when an item is claimed.
@@ -67,7 +67,7 @@ pub enum SourceChoice {
 }
 
 /// Who moves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Model {
     /// The destination fetches.
@@ -80,7 +80,7 @@ pub enum Model {
 }
 
 /// A request as it is posted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RequestSpec {
     /// Which files.
@@ -110,9 +110,11 @@ pub struct RequestSpec {
     pub max_rate: Option<u64>,
     /// What to do about what stands there.
     #[serde(default)]
+    #[schema(value_type = String)]
     pub if_exists: IfExists,
     /// Which verdict an item needs; by default the destination's own.
     #[serde(default)]
+    #[schema(value_type = Option<String>)]
     pub verify: Option<Verify>,
     /// Seconds that the source may take to get a file ready.
     #[serde(default = "default_stage_timeout")]
@@ -139,7 +141,7 @@ fn default_tries() -> u32 {
 }
 
 /// Files and bytes by how their items stand. Exact: derived from the items.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default, utoipa::ToSchema)]
 pub struct Counters {
     /// Items.
     pub files: u64,
@@ -188,7 +190,7 @@ impl Counters {
 }
 
 /// What an approver decides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// Yes.
@@ -198,7 +200,7 @@ pub enum Verdict {
 }
 
 /// `POST /v1/requests/{id}/approval`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Decision {
     /// Yes or no.
@@ -211,7 +213,7 @@ pub struct Decision {
 }
 
 /// Who decided, and what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DecisionView {
     /// Yes or no.
     pub decision: Verdict,
@@ -225,7 +227,7 @@ pub struct DecisionView {
 }
 
 /// A request as everybody sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RequestView {
     /// Its id.
     pub id: RequestId,
@@ -262,7 +264,7 @@ pub struct RequestView {
 }
 
 /// Which requests a list shows. Fields that are absent do not filter.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RequestFilter {
     /// In this state.
@@ -278,7 +280,7 @@ pub struct RequestFilter {
 }
 
 /// `PATCH /v1/requests/{id}`; absent fields stay.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RequestPatch {
     /// See [`RequestSpec::priority`].
@@ -292,7 +294,7 @@ pub struct RequestPatch {
 }
 
 /// Who has to approve what. The first rule that fits counts; none: somebody has to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApprovalRule {
     /// For people and [`DecisionView::by`].
@@ -314,7 +316,7 @@ pub struct ApprovalRule {
 }
 
 /// What a rule asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Approval {
     /// Nobody has to.

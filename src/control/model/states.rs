@@ -224,6 +224,17 @@ impl ItemState {
     }
 }
 
+/// The documentation of both tables, `states.md` beside this file.
+pub fn documentation() -> String {
+    format!(
+        "# States\n\nMade from the tables in `states.rs`: a test compares. To write it anew: \
+         `LONGHAUL_WRITE=1 cargo test --lib the_documentation_has_the_tables`.\n\n\
+         ## Requests\n\n```mermaid\n{}```\n\n## Items\n\n```mermaid\n{}```\n",
+        diagram(RequestState::TABLE),
+        diagram(ItemState::TABLE)
+    )
+}
+
 /// A table as a Mermaid state diagram, for the documentation.
 pub fn diagram<S: fmt::Display + Copy, E: fmt::Display + Copy>(table: &[(S, E, S)]) -> String {
     let lines = table.iter().map(|(from, event, to)| format!("    {from} --> {to}: {event}\n"));
@@ -245,6 +256,15 @@ mod tests {
         assert_eq!(reached.len(), RequestState::ALL.len());
         let reached: BTreeSet<_> = ItemState::TABLE.iter().map(|t| t.2).chain([ItemState::Queued]).collect();
         assert_eq!(reached.len(), ItemState::ALL.len());
+    }
+
+    #[test]
+    fn the_documentation_has_the_tables() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/control/model/states.md");
+        if std::env::var_os("LONGHAUL_WRITE").is_some() {
+            std::fs::write(path, documentation()).unwrap();
+        }
+        assert!(documentation() == std::fs::read_to_string(path).unwrap(), "states.md is not what the tables say");
     }
 
     #[test]

@@ -173,7 +173,12 @@ impl Stages {
                         t.prepare_cached(
                             "INSERT INTO recall(lfn, path, state, stage, since) VALUES (?1, ?2, 'queued', ?3, ?4)",
                         )?
-                        .execute(params![lfn.as_str(), path.as_bytes(), new.to_string(), now.0])?;
+                        .execute(params![
+                            lfn.as_str(),
+                            path.as_bytes(),
+                            new.to_string(),
+                            now.0
+                        ])?;
                         RecallState::Queued
                     }
                 };

@@ -3,8 +3,13 @@
 //! durable when it returns. Nothing authoritative is kept outside: any number of mains may share a store, so what changes a
 //! thing names the version or epoch it saw, and leases are judged by the store's clock.
 
+#[cfg(any(test, feature = "testing"))]
+pub mod conformance;
+pub mod sqlite;
+
 use super::bridge::Boxed;
 use super::model::agent::{AgentRegistration, AgentView, OpenSession, Renewal, Renewed, Session};
+use super::model::agent::{DEFAULT_LEASE_SECS, DEFAULT_REATTACH_SECS};
 use super::model::catalog::{FileFilter, FileView, GroupView, Record};
 use super::model::event::{Event, EventFilter};
 use super::model::item::{Assignment, AttemptView, Claim, ItemReport, ItemView, ReportOutcome};
@@ -13,6 +18,53 @@ use super::model::page::{Page, PageQuery};
 use super::model::request::{ApprovalRule, Decision, RequestFilter, RequestPatch, RequestSpec, RequestView};
 use super::model::states::ItemState;
 use super::model::time::Time;
+use std::fmt;
+use std::sync::Arc;
+
+/// Items of one [`Store::add_items`]: what one transaction holds up others for stays below a second.
+pub const MAX_ADD: usize = 10_000;
+
+/// Where a store reads the time.
+#[derive(Clone)]
+pub struct Clock(Arc<dyn Fn() -> Time + Send + Sync>);
+
+impl Clock {
+    /// The wall clock of this machine.
+    pub fn system() -> Self {
+        Self::new(Time::now)
+    }
+
+    /// Another one, for tests.
+    pub fn new(read: impl Fn() -> Time + Send + Sync + 'static) -> Self {
+        Self(Arc::new(read))
+    }
+
+    /// Now.
+    pub fn now(&self) -> Time {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Clock({})", self.now())
+    }
+}
+
+/// How long agents are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leases {
+    /// Seconds that a lease lasts without a renewal.
+    pub lease_secs: u64,
+    /// Seconds after a lease's end in which the agent gets its items back.
+    pub reattach_secs: u64,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self { lease_secs: DEFAULT_LEASE_SECS, reattach_secs: DEFAULT_REATTACH_SECS }
+    }
+}
 
 /// Why a store did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +198,12 @@ pub trait Store: Send + Sync {
 
     /// A new request, [`RequestState::Resolving`](super::model::states::RequestState::Resolving).
     fn create_request(&self, actor: Actor, spec: RequestSpec, key: Option<Idempotency>) -> Stored<'_, Created>;
+    /// The request that was made with `key`, if one was: what was acknowledged is so again before anything else is asked.
+    /// [`StoreError::KeyReused`] as above.
+    /// A store that leaves this out answers in [`Store::create_request`] only.
+    fn replay(&self, _key: Idempotency) -> Stored<'_, Option<RequestView>> {
+        Box::pin(async { Ok(None) })
+    }
     /// More items of a request that is being resolved. A path that is already taken at its destination by a live item of another request
     /// is a conflict when that item is claimed, not here. The same path twice in one request: [`StoreError::Conflict`].
     fn add_items(&self, request: RequestId, items: Vec<NewItem>) -> Stored<'_, ()>;
@@ -200,7 +258,8 @@ pub trait Store: Send + Sync {
     /// What `claim` could get: by priority, then age; no item whose destination path is held by a live item. Nothing is changed.
     fn claimable(&self, name: AgentName, claim: Claim) -> Stored<'_, Vec<Claimable>>;
     /// Takes those of `chosen` (item, epoch seen, source) that are still as they were seen. A repeated
-    /// [`Claim::seq`] gets what it got before, whatever is chosen now.
+    /// [`Claim::seq`] gets what it got before, whatever is chosen now. What got nothing is not remembered: a long-poll asks
+    /// again with the same number.
     fn claim(
         &self,
         name: AgentName,

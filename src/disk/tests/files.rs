@@ -59,13 +59,13 @@ fn a_file_is_written_proved_and_published() {
                 Err(DiskError::Short { missing: 1, .. })
             ));
             let digest = digest::of(&content);
-            let done = part.publish(&META, Some(digest), Replace::No).unwrap();
+            let done = part.publish(&META, Some(digest.into()), Replace::No).unwrap();
             assert_eq!((done.renamed, done.record), (RenamedBy::NoReplace, Ok(())));
             assert_eq!(std::fs::read(path.join(name)).unwrap(), content);
             let meta = path.join(name).metadata().unwrap();
             assert_eq!((meta.mode() & 0o7777, meta.mtime(), meta.mtime_nsec()), (0o754, MTIME.secs, 123_456_789));
             let Existing::File { stat, record } = existing(root, &to).unwrap() else { panic!() };
-            assert_eq!((stat.size, stat.mtime, record), (size as u64, MTIME, Some(digest)));
+            assert_eq!((stat.size, stat.mtime, record), (size as u64, MTIME, Some(digest.into())));
             assert!(stat.same_object(part.stat()));
             assert!(!part_path(path, name).exists());
             // Other bytes of the same size and another time: the record holds no more.
@@ -319,8 +319,9 @@ fn batches_of_small_files() {
             let content = |i: usize| format!("content {i}").into_bytes();
             // An earlier run was stopped here.
             std::fs::write(part_path(&path.join("a"), &format!("{own_fs}-3")), b"half").unwrap();
-            let make =
-                |i| create_small(root, &name(i), &ID, &content(i), &META, Some(digest::of(&content(i)))).unwrap();
+            let make = |i| {
+                create_small(root, &name(i), &ID, &content(i), &META, Some(digest::of(&content(i)).into())).unwrap()
+            };
             let files: Vec<_> = (0..20).map(make).collect();
             let how = sync_batch(&files, own_fs).unwrap();
             assert!(how == SyncedBy::Syncfs || !own_fs);
@@ -333,7 +334,7 @@ fn batches_of_small_files() {
                 }
                 assert_eq!(result.as_ref().unwrap(), &RenamedBy::NoReplace);
                 let Existing::File { stat, record } = existing(root, &name(i)).unwrap() else { panic!() };
-                assert_eq!((stat.mtime, stat.mode, record), (MTIME, 0o754, Some(digest::of(&content(i)))));
+                assert_eq!((stat.mtime, stat.mode, record), (MTIME, 0o754, Some(digest::of(&content(i)).into())));
                 assert!(stat.same_object(files[i].stat()));
             }
             drop_batch(files);

@@ -13,12 +13,14 @@ use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
 use crate::clock;
 use crate::digest::{self, Digest};
-use crate::disk::{self, Existing, IoWish, Meta, PartFile, Root, WritePlan, create_small, write_plan};
+use crate::disk::{
+    self, Existing, IoWish, Meta, PartFile, Proof, Root, Signature, WritePlan, create_small, write_plan,
+};
 use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile, Renamed};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};
 use crate::engine::source::{disk_error, escape_text, mode_word};
-use crate::engine::spec::{ChecksumKind, Expected, IoChoice};
+use crate::engine::spec::{ChecksumKind, Expected, IfExists, IoChoice};
 use crate::engine::worker::{ChunkFault, Claim, Command, Event, PackBody, StreamKey, TargetIo};
 use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::{Handle, PathKey, TransferId};
@@ -141,6 +143,14 @@ pub(super) struct OpenedPart {
     old: HashMap<u32, Digest>,
     fresh: bool,
     volatile: bool,
+}
+
+impl Run<'_> {
+    /// Who publishes a file, where the same command, repeated after it was killed before its verdict, has to know its own.
+    fn signature(&self, planned: &Planned) -> Option<Signature> {
+        let signs = self.spec.options.if_exists == IfExists::Error;
+        signs.then_some(Signature { transfer: self.id, mtime: planned.mtime })
+    }
 }
 
 fn meta_of(planned: &Planned, run: &Run<'_>) -> Meta {

@@ -331,9 +331,10 @@ impl Filesystem for Server {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, datasync: bool, reply: ReplyEmpty) {
         let mut store = self.store();
-        match store.effect(Call::Fsync, ino.0) {
+        let of_data = if datasync { store.effect(Call::DataSync, ino.0) } else { None };
+        match of_data.or_else(|| store.effect(Call::Fsync, ino.0)) {
             Some(Effect::Fail(errno)) => reply.error(errno),
             Some(Effect::Lose(errno)) => {
                 store.lose(ino.0);

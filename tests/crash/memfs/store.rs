@@ -11,7 +11,10 @@ use std::time::{Duration, SystemTime};
 pub enum Call {
     Read,
     Write,
+    /// Either kind of sync of a file.
     Fsync,
+    /// `fdatasync` alone.
+    DataSync,
     SyncDir,
     Create,
     Rename,

@@ -102,6 +102,7 @@ impl Run<'_> {
                 part,
                 meta: meta_of(&file.planned, self),
                 digest: file_digest(file.grid, &file.digests).expect("all chunks are there"),
+                signed: self.signature(&file.planned),
                 mtime: file.planned.mtime,
                 replace,
             };

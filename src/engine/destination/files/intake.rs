@@ -154,8 +154,8 @@ impl Run<'_> {
         }
         let policy = self.spec.options.if_exists;
         let action = match &self.journal_view {
-            Some(checkpoint) => decide(&entry, key, &existing, &checkpoint.borrow(), policy),
-            None => decide(&entry, key, &existing, &Default::default(), policy),
+            Some(checkpoint) => decide(&entry, key, &existing, &checkpoint.borrow(), policy, &self.id),
+            None => decide(&entry, key, &existing, &Default::default(), policy, &self.id),
         };
         let dry_run = self.spec.options.dry_run;
         if let EntryKind::File { size, .. } = entry.kind {
@@ -227,7 +227,9 @@ impl Run<'_> {
             (Action::Renamed(digest), ..) => Some(*digest),
             (Action::Resumed, ..) => self.journal_view.as_ref()?.borrow().done.get(&key).copied(),
             (Action::Skip, Existing::File { stat, record }, EntryKind::File { size, .. }) => {
-                (*record).filter(|_| (stat.size, stat.mtime) == (*size, entry.mtime))
+                let signed = |proof: &Proof| proof.signed.is_some_and(|by| by.mtime == entry.mtime);
+                let same = |proof: &Proof| stat.size == *size && (stat.mtime == entry.mtime || signed(proof));
+                record.filter(same).map(|proof| proof.digest)
             }
             _ => None,
         }

@@ -96,7 +96,9 @@ impl Run<'_> {
             .filter_map(|(entry, digest)| {
                 let small = self.small.get(&entry.handle)?;
                 let meta = meta_of(&small.planned, self);
-                Some((entry, digest, small.planned.to.clone(), small.planned.size, meta))
+                let proof =
+                    Proof { digest: small_digest(small.planned.size, &digest), signed: self.signature(&small.planned) };
+                Some((entry, (digest, proof), small.planned.to.clone(), small.planned.size, meta))
             })
             .collect();
         self.pending_bytes += jobs.iter().map(|(.., size, _)| size).sum::<u64>();
@@ -107,11 +109,10 @@ impl Run<'_> {
             let bytes = &mut body.slot.as_mut_slice()[SLOT_HEAD as usize..];
             let written = jobs
                 .into_iter()
-                .map(|(entry, chunk, to, size, meta)| {
-                    let digest = Some(small_digest(size, &chunk));
+                .map(|(entry, (chunk, proof), to, _, meta)| {
                     let content = &mut bytes[entry.content.clone()];
                     crate::sys::points::flip("destination.pack-content", content);
-                    (entry.handle, create_small(&root, &to, &id, content, &meta, digest), chunk)
+                    (entry.handle, create_small(&root, &to, &id, content, &meta, Some(proof)), chunk)
                 })
                 .collect();
             drop(body);
