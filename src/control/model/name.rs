@@ -116,7 +116,7 @@ impl Lfn {
     /// Below a root.
     pub fn rel_path(&self) -> RelPath {
         // Checked when it was made.
-        RelPath::new(self.0[1..].as_bytes()).unwrap_or_default()
+        RelPath::new(&self.0.as_bytes()[1..]).unwrap_or_default()
     }
 }
 

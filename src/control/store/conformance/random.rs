@@ -109,7 +109,7 @@ impl World<'_> {
             13 => drop(self.kit.store.retry_failed(self.requests[which % 3], actor()).await),
             14 => drop(self.kit.store.pause(self.requests[which % 3], actor(), which & 8 == 0).await),
             // Seldom: it ends a third of the game.
-            _ if which % 5 == 0 => drop(self.kit.store.cancel(self.requests[which % 3], actor()).await),
+            _ if which.is_multiple_of(5) => drop(self.kit.store.cancel(self.requests[which % 3], actor()).await),
             _ => self.kit.clock.forward(3),
         }
     }

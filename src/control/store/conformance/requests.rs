@@ -129,7 +129,7 @@ pub async fn only_ended_requests_are_deleted(kit: &Kit) {
 pub async fn lists_are_filtered_and_paged(kit: &Kit) {
     let labelled = |n: usize| {
         let labels = [("run".to_owned(), (n % 2).to_string())].into();
-        RequestSpec { labels, ..if n % 3 == 0 { of_dataset("dst", "/a/b") } else { spec("dst2") } }
+        RequestSpec { labels, ..if n.is_multiple_of(3) { of_dataset("dst", "/a/b") } else { spec("dst2") } }
     };
     let mut made = Vec::new();
     for n in 0..12 {

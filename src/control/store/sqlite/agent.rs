@@ -106,8 +106,9 @@ pub(super) fn register(cx: &Cx<'_>, registration: AgentRegistration) -> R<AgentV
     let before = known.map_or_else(|| storage_key(&name, None), |(_, storage)| storage);
     if before != storage {
         // A live item has the lock on its path under the storage it was claimed for.
-        let live = "SELECT 1 FROM item WHERE session IS NOT NULL AND destination = ?1 LIMIT 1";
-        if cx.one(live, [&name], |_| Ok(()))?.is_some() {
+        let live = "SELECT 1 FROM item_path p JOIN item i ON i.n = p.item WHERE p.storage = ?1 AND i.destination = ?2
+             LIMIT 1";
+        if cx.one(live, params![before, name], |_| Ok(()))?.is_some() {
             return Err(StoreError::Conflict(format!("{name} has work at its storage: drain it before it moves")));
         }
         cx.run(
@@ -231,8 +232,9 @@ pub(super) fn renew(cx: &Cx<'_>, name: &AgentName, renewal: Renewal) -> R<Renewe
         }
     }
     let stop = cx.all(
-        "SELECT i.id FROM request r JOIN item i ON i.request = r.n
-         WHERE r.cancelling + r.expiring > 0 AND i.state IN ('claimed', 'hold', 'transferring', 'verifying', 'committing')
+        // In this order: there are few requests that are being stopped, most of the time none.
+        "SELECT i.id FROM request r CROSS JOIN item i
+         WHERE i.request = r.n AND r.cancelling + r.expiring > 0 AND i.state IN ('claimed', 'hold', 'transferring', 'verifying', 'committing')
             AND i.session = ?1",
         [renewal.session],
         |row| row.get(0),

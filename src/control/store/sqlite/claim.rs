@@ -311,9 +311,9 @@ pub(super) fn claim(
     if claim.seq <= agent.claim_seq {
         return assigned(cx, &agents, name, claim.session, Some(claim.seq));
     }
-    let mut given = Vec::new();
+    let mut given = 0;
     if agent.view.draining {
-        return Ok(given);
+        return Ok(Vec::new());
     }
     let mut requests = item::Requests::default();
     for (id, epoch, source) in chosen.into_iter().take(claim.limit.min(MAX_CLAIM)) {
@@ -346,12 +346,14 @@ pub(super) fn claim(
             params![new.n, Int(new.epoch), new.source, name, cx.now],
         )?;
         item::save(cx, &request, &old, &new, ItemEvent::Claim)?;
-        given.push(assignment(cx, &agents, &request, &new)?);
+        given += 1;
     }
-    if !given.is_empty() {
-        cx.run("UPDATE agent SET claim_seq = ?2 WHERE name = ?1", params![name, Int(claim.seq)])?;
+    if given == 0 {
+        return Ok(Vec::new());
     }
-    Ok(given)
+    cx.run("UPDATE agent SET claim_seq = ?2 WHERE name = ?1", params![name, Int(claim.seq)])?;
+    // Read as a repeated claim reads it, so that both get the same in the same order.
+    assigned(cx, &agents, name, claim.session, Some(claim.seq))
 }
 
 pub(super) fn assignments(cx: &Cx<'_>, name: &AgentName, session: SessionKey) -> R<Vec<Assignment>> {
@@ -377,7 +379,12 @@ fn assigned(
         item::read,
     )?;
     let mut requests = item::Requests::default();
-    items.iter().map(|item| assignment(cx, agents, &*requests.get(cx, item.request)?, item)).collect()
+    let mut given = items
+        .iter()
+        .map(|item| assignment(cx, agents, &*requests.get(cx, item.request)?, item))
+        .collect::<R<Vec<_>>>()?;
+    given.sort_by_key(|assignment| std::cmp::Reverse(assignment.priority));
+    Ok(given)
 }
 
 type Place = (Option<Lfn>, Option<BlockName>, Option<DatasetName>);

@@ -102,11 +102,12 @@ impl<'c> Cx<'c> {
 
     /// What happened, with its cause or not at all.
     pub(super) fn event(&self, kind: &str, subject: &str, data: Value) -> R<()> {
-        self.run(
-            "INSERT INTO outbox (at, kind, subject, data) VALUES (?1, ?2, ?3, ?4)",
+        let id = self.sole(
+            "INSERT INTO outbox (at, kind, subject, data) VALUES (?1, ?2, ?3, ?4) RETURNING id",
             params![self.now, kind, subject, Json(data)],
+            |row| row.get(0),
         )?;
-        self.last_event.set(self.connection.last_insert_rowid());
+        self.last_event.set(id);
         Ok(())
     }
 

@@ -34,7 +34,7 @@ use cx::{Cx, R, unavailable};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::{DirBuilder, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use threads::{Job, Threads};
@@ -77,15 +77,19 @@ impl SqliteStore {
         };
         let io = |error: std::io::Error| named(StoreError::Unavailable(error.to_string()));
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
-        // SQLite gives its log the mode that the file has.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(io)?;
+        // SQLite gives its log the mode that the file has. One that is there is not opened: closing it again would let go
+        // of the locks that another store of this process has on it.
+        match OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(io(error)),
+            _ => {}
+        }
         let writer = Self::prepare(&path).map_err(named)?;
         let readers = (0..Threads::READERS).map(|_| reader(&path)).collect::<R<_>>().map_err(named)?;
         let threads = Threads::start(writer, readers, &clock, leases).map_err(named)?;
         Ok(Arc::new(Self { threads, clock }))
     }
 
-    fn prepare(path: &PathBuf) -> R<Connection> {
+    fn prepare(path: &Path) -> R<Connection> {
         let mut writer = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB)?;
         let length = std::fs::metadata(path).map_or(0, |found| found.len());
         if (1..=CHECKED).contains(&length) {
@@ -126,7 +130,7 @@ fn connect(path: &Path, mode: OpenFlags, cache: i64) -> R<Connection> {
     Ok(connection)
 }
 
-fn reader(path: &PathBuf) -> R<Connection> {
+fn reader(path: &Path) -> R<Connection> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE, CACHE_KIB / 8)?;
     connection.pragma_update(None, "query_only", "ON")?;
     Ok(connection)

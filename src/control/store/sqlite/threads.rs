@@ -29,7 +29,8 @@ pub(super) struct Threads {
     pub(super) write: Option<mpsc::Sender<Job>>,
     pub(super) read: Option<mpsc::Sender<Job>>,
     pub(super) events: watch::Receiver<i64>,
-    joins: Vec<JoinHandle<()>>,
+    writer: Option<JoinHandle<()>>,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Threads {
@@ -42,7 +43,7 @@ impl Threads {
             thread.map_err(|e| StoreError::Unavailable(format!("no thread could be started: {e}")))
         };
         let at = clock.clone();
-        let mut joins = vec![spawn(
+        let writing = spawn(
             "store-writer",
             Box::new(move || {
                 while let Some(first) = jobs.blocking_recv() {
@@ -52,12 +53,13 @@ impl Threads {
                     tell.send_if_modified(|seen| std::mem::replace(seen, last.get()) != last.get());
                 }
             }),
-        )?];
+        )?;
         let (read, jobs) = mpsc::channel::<Job>(QUEUE);
         let jobs = Arc::new(Mutex::new(jobs));
+        let mut reading = Vec::new();
         for reader in readers {
             let (jobs, at) = (jobs.clone(), clock.clone());
-            joins.push(spawn(
+            reading.push(spawn(
                 "store-reader",
                 Box::new(move || {
                     // The guard is held while waiting and let go before working.
@@ -68,7 +70,7 @@ impl Threads {
                 }),
             )?);
         }
-        Ok(Self { write: Some(write), read: Some(read), events, joins })
+        Ok(Self { write: Some(write), read: Some(read), events, writer: Some(writing), readers: reading })
     }
 
     pub(super) const READERS: usize = READERS;
@@ -76,9 +78,14 @@ impl Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        (self.write, self.read) = (None, None);
-        for join in self.joins.drain(..) {
-            let _ = join.join();
+        // The writer's connection is the last: it alone then empties the log into the file and removes it.
+        self.read = None;
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+        self.write = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
         }
     }
 }
@@ -138,7 +145,7 @@ fn write_group(connection: &Connection, group: Vec<Job>, clock: &Clock, leases: 
         }
     }
     for finish in finishes {
-        finish(outcome.as_ref().map(|()| ()).map_err(again));
+        finish(outcome.as_ref().copied().map_err(again));
     }
 }
 

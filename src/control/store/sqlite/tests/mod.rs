@@ -29,11 +29,24 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: if long() { 1000 } else { 40 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: if long() { 1000 } else { 40 },
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn nothing_is_done_twice_or_lost_whatever_happens(steps in proptest::collection::vec(any::<u32>(), 1..120)) {
         let (kit, _dir) = kit();
         runtime().block_on(random::play(&kit, &steps));
+    }
+}
+
+/// Games that were lost once.
+#[tokio::test]
+async fn games_that_were_lost_once() {
+    for steps in [[2_963_127_824, 2_520_784_980, 1_681_609_856]] {
+        let (kit, _dir) = kit();
+        random::play(&kit, &steps).await;
     }
 }
