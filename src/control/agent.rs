@@ -189,7 +189,7 @@ impl Agent {
         keys_outside(&root, &state, config.tls.as_ref())?;
         let lock = state.lock_for_agent()?;
         let agent = state.agent_id()?;
-        let tokens = TokenStore::new(&state);
+        let tokens = Arc::new(TokenStore::new(&state));
         let token_file = tokens.ensure_admin(&state)?;
         let tls_files = match &config.tls {
             Some(files) => files.clone(),

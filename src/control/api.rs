@@ -49,7 +49,7 @@ pub struct App {
     /// Who does it.
     pub engine: Arc<dyn TransferEngine>,
     /// Who may ask.
-    pub tokens: TokenStore,
+    pub tokens: Arc<TokenStore>,
     /// Where the data port listens.
     pub data: SocketAddr,
     /// Told instead of it, if there are any.

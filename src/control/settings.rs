@@ -304,19 +304,17 @@ impl AgentConfig {
         let tls_key = p.pick("tls_key", f.tls_key.map(Some), l.tls_key.map(Some), None, path);
         let profiles = p.pick("profiles", f.profiles.map(Some), l.profiles.map(Some), None, path);
 
-        let name = p.pick("name", f.name.map(Some), l.name.map(Some), None, |v| shown_option(v));
-        let main = p.pick("main", f.main.map(Some), l.main.map(Some), None, |v| shown_option(v));
+        let name = p.pick("name", f.name.map(Some), l.name.map(Some), None, shown_option);
+        let main = p.pick("main", f.main.map(Some), l.main.map(Some), None, shown_option);
         let main_token_file =
             p.pick("main_token_file", f.main_token_file.map(Some), l.main_token_file.map(Some), None, path);
         let main_fingerprint =
-            p.pick("main_fingerprint", f.main_fingerprint.map(Some), l.main_fingerprint.map(Some), None, |v| {
-                shown_option(v)
-            });
+            p.pick("main_fingerprint", f.main_fingerprint.map(Some), l.main_fingerprint.map(Some), None, shown_option);
         let peer_tokens = p.pick("peer_tokens", f.peer_tokens.map(Some), l.peer_tokens.map(Some), None, path);
         let advertise_http =
-            p.pick("advertise_http", f.advertise_http.map(Some), l.advertise_http.map(Some), None, |v| shown_option(v));
-        let storage = p.pick("storage", f.storage.map(Some), l.storage.map(Some), None, |v| shown_option(v));
-        let site = p.pick("site", f.site.map(Some), l.site.map(Some), None, |v| shown_option(v));
+            p.pick("advertise_http", f.advertise_http.map(Some), l.advertise_http.map(Some), None, shown_option);
+        let storage = p.pick("storage", f.storage.map(Some), l.storage.map(Some), None, shown_option);
+        let site = p.pick("site", f.site.map(Some), l.site.map(Some), None, shown_option);
         let max_transfers =
             p.pick("max_transfers", f.max_transfers, l.max_transfers, DEFAULT_TRANSFERS, usize::to_string);
         let stage_command = p.pick("stage_command", f.stage_command, l.stage_command, Vec::new(), |v| format!("{v:?}"));

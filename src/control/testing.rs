@@ -152,7 +152,7 @@ impl TestPort {
             roles: vec![Role::Source, Role::Destination],
             root: Arc::new(ServedRoot::open(&dir.path().join("root")).unwrap()),
             engine: engine.clone(),
-            tokens: TokenStore::new(&state),
+            tokens: Arc::new(TokenStore::new(&state)),
             data: "[::]:8471".parse().unwrap(),
             advertise: Vec::new(),
             verify: Verify::Disk,

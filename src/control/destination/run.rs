@@ -6,7 +6,7 @@ use crate::control::client::PeerTickets;
 use crate::control::destination::catalog::Known;
 use crate::control::messages::{PartialOptions, TicketRequest, WirePath};
 use crate::control::model::item::{Assignment, FailureClass, ItemReport};
-use crate::control::model::name::{ItemId, Lfn};
+use crate::control::model::name::Lfn;
 use crate::control::model::states::ItemEvent;
 use crate::control::model::time::Time;
 use crate::engine::error::{Class, TransferError};
@@ -309,14 +309,14 @@ impl Destination {
             tokio::time::sleep(PAUSE).await;
         }
         let due = Time::now().plus_secs(AGAIN_SECS);
-        let (reports, again, lost): (Arc<[_]>, Arc<[(ItemId, u64)]>, Arc<[_]>) =
-            (reports.into(), again.into(), lost.into());
+        let over = Arc::new((reports, again, lost));
         loop {
-            let (reports, again, lost) = (reports.clone(), again.clone(), lost.clone());
+            let over = over.clone();
             let kept = self.queue(move |queue| {
-                queue.finish(&reports)?;
-                queue.forget(&lost)?;
-                queue.postpone(&again, due)
+                let (reports, again, lost) = &*over;
+                queue.finish(reports)?;
+                queue.forget(lost)?;
+                queue.postpone(again, due)
             });
             if kept.await.is_some() {
                 break;

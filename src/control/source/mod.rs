@@ -42,7 +42,7 @@ use tokio::time::Instant;
 pub const TICKET_TYPE: &str = "application/vnd.longhaul.ticket+json";
 /// The stage of a 204.
 pub const STAGE_ID: &str = "longhaul-stage-id";
-/// Its state: `queued`, `recalling` or `ready-soon`.
+/// Its state: `queued`, `recalling` or `ready-soon`; of a HEAD, which recalls nothing, `offline`.
 pub const STAGE_STATE: &str = "longhaul-stage-state";
 /// Files of one bulk stage.
 pub const MAX_STAGE_FILES: usize = 1000;
@@ -192,8 +192,11 @@ fn with_header(mut response: Response, name: &'static str, value: &str) -> Respo
     response
 }
 
-/// Asks for the recall of what is not there yet, and says so.
-async fn not_ready(source: &Source, lfn: &Lfn, path: &RelPath) -> Answer {
+/// Asks for the recall of what is not there yet, and says so. Who only looks (HEAD) recalls nothing.
+async fn not_ready(source: &Source, lfn: &Lfn, path: &RelPath, look: bool) -> Answer {
+    if look {
+        return Ok(with_header(StatusCode::NO_CONTENT.into_response(), STAGE_STATE, "offline"));
+    }
     let Some(stages) = source.stages.clone() else {
         return Err(Problem::busy(format!("{lfn} is offline, and this agent has no stage_command to recall it")));
     };
@@ -217,14 +220,24 @@ async fn data(State(source): Shared, Extension(connection): Extension<Connection
     source.app.has(Role::Source)?;
     let lfn = named(&request)?;
     let wanted = Wanted::read(&request)?;
-    let path = source.app.authorised(&principal, Right::Read, &WirePath(lfn.as_str().as_bytes().to_vec()))?;
+    let look = request.method() == Method::HEAD;
+    let known = match (&source.catalog, lfn.clone()) {
+        (Some(catalog), lfn) => {
+            let catalog = catalog.clone();
+            blocking(move || catalog.get(&lfn)).await?.map_err(|e| e.problem())?
+        }
+        (None, _) => None,
+    };
+    // By its name in the catalog, or else by its path.
+    let at = known.as_ref().map_or(&lfn, |known| &known.path);
+    let path = source.app.authorised(&principal, Right::Read, &WirePath(at.as_str().as_bytes().to_vec()))?;
     let until = Instant::now() + wanted.wait;
     let found = loop {
         let (looking, file) = (source.clone(), path.clone());
         match blocking(move || looking.rule.look(&looking.app.root, &file)).await? {
             Ok(Readable::Online) => break Ok(()),
             Ok(Readable::Offline { .. } | Readable::Recalling { .. }) => {
-                let answer = not_ready(&source, &lfn, &path).await?;
+                let answer = not_ready(&source, &lfn, &path, look).await?;
                 if Instant::now() + LOOK > until {
                     return Ok(answer);
                 }
@@ -232,13 +245,6 @@ async fn data(State(source): Shared, Extension(connection): Extension<Connection
             }
             Err(errno) => break Err(errno),
         }
-    };
-    let known = match (&source.catalog, lfn.clone()) {
-        (Some(catalog), lfn) => {
-            let catalog = catalog.clone();
-            blocking(move || catalog.get(&lfn)).await?.map_err(|e| e.problem())?
-        }
-        (None, _) => None,
     };
     let opened = match found {
         Ok(()) => {
@@ -252,7 +258,8 @@ async fn data(State(source): Shared, Extension(connection): Extension<Connection
         Err(Errno::ENOENT) if known.is_some() => return Err(gone(&lfn)),
         Err(errno) => return Err(problem_of(errno, lfn.as_str())),
     };
-    if wanted.bytes.is_some_and(|bytes| bytes != opened.bytes) {
+    let expected = wanted.bytes.or(known.as_ref().map(|known| known.bytes));
+    if expected.is_some_and(|bytes| bytes != opened.bytes) {
         return Err(changed(&lfn, &format!("{} bytes", opened.bytes)));
     }
     // The digest is of the file that the catalog knows: of another size, it is another file.
@@ -269,7 +276,7 @@ async fn data(State(source): Shared, Extension(connection): Extension<Connection
     let Ok(place) = source.readers.clone().try_acquire_owned() else {
         return Ok(later("as many downloads run here as may: try again, or use tickets"));
     };
-    Ok(body::answer(request.method() == Method::HEAD, request.headers(), opened, digest.as_deref(), place))
+    Ok(body::answer(look, request.headers(), opened, digest.as_deref(), place))
 }
 
 async fn ticket(source: &Source, principal: &Principal, path: RelPath, connection: &Connection) -> Answer {

@@ -2,13 +2,13 @@
 //! many stages want it. The hook gets recalls of all stages together, up to 1000 a process.
 
 use super::hook;
-use super::{BUSY_SECS, Readable, Rule};
+use super::{Readable, Rule};
 use crate::control::database::{Database, DatabaseError};
 use crate::control::model::name::{Lfn, StageId};
 use crate::control::model::time::Time;
 use crate::control::root::ServedRoot;
 use crate::relpath::RelPath;
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
@@ -17,10 +17,16 @@ use tokio::sync::{Notify, Semaphore};
 
 /// Files of one process of the hook.
 pub const HOOK_FILES: u32 = 1000;
-/// Processes of the hook at once.
-const HOOKS: usize = 4;
-/// How long a batch that is not full waits for more.
-const LINGER: Duration = Duration::from_millis(500);
+/// Processes of the hook at once: a library likes to know much of what is wanted, a host few of its threads gone.
+const HOOKS: usize = 16;
+/// A batch that is not full is given to the hook when nobody has asked for anything for so long: a mount takes longer.
+const LINGER: Duration = Duration::from_secs(2);
+/// Or when the oldest has waited for so many seconds.
+const LINGER_MAX_SECS: u64 = 15;
+/// Recalls that are waited for a second longer: whoever waits for 100,000 asks less often than who waits for one.
+const PER_SECOND: u64 = 2000;
+/// Files of a stage that are looked at when it is shown and nobody tells us what became of them.
+const LOOKED_AT: u32 = 1000;
 /// How often the queue is looked at when nobody rings: for failed recalls whose pause is over.
 const LOOK: Duration = Duration::from_secs(10);
 /// Pause after a failed recall in seconds, doubled with each.
@@ -143,65 +149,21 @@ impl Stages {
     /// Wants these files, which are offline now. Again: the same stage, while they are on their way. Blocks.
     pub fn ask(&self, files: &[(Lfn, RelPath)]) -> Result<Asked, StageError> {
         let now = Time::now();
-        let new = StageId::new();
-        let asked = self.db.write(|t| {
-            let mut told = Vec::with_capacity(files.len());
-            let (mut stages, mut oldest) = (Vec::new(), now.0);
-            for (lfn, path) in files {
-                let known = t
-                    .prepare_cached("SELECT state, stage, since, not_before FROM recall WHERE lfn=?1")?
-                    .query_row([lfn.as_str()], |r| {
-                        Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?, r.get::<_, i64>(2)?, r.get::<_, i64>(3)?))
-                    })
-                    .optional()?;
-                let state = match known {
-                    Some((state, stage, since, not_before)) => {
-                        stages.push(stage);
-                        let state = RecallState::from_word(&state);
-                        // It is offline (again): the hook has to run again, but a failed one not before its pause is over.
-                        let again = state == RecallState::Online || state == RecallState::Failed && not_before <= now.0;
-                        if again {
-                            t.prepare_cached("UPDATE recall SET state='queued', since=?2, reason=NULL WHERE lfn=?1")?
-                                .execute(params![lfn.as_str(), now.0])?;
-                        } else {
-                            oldest = oldest.min(since);
-                        }
-                        if again { RecallState::Queued } else { state }
-                    }
-                    None => {
-                        stages.push(new.to_string());
-                        t.prepare_cached(
-                            "INSERT INTO recall(lfn, path, state, stage, since) VALUES (?1, ?2, 'queued', ?3, ?4)",
-                        )?
-                        .execute(params![
-                            lfn.as_str(),
-                            path.as_bytes(),
-                            new.to_string(),
-                            now.0
-                        ])?;
-                        RecallState::Queued
-                    }
-                };
-                told.push((lfn.clone(), state));
-            }
-            // All of one stage already: that one.
-            let same = stages.first().filter(|first| stages.iter().all(|s| s == *first)).and_then(|s| s.parse().ok());
-            let stage = same.unwrap_or(new);
-            for (lfn, _) in files {
-                t.prepare_cached("INSERT OR IGNORE INTO member(stage, lfn) VALUES (?1, ?2)")?
-                    .execute(params![stage.to_string(), lfn.as_str()])?;
-            }
-            // The longer it takes, the less often it is worth asking.
-            let age = u64::try_from(now.0.saturating_sub(oldest)).unwrap_or(0) / 1000;
-            let retry_after_secs = (age / 4).clamp(1, RETRY_AFTER_MAX_SECS).max(u64::from(age > 60) * BUSY_SECS);
-            Ok(Asked { stage, retry_after_secs, files: told })
-        })?;
+        // Whoever waits asks again and again: that costs no write.
+        let told = self.db.read(|c| told(c, files, now))?;
+        let asked = match told {
+            Some(asked) => asked,
+            None => self.db.write(|t| begin(t, files, now))?,
+        };
         self.ring.notify_one();
         Ok(asked)
     }
 
     /// How a stage stands; `None`: there is none. Blocks.
     pub fn view(&self, stage: StageId) -> Result<Option<StageView>, StageError> {
+        if self.command.is_empty() {
+            self.look_at(stage)?;
+        }
         self.db.read(|c| {
             let mut view = StageView::default();
             let mut any = false;
@@ -225,6 +187,29 @@ impl Stages {
         })
     }
 
+    /// Without a hook the rule alone knows what has become of a recall.
+    fn look_at(&self, stage: StageId) -> Result<(), StageError> {
+        let waiting = self.db.read(|c| {
+            c.prepare_cached(
+                "SELECT r.lfn, r.path FROM member m JOIN recall r ON r.lfn=m.lfn WHERE m.stage=?1 AND r.state<>'online' LIMIT ?2",
+            )?
+            .query_map(params![stage.to_string(), LOOKED_AT], |r| Ok((r.get::<_, String>(0)?, r.get::<_, Vec<u8>>(1)?)))?
+            .collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        let there = waiting.into_iter().filter(|(_, path)| {
+            let path = RelPath::new(path).unwrap_or_default();
+            matches!(self.rule.look(&self.root, &path), Ok(Readable::Online))
+        });
+        let there: Vec<String> = there.map(|(lfn, _)| lfn).collect();
+        if there.is_empty() {
+            return Ok(());
+        }
+        self.db.write(|t| {
+            let mut update = t.prepare_cached("UPDATE recall SET state='online', reason=NULL WHERE lfn=?1")?;
+            there.iter().try_for_each(|lfn| update.execute([lfn]).map(|_| ()))
+        })
+    }
+
     /// Nobody wants a stage any more: what only it wants and no process has is not recalled. Blocks.
     pub fn cancel(&self, stage: StageId) -> Result<(), StageError> {
         self.db.write(|t| {
@@ -237,13 +222,17 @@ impl Stages {
         })
     }
 
-    /// Gives queued recalls to the hook, for ever. Ends with the runtime.
+    /// Gives queued recalls to the hook, for ever. Ends with the runtime; at once where there is no hook and somebody else
+    /// recalls.
     pub async fn run(self: Arc<Self>) {
-        loop {
+        while !self.command.is_empty() {
             let _ = tokio::time::timeout(LOOK, self.ring.notified()).await;
-            // Whoever asks for one file asks for the next as well.
-            tokio::time::sleep(LINGER).await;
-            loop {
+            while let Some(oldest) = self.waiting().await {
+                // Whoever asks for one file asks for the next as well.
+                let fresh = oldest.is_some_and(|since| Time::now().0 < since.plus_secs(LINGER_MAX_SECS).0);
+                if fresh && tokio::time::timeout(LINGER, self.ring.notified()).await.is_ok() {
+                    continue;
+                }
                 let Ok(place) = self.hooks.clone().acquire_owned().await else { return };
                 let stages = self.clone();
                 let Ok(Ok(batch)) = tokio::task::spawn_blocking(move || stages.take()).await else { break };
@@ -256,6 +245,29 @@ impl Stages {
                     drop(place);
                 });
             }
+        }
+    }
+
+    /// `None`: nothing waits for the hook. `Some(None)`: a full batch. Otherwise since when the oldest waits.
+    async fn waiting(self: &Arc<Self>) -> Option<Option<Time>> {
+        let stages = self.clone();
+        let looked = tokio::task::spawn_blocking(move || {
+            stages.db.read(|c| {
+                c.prepare_cached(
+                    "SELECT count(*), min(since) FROM (SELECT since FROM recall WHERE state='queued' LIMIT ?1)",
+                )?
+                .query_row([HOOK_FILES], |r| Ok((r.get::<_, u32>(0)?, r.get::<_, Option<i64>>(1)?)))
+            })
+        });
+        match looked.await {
+            Ok(Ok((_, None))) => None,
+            Ok(Ok((HOOK_FILES, _))) => Some(None),
+            Ok(Ok((_, Some(oldest)))) => Some(Some(Time(oldest))),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "recalls cannot be read");
+                None
+            }
+            Err(_) => None,
         }
     }
 
@@ -324,4 +336,88 @@ impl Stages {
             tracing::error!(%error, "results of the stage command cannot be kept");
         }
     }
+}
+
+/// A recall as it is known.
+struct Row {
+    state: RecallState,
+    stage: String,
+    since: i64,
+    /// It is offline (again), so the hook has to run again; a failed one not before its pause is over.
+    again: bool,
+}
+
+fn row(c: &Connection, lfn: &Lfn, now: Time) -> rusqlite::Result<Option<Row>> {
+    c.prepare_cached("SELECT state, stage, since, not_before FROM recall WHERE lfn=?1")?
+        .query_row([lfn.as_str()], |r| {
+            let state = RecallState::from_word(&r.get::<_, String>(0)?);
+            let rested = r.get::<_, i64>(3)? <= now.0;
+            let again = state == RecallState::Online || state == RecallState::Failed && rested;
+            Ok(Row { state, stage: r.get(1)?, since: r.get(2)?, again })
+        })
+        .optional()
+}
+
+/// What is to be answered when all of them are on their way in one stage.
+fn told(c: &Connection, files: &[(Lfn, RelPath)], now: Time) -> rusqlite::Result<Option<Asked>> {
+    let (mut told, mut stage, mut oldest) = (Vec::with_capacity(files.len()), None, now.0);
+    for (lfn, _) in files {
+        let Some(known) = row(c, lfn, now)?.filter(|known| !known.again) else { return Ok(None) };
+        if stage.get_or_insert_with(|| known.stage.clone()) != &known.stage {
+            return Ok(None);
+        }
+        oldest = oldest.min(known.since);
+        told.push((lfn.clone(), known.state));
+    }
+    let stage = stage.and_then(|stage| stage.parse().ok());
+    let retry_after_secs = retry_after(c, oldest, now)?;
+    Ok(stage.map(|stage| Asked { stage, retry_after_secs, files: told }))
+}
+
+/// Puts down what is wanted: new recalls, those that are needed again, and a stage over all of them.
+fn begin(t: &Transaction<'_>, files: &[(Lfn, RelPath)], now: Time) -> rusqlite::Result<Asked> {
+    let new = StageId::new();
+    let mut told = Vec::with_capacity(files.len());
+    let (mut stages, mut oldest) = (Vec::new(), now.0);
+    for (lfn, path) in files {
+        let state = match row(t, lfn, now)? {
+            Some(known) => {
+                stages.push(known.stage);
+                if known.again {
+                    t.prepare_cached("UPDATE recall SET state='queued', since=?2, reason=NULL WHERE lfn=?1")?
+                        .execute(params![lfn.as_str(), now.0])?;
+                } else {
+                    oldest = oldest.min(known.since);
+                }
+                if known.again { RecallState::Queued } else { known.state }
+            }
+            None => {
+                stages.push(new.to_string());
+                t.prepare_cached(
+                    "INSERT INTO recall(lfn, path, state, stage, since) VALUES (?1, ?2, 'queued', ?3, ?4)",
+                )?
+                .execute(params![lfn.as_str(), path.as_bytes(), new.to_string(), now.0])?;
+                RecallState::Queued
+            }
+        };
+        told.push((lfn.clone(), state));
+    }
+    // All of one stage already: that one.
+    let same = stages.first().filter(|first| stages.iter().all(|s| s == *first)).and_then(|s| s.parse().ok());
+    let stage = same.unwrap_or(new);
+    for (lfn, _) in files {
+        t.prepare_cached("INSERT OR IGNORE INTO member(stage, lfn) VALUES (?1, ?2)")?
+            .execute(params![stage.to_string(), lfn.as_str()])?;
+    }
+    let retry_after_secs = retry_after(t, oldest, now)?;
+    Ok(Asked { stage, retry_after_secs, files: told })
+}
+
+/// The longer it takes, and the more there is, the less often it is worth asking.
+fn retry_after(c: &Connection, oldest: i64, now: Time) -> rusqlite::Result<u64> {
+    let waiting = c
+        .prepare_cached("SELECT count(*) FROM recall WHERE state IN ('queued','recalling')")?
+        .query_row([], |r| r.get::<_, i64>(0))?;
+    let age = u64::try_from(now.0.saturating_sub(oldest)).unwrap_or(0) / 1000;
+    Ok((age / 4).max(waiting.unsigned_abs() / PER_SECOND).clamp(1, RETRY_AFTER_MAX_SECS))
 }
