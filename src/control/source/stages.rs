@@ -272,7 +272,7 @@ impl Stages {
     }
 
     /// The next batch, marked as the hook's.
-    fn take(&self) -> Result<Vec<hook::Line>, StageError> {
+    pub(super) fn take(&self) -> Result<Vec<hook::Line>, StageError> {
         let now = Time::now();
         let taken = self.db.write(|t| {
             let batch = t
