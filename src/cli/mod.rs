@@ -14,6 +14,7 @@ pub mod manifest_file;
 pub mod operands;
 pub mod progress;
 pub mod report;
+pub mod tape;
 pub mod third_party;
 pub mod token;
 pub mod tree;
@@ -48,6 +49,8 @@ enum Command {
     Verify(verify::Args),
     /// Makes, lists and revokes tokens
     Token(token::Args),
+    #[command(hide = true)]
+    Tape(tape::Args),
 }
 
 /// Clap's own code for a command line that cannot be meant.
@@ -73,6 +76,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Journal(args) => journal::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Token(args) => token::run(args),
+        Command::Tape(args) => tape::run(args),
     }
 }
 
@@ -95,7 +99,7 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token"]);
+        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token", "tape"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::api::{self, App};
 use super::database::DatabaseError;
 use super::destination::catalog::Catalog;
-use super::destination::{Destination, DestinationError, Parts, Reach, local};
+use super::destination::{Destination, DestinationError, MainPin, Parts, Reach, local};
 use super::http::{self, HttpLimits, HttpServer};
 use super::metrics::Metrics;
 use super::root::{RootError, ServedRoot};
@@ -34,6 +34,8 @@ pub const SHUTDOWN: Duration = Duration::from_secs(8);
 const SHUTDOWN_SLACK: Duration = Duration::from_millis(700);
 /// How long an unreachable peer is asked for new tickets.
 const RETRY_FOR: Duration = Duration::from_secs(60);
+/// Tokens for other agents, in the state directory.
+const PEERS: &str = "peers";
 /// Profiles of one directory.
 const MAX_PROFILES: usize = 1000;
 
@@ -234,7 +236,7 @@ impl Agent {
         };
         let tls = Arc::new(RwLock::new(server_tls));
         let (stop, stopping) = watch::channel(false);
-        let router = service(config, &state, &app, &ready, &stopping)?;
+        let router = service(config, &state, &app, &ready, &tls, &stopping)?;
         let server = HttpServer {
             router: api::router(app.clone()).merge(router),
             tls: tls.clone(),
@@ -311,6 +313,7 @@ fn service(
     state: &StateDir,
     app: &Arc<App>,
     ready: &Ready,
+    tls: &Arc<RwLock<ServerTls>>,
     stop: &watch::Receiver<bool>,
 ) -> Result<axum::Router, AgentError> {
     let settings = &config.service;
@@ -332,7 +335,8 @@ fn service(
             Some(stages)
         }
     };
-    let mut router = source::router(Arc::new(Source::new(app.clone(), app.stage_rule, stages, catalog.clone())));
+    let source = Arc::new(Source::new(app.clone(), app.stage_rule, stages, catalog.clone()));
+    let mut router = source::router(source.clone());
     let (Some(name), Some(catalog)) = (settings.name.clone(), catalog) else { return Ok(router) };
     router = router.merge(local::router(Arc::new(local::Local { app: app.clone(), catalog: catalog.clone() })));
     let local = format!("lh://{}", dialable(ready.http));
@@ -341,17 +345,23 @@ fn service(
         None if config.roles.contains(&Role::Main) => PeerUrl::parse(local.as_bytes())?,
         None => return Ok(router),
     };
+    let main_fingerprint = match (&settings.main, settings.main_fingerprint) {
+        (None, _) => MainPin::Itself,
+        (Some(_), Some(pin)) => MainPin::Pinned(pin),
+        (Some(_), None) => MainPin::Place,
+    };
     let reach = Reach {
         main,
-        main_fingerprint: settings.main_fingerprint,
+        main_fingerprint,
         main_token_file: settings.main_token_file.clone().unwrap_or_else(|| ready.token_file.clone()),
-        peer_tokens: settings.peer_tokens.clone(),
+        peer_tokens: settings.peer_tokens.clone().unwrap_or_else(|| state.file(PEERS)),
+        tls: tls.clone(),
+        own_token_file: ready.token_file.clone(),
         insecure_http: config.insecure_http,
     };
     let url = settings.advertise_http.as_ref().map_or(local, |url| format!("lh://{}", url.authority()));
-    let fingerprint = format!("sha256:{}", ready.fingerprint);
     let queue = state.file("queue.db");
-    let parts = Parts { app: app.clone(), reach, url, fingerprint, queue, catalog };
+    let parts = Parts { app: app.clone(), reach, url, queue, catalog, source };
     if config.roles.iter().any(|role| *role != Role::Main) {
         Destination::new(name, settings.clone(), parts)?.spawn(stop.clone());
     }

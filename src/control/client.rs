@@ -530,6 +530,7 @@ impl PeerClient {
             401 | 403 => Class::Denied,
             404 => Class::NotFound,
             408 | 429 | 500 | 502 | 503 | 504 => Class::Retry,
+            507 => Class::NoRoom,
             _ => Class::Permanent,
         };
         let detail = match problem.detail.as_str() {

@@ -1,6 +1,7 @@
 //! Takes work in, as much as is worth having: holds do not count, as they cost nothing.
 
 use super::{Destination, PAUSE};
+use crate::control::model::agent::MAX_SESSION_ITEMS;
 use crate::control::model::item::{Assignment, Claim, MAX_CLAIM, Side};
 use crate::control::settings::Role;
 use hyper::Method;
@@ -8,6 +9,8 @@ use std::sync::Arc;
 
 /// Items that wait for a slot, at most: enough to form groups of small files.
 const WAITING: u64 = 2000;
+/// Items that an agent has at all: it names them all when it opens a session.
+pub(super) const MAX_ITEMS: u64 = MAX_SESSION_ITEMS as u64;
 /// Seconds of a long poll with one role, and with two, which take turns.
 const WAIT_ALONE: u64 = 25;
 /// See [`WAIT_ALONE`].
@@ -33,14 +36,16 @@ impl Destination {
                 continue;
             };
             let room = WAITING.saturating_sub(counts.queued + counts.running);
-            if room == 0 || lease.draining {
+            let room = room.min(MAX_ITEMS.saturating_sub(counts.queued + counts.running + counts.holding));
+            let full = side == Side::Destination && self.full_for().is_some();
+            if room == 0 || lease.draining || full {
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
             let limit = usize::try_from(room).unwrap_or(MAX_CLAIM).min(MAX_CLAIM);
             let claim = Claim { session: lease.session, session_epoch: lease.epoch, seq, side, limit };
             let path = self.at(&format!("/claims?wait={wait}s"));
-            let answer: Result<Vec<Assignment>, _> = self.main.json(Method::POST, &path, Some(&claim)).await;
+            let answer: Result<Vec<Assignment>, _> = self.call(Method::POST, &path, Some(&claim)).await;
             match answer {
                 // An answer to another session's claim is not ours to keep.
                 Ok(assignments) if self.holds().is_some_and(|now| now.session == lease.session) => {

@@ -17,26 +17,49 @@ mod session;
 mod tests;
 
 use super::api::App;
-use super::client::{ClientOptions, PeerClient};
+use super::client::{CallError, ClientOptions, PeerClient};
 use super::database::DatabaseError;
 use super::model::item::AgentEndpoint;
-use super::model::name::{AgentName, ItemId, SessionKey};
+use super::model::name::{AgentName, ItemId, RequestId, SessionKey};
 use super::settings::ServiceConfig;
-use super::tls::Fingerprint;
+use super::source::Source;
+use super::tls::{Fingerprint, ServerTls};
 use super::url::PeerUrl;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::spec::Snapshot;
 use catalog::Catalog;
+use hyper::Method;
 use queue::Queue;
-use std::collections::HashMap;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 /// Pause after something failed that is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// Nothing is begun for so long when there is no room, doubled each time.
+const FULL: Duration = Duration::from_secs(30);
+/// The longest.
+const FULL_MAX: Duration = Duration::from_secs(900);
+
+/// See [`FULL`].
+#[derive(Debug, Clone, Copy, Default)]
+struct Full {
+    until: Option<Instant>,
+    pause: Duration,
+}
+
+/// A peer that does not answer.
+#[derive(Debug, Clone, Copy)]
+struct Away {
+    since: Instant,
+    tries: u32,
+}
 
 /// An open session, while its lease holds by our own clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +83,7 @@ enum Stop {
 #[derive(Debug)]
 struct Running {
     items: Vec<(ItemId, u64)>,
+    request: RequestId,
     /// Where it goes, with a slash: one at a time may have a directory for itself.
     directory: String,
     group: bool,
@@ -84,18 +108,42 @@ pub struct Reach {
     /// Main.
     pub main: PeerUrl,
     /// Its pin.
-    pub main_fingerprint: Option<Fingerprint>,
+    pub main_fingerprint: MainPin,
     /// The token for it.
     pub main_token_file: PathBuf,
-    /// Tokens for other agents.
-    pub peer_tokens: Option<PathBuf>,
+    /// Tokens for other agents: a file for each, by its name (`_` for `/`).
+    pub peer_tokens: PathBuf,
+    /// Our own certificate, as it is now: whoever shows it is this agent.
+    pub tls: Arc<RwLock<ServerTls>>,
+    /// The token for this agent itself.
+    pub own_token_file: PathBuf,
     /// Plain HTTP off loopback.
     pub insecure_http: bool,
 }
 
+/// How main is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MainPin {
+    /// It is this agent.
+    Itself,
+    /// By this certificate.
+    Pinned(Fingerprint),
+    /// By where it is: only over loopback, or when plain HTTP is allowed.
+    Place,
+}
+
 impl Reach {
+    fn own(&self) -> Fingerprint {
+        self.tls.read().unwrap_or_else(PoisonError::into_inner).fingerprint
+    }
+
     fn main(&self) -> Result<PeerClient, TransferError> {
-        self.client(self.main.clone(), self.main_fingerprint, self.main_token_file.clone())
+        let pin = match self.main_fingerprint {
+            MainPin::Itself => Some(self.own()),
+            MainPin::Pinned(pin) => Some(pin),
+            MainPin::Place => None,
+        };
+        self.client(self.main.clone(), pin, self.main_token_file.clone())
     }
 
     fn client(&self, url: PeerUrl, pin: Option<Fingerprint>, token: PathBuf) -> Result<PeerClient, TransferError> {
@@ -114,9 +162,20 @@ impl Reach {
         let url = PeerUrl::parse(peer.url.as_bytes()).map_err(|e| bad(e.to_string()))?;
         let pin = peer.fingerprint.as_deref().map(str::parse).transpose();
         let pin = pin.map_err(|e: super::tls::BadFingerprint| bad(e.to_string()))?;
-        // An agent's name may have slashes, its token's file has not.
-        let own = self.peer_tokens.as_ref().map(|dir| dir.join(peer.name.as_str().replace('/', "_")));
-        let token = own.filter(|path| path.exists()).unwrap_or_else(|| self.main_token_file.clone());
+        // Agents register as they like: none gets a token that was not put there for it.
+        let file = self.peer_tokens.join(peer.name.as_str().replace('/', "_"));
+        let token = match file.is_file() {
+            true => file,
+            false if pin == Some(self.own()) => self.own_token_file.clone(),
+            false => {
+                let what = format!(
+                    "there is no token for the agent `{}`: put one that it gave into {} (mode 0600)",
+                    peer.name,
+                    file.display()
+                );
+                return Err(TransferError::new(Class::Denied, what));
+            }
+        };
         self.client(url, pin, token)
     }
 }
@@ -129,12 +188,18 @@ pub struct Destination {
     service: ServiceConfig,
     /// As others reach us.
     url: String,
-    fingerprint: String,
-    main: PeerClient,
     queue: Arc<Queue>,
     catalog: Arc<Catalog>,
+    /// What lies here, and how it is recalled: for pushes.
+    source: Arc<Source>,
     lease: watch::Sender<Option<Lease>>,
     running: Mutex<HashMap<u64, Running>>,
+    /// Peers that are being asked.
+    asked: Mutex<HashSet<String>>,
+    /// Peers that do not answer, and since when.
+    away: Mutex<HashMap<String, Away>>,
+    /// Nothing can be placed here before then.
+    full: Mutex<Full>,
     /// There may be something to ask sources about.
     probe: Notify,
     /// There may be something to transfer.
@@ -153,12 +218,12 @@ pub struct Parts {
     pub reach: Reach,
     /// As others reach us.
     pub url: String,
-    /// Of our certificate.
-    pub fingerprint: String,
     /// `queue.db`.
     pub queue: PathBuf,
     /// Our own.
     pub catalog: Arc<Catalog>,
+    /// Our other half.
+    pub source: Arc<Source>,
 }
 
 /// Why the active half does not start.
@@ -175,8 +240,9 @@ pub enum DestinationError {
 impl Destination {
     /// Opens the queue; nothing is dialled.
     pub fn new(name: AgentName, service: ServiceConfig, parts: Parts) -> Result<Arc<Self>, DestinationError> {
-        let Parts { app, reach, url, fingerprint, queue, catalog } = parts;
-        let main = reach.main()?;
+        let Parts { app, reach, url, queue, catalog, source } = parts;
+        // A token that cannot be read is known at once.
+        reach.main()?;
         let queue = Arc::new(Queue::open(&queue)?);
         Ok(Arc::new(Self {
             name,
@@ -184,12 +250,14 @@ impl Destination {
             reach,
             service,
             url,
-            fingerprint,
-            main,
             queue,
             catalog,
+            source,
             lease: watch::Sender::new(None),
             running: Mutex::default(),
+            asked: Mutex::default(),
+            away: Mutex::default(),
+            full: Mutex::default(),
             probe: Notify::new(),
             start: Notify::new(),
             tell: Notify::new(),
@@ -214,6 +282,40 @@ impl Destination {
         spawn(Box::pin(self.clone().probe_sources()));
         spawn(Box::pin(self.clone().start_transfers()));
         spawn(Box::pin(self.clone().tell_reports()));
+    }
+
+    /// Something of main.
+    async fn call<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T, CallError> {
+        let main = self.reach.main().map_err(CallError::Unreachable)?;
+        main.json(method, path, body).await
+    }
+
+    /// How long nothing is begun because there is no room; `None`: there may be.
+    fn full_for(&self) -> Option<Duration> {
+        let until = self.full.lock().unwrap_or_else(PoisonError::into_inner).until?;
+        until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+    }
+
+    /// Something was placed.
+    fn has_room(&self) {
+        *self.full.lock().unwrap_or_else(PoisonError::into_inner) = Full::default();
+    }
+
+    /// Something could not be placed. One pause for all that fail together; each longer than the one before.
+    fn is_full(&self) -> Duration {
+        let mut full = self.full.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if full.until.is_none_or(|until| until <= now) {
+            full.pause = (full.pause * 2).clamp(FULL, FULL_MAX);
+            full.until = Some(now + full.pause);
+            tracing::error!(pause = ?full.pause, "there is no room below the root: nothing is begun until then");
+        }
+        full.pause
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<u64, Running>> {

@@ -1,20 +1,20 @@
 //! Transfers: slots, directories that are in use, and what becomes of each file when the engine has ended.
 
-use super::queue::{Work, directory};
-use super::{Destination, PAUSE, Running, Stop};
+use super::queue::{Batch, Work, directory};
+use super::{Destination, FULL, PAUSE, Running, Stop};
 use crate::control::client::PeerTickets;
 use crate::control::destination::catalog::Known;
 use crate::control::messages::{PartialOptions, TicketRequest, WirePath};
 use crate::control::model::item::{Assignment, FailureClass, ItemReport};
 use crate::control::model::name::Lfn;
 use crate::control::model::states::ItemEvent;
-use crate::control::model::time::Time;
 use crate::engine::error::{Class, TransferError};
-use crate::engine::rows::Rows;
+use crate::engine::rows::{Rows, Wanted};
 use crate::engine::spec::{
     ChecksumKind, DestinationSpec, Expected, IfExists, Report, SourceSpec, TransferOptions, Verdict,
 };
 use crate::manifest::EntryKind;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,10 +24,8 @@ use tokio::sync::Semaphore;
 
 /// How long to look again when nobody rings.
 const LOOK: Duration = Duration::from_secs(30);
-/// Seconds after which a transfer that was only stopped goes on here.
-const AGAIN_SECS: u64 = 1;
-/// Seconds before a full destination is tried again.
-const FULL_SECS: u64 = 60;
+/// Seconds before a peer that is busy is asked again.
+const BUSY_SECS: u64 = 10;
 
 /// What a source tells a destination of a file that it has pushed: `POST /v1/local/catalog`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,18 +37,24 @@ pub struct Pushed {
 
 /// One file's end.
 enum End {
-    Done { bytes: u64, digest: String, skipped: bool },
+    Done {
+        bytes: u64,
+        digest: Option<String>,
+        skipped: bool,
+    },
     Back(FailureClass, String, Option<u64>),
+    /// There is no room for it here: it costs no try.
+    NoRoom(String),
     Stopped,
 }
 
 impl Destination {
-    /// Whether two transfers could want one directory for themselves.
+    /// Whether two transfers could want one directory for themselves, or more than its rate for one request.
     fn busy(&self, a: &Assignment, group: bool) -> bool {
         let mine = directory(a.path.as_str());
         self.running().values().any(|r| {
             let nested = r.directory.starts_with(mine) || mine.starts_with(&r.directory);
-            nested && (group || r.group)
+            nested && (group || r.group) || a.max_rate.is_some() && r.request == a.request
         })
     }
 
@@ -61,9 +65,14 @@ impl Destination {
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
             self.wait_lease().await;
+            if let Some(pause) = self.full_for() {
+                drop(slot);
+                tokio::time::sleep(pause).await;
+                continue;
+            }
             let this = self.clone();
             let started = self.queue(move |queue| queue.start(|a, group| this.busy(a, group))).await.flatten();
-            let Some((push, works)) = started else {
+            let Some(Batch { push, group, works }) = started else {
                 drop(slot);
                 let _ = tokio::time::timeout(LOOK, self.start.notified()).await;
                 continue;
@@ -72,8 +81,9 @@ impl Destination {
             let key = number.fetch_add(1, Ordering::Relaxed);
             let running = Running {
                 items: works.iter().map(|w| (w.assignment.item, w.assignment.epoch)).collect(),
+                request: first.assignment.request,
                 directory: directory(first.assignment.path.as_str()).to_owned(),
-                group: works.len() > 1,
+                group,
                 cancel: None,
                 snapshot: None,
                 stop: HashMap::new(),
@@ -82,7 +92,7 @@ impl Destination {
             self.running().insert(key, running);
             let this = self.clone();
             tokio::spawn(async move {
-                let ends = if push { this.push(key, &works).await } else { this.pull(key, &works).await };
+                let ends = if push { this.push(key, &works).await } else { this.pull(key, &works, group).await };
                 this.conclude(key, works, ends).await;
                 drop(slot);
                 this.start.notify_one();
@@ -125,10 +135,10 @@ impl Destination {
         watch.done.await.map_err(|_| stopped())
     }
 
-    async fn pull(&self, key: u64, works: &[Work]) -> Vec<End> {
+    async fn pull(&self, key: u64, works: &[Work], group: bool) -> Vec<End> {
         let Some(Work { assignment: a, .. }) = works.first() else { return Vec::new() };
-        let single = works.len() == 1;
-        let all = |error: TransferError| works.iter().map(|_| back_of(&error)).collect();
+        let single = !group;
+        let all = |error: TransferError| works.iter().map(|_| self.whole(&error)).collect();
         let (root, dir) = (self.app.root.clone(), a.path.rel_path().split_last().map(|(d, _)| d).unwrap_or_default());
         let paths: Vec<_> = works.iter().map(|w| w.assignment.path.rel_path()).collect();
         let made = tokio::task::spawn_blocking({
@@ -139,10 +149,12 @@ impl Destination {
             Ok(Ok(there)) => there,
             Ok(Err(errno)) => {
                 let what = format!("the directory /{dir} cannot be made: {}", errno.desc());
-                return works
-                    .iter()
-                    .map(|_| End::Back(FailureClass::DestinationBad, what.clone(), Some(FULL_SECS)))
-                    .collect();
+                let full = matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS);
+                let end = |_| match full {
+                    true => End::NoRoom(what.clone()),
+                    false => End::Back(FailureClass::Permanent, what.clone(), None),
+                };
+                return works.iter().map(end).collect();
             }
             Err(_) => return works.iter().map(|_| End::Stopped).collect(),
         };
@@ -160,7 +172,11 @@ impl Destination {
         if single && let Some(hex) = &a.digest {
             options.expect = Some(Expected { kind: ChecksumKind::Xxh3, hex: hex.clone() });
         }
-        let rows = Arc::new(Rows::default());
+        let wanted = |w: &Work| Wanted {
+            bytes: w.assignment.bytes,
+            digest: w.assignment.digest.as_deref().and_then(|hex| hex.parse().ok()),
+        };
+        let rows = Arc::new(Rows::wanting(works.iter().map(wanted).collect()));
         let to = DestinationSpec {
             base: self.app.root.path().to_owned(),
             path: if single { a.path.rel_path() } else { dir },
@@ -174,56 +190,24 @@ impl Destination {
             Ok(report) => report,
             Err(error) => return all(error),
         };
-        let mut ends = judge(works, &there, &report, &rows);
-        for (end, work) in ends.iter_mut().zip(works) {
-            self.compare(end, &work.assignment, single).await;
-        }
+        let mut ends = self.judge(works, &there, &report, &rows);
+        ends.iter_mut().zip(works).for_each(|(end, work)| compare(end, &work.assignment));
         ends
-    }
-
-    /// The catalog's word against what arrived. One file of its own was compared by the engine before it got its name; one of
-    /// a group loses it again.
-    async fn compare(&self, end: &mut End, a: &Assignment, single: bool) {
-        let End::Done { bytes, digest, skipped } = &*end else { return };
-        let wrong = match (a.bytes, &a.digest) {
-            (Some(want), _) if want != *bytes => format!("{} has {bytes} bytes, the catalog says {want}", a.lfn),
-            (_, Some(want)) if want != digest => format!("{} has the digest {digest}, the catalog says {want}", a.lfn),
-            _ => return,
-        };
-        if !single && !*skipped {
-            let (root, path) = (self.app.root.clone(), a.path.rel_path());
-            let removed = tokio::task::spawn_blocking(move || root.remove(&path)).await;
-            tracing::warn!(lfn = %a.lfn, ?removed, "a file that is not what the catalog says was removed");
-        }
-        *end = End::Back(FailureClass::Integrity, wrong, None);
     }
 
     async fn push(&self, key: u64, works: &[Work]) -> Vec<End> {
         let Some(work) = works.first() else { return Vec::new() };
         vec![match self.push_one(key, work).await {
+            // It is the other end that is full.
+            Ok(End::NoRoom(reason)) => End::Back(FailureClass::Backpressure, reason, Some(FULL.as_secs())),
             Ok(end) => end,
-            Err(error) => back_of(&error),
+            Err(error) => self.whole(&error),
         }]
     }
 
     async fn push_one(&self, key: u64, work: &Work) -> Result<End, TransferError> {
         let a = &work.assignment;
         let client = Arc::new(self.reach.peer(&a.destination)?);
-        let rule = self.app.stage_rule;
-        let (root, path) = (self.app.root.clone(), a.source_path.rel_path());
-        let look = tokio::task::spawn_blocking(move || rule.look(&root, &path)).await;
-        match look {
-            Ok(Ok(crate::control::source::Readable::Online)) => {}
-            Ok(Ok(_)) => {
-                let what = "it is on tape here: ask for a pull, which waits for the recall".to_owned();
-                return Ok(End::Back(FailureClass::SourceBad, what, None));
-            }
-            Ok(Err(errno)) => {
-                let what = format!("{} cannot be read here: {}", a.source_path, errno.desc());
-                return Ok(End::Back(FailureClass::SourceBad, what, None));
-            }
-            Err(_) => return Ok(End::Stopped),
-        }
         let mut options = self.options(a, work.started);
         if let Some(hex) = &a.digest {
             options.expect = Some(Expected { kind: ChecksumKind::Xxh3, hex: hex.clone() });
@@ -247,7 +231,7 @@ impl Destination {
         let report = self.follow(key, watch).await?;
         let Some(digest) = report.digest.filter(|_| matches!(report.verdict, Verdict::Durable | Verdict::Verified))
         else {
-            return Ok(back_of(&error_of(&report)));
+            return Ok(self.judge_push(&report));
         };
         let bytes = report.bytes + report.skipped_bytes;
         let file = Known {
@@ -262,33 +246,54 @@ impl Destination {
             client.json(hyper::Method::POST, "/v1/local/catalog", Some(&Pushed { file })).await;
         entered.map_err(crate::control::client::CallError::into_inner)?;
         let skipped = report.skipped_files > 0 && !work.started;
-        Ok(End::Done { bytes, digest: digest.to_string(), skipped })
+        Ok(End::Done { bytes, digest: Some(digest.to_string()), skipped })
+    }
+
+    /// A push that did not come to a good end: its one file's failure counts, if it has one.
+    fn judge_push(&self, report: &Report) -> End {
+        match report.failures.first() {
+            Some(failure) => {
+                let class = Class::from_word(&failure.class).unwrap_or(Class::Retry);
+                self.back_of(&TransferError::new(class, failure.reason.as_str()).at(&failure.path))
+            }
+            None => self.whole(&error_of(report)),
+        }
     }
 
     /// Catalog first, then the queue with its reports: who dies in between proves the file equal and comes here again.
     async fn conclude(&self, key: u64, works: Vec<Work>, ends: Vec<End>) {
         let stop = self.running().get(&key).map(|r| r.stop.clone()).unwrap_or_default();
+        let pushed = works.first().is_some_and(|w| w.assignment.destination.name != self.name);
         let (mut known, mut reports, mut again, mut lost) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        // A group that was stopped goes on as the same transfer: with all that it had. What is there is found again.
+        let halted = works.len() > 1 && stop.is_empty() && ends.iter().any(|end| matches!(end, End::Stopped));
         for (work, end) in works.iter().zip(ends) {
             let a = &work.assignment;
             match (end, stop.get(&a.item)) {
-                (_, Some(Stop::Lost)) => lost.push(a.item),
+                (_, Some(Stop::Lost)) => lost.push((a.item, a.epoch)),
+                _ if halted => again.push((a.item, a.epoch)),
                 (End::Done { bytes, digest, skipped }, _) => {
                     self.ended.fetch_add(1, Ordering::Relaxed);
+                    if !pushed {
+                        self.has_room();
+                    }
                     known.push(Known {
                         lfn: a.lfn.clone(),
                         path: a.path.clone(),
                         bytes,
-                        digest: Some(digest.clone()),
+                        digest: digest.clone(),
                         dataset: a.dataset.clone(),
                         block: a.block.clone(),
                     });
                     let event = if skipped { ItemEvent::Skip } else { ItemEvent::Complete };
-                    let (digest, size) = (Some(digest), Some(bytes));
-                    reports.push(ItemReport { bytes, digest, size, ..work.report(event) });
+                    reports.push(ItemReport { bytes, digest, size: Some(bytes), ..work.report(event) });
                 }
                 (_, Some(Stop::Cancelled)) => reports.push(work.report(ItemEvent::Cancel)),
                 (End::Stopped, None) => again.push((a.item, a.epoch)),
+                (End::NoRoom(reason), None) => {
+                    let pause = self.is_full().as_secs();
+                    reports.push(work.requeue(FailureClass::Backpressure, reason, Some(pause)));
+                }
                 (End::Back(class, reason, after), None) => {
                     self.failed.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(lfn = %a.lfn, ?class, %reason, "a file did not arrive and is given back");
@@ -296,7 +301,6 @@ impl Destination {
                 }
             }
         }
-        let pushed = works.first().is_some_and(|w| w.assignment.source.name == self.name);
         let catalog = self.catalog.clone();
         let known = Arc::new(if pushed { Vec::new() } else { known });
         loop {
@@ -308,7 +312,9 @@ impl Destination {
             }
             tokio::time::sleep(PAUSE).await;
         }
-        let due = Time::now().plus_secs(AGAIN_SECS);
+        if !again.is_empty() {
+            tokio::time::sleep(PAUSE).await;
+        }
         let over = Arc::new((reports, again, lost));
         loop {
             let over = over.clone();
@@ -316,7 +322,7 @@ impl Destination {
                 let (reports, again, lost) = &*over;
                 queue.finish(reports)?;
                 queue.forget(lost)?;
-                queue.postpone(again, due)
+                queue.again(again)
             });
             if kept.await.is_some() {
                 break;
@@ -325,6 +331,40 @@ impl Destination {
         self.running().remove(&key);
         self.probe.notify_one();
     }
+
+    /// What becomes of a file that did not arrive.
+    fn back_of(&self, error: &TransferError) -> End {
+        let words = error.to_string();
+        match error.class {
+            Class::Interrupted => End::Stopped,
+            Class::NoRoom => End::NoRoom(words),
+            // A file system that was mounted anew, because its disk is failing.
+            Class::Permanent if self.app.root.facts().read_only => End::NoRoom(words),
+            class => End::Back(class_of(class), words, None),
+        }
+    }
+
+    /// The same, of a transfer that did not come about or was refused as a whole: the peer is busy, or another agent has the
+    /// lock. That says nothing of the files.
+    fn whole(&self, error: &TransferError) -> End {
+        match error.class {
+            Class::Retry => End::Back(FailureClass::Backpressure, error.to_string(), Some(BUSY_SECS)),
+            _ => self.back_of(error),
+        }
+    }
+}
+
+/// The catalog's word against what was there already; of what arrived the engine publishes nothing else.
+fn compare(end: &mut End, a: &Assignment) {
+    let End::Done { bytes, digest, .. } = &*end else { return };
+    let wrong = match (a.bytes, &a.digest, digest) {
+        (Some(want), ..) if want != *bytes => format!("{} has {bytes} bytes, the catalog says {want}", a.lfn),
+        (_, Some(want), Some(have)) if want != have => {
+            format!("{} has the digest {have}, the catalog says {want}", a.lfn)
+        }
+        _ => return,
+    };
+    *end = End::Back(FailureClass::Integrity, wrong, None);
 }
 
 /// An engine's failure as main classes it.
@@ -333,21 +373,8 @@ fn class_of(class: Class) -> FailureClass {
         Class::Retry | Class::Reconnect | Class::Interrupted => FailureClass::Transient,
         Class::OtherSource | Class::NotFound => FailureClass::SourceBad,
         Class::Verification => FailureClass::Integrity,
-        Class::Poisoned => FailureClass::DestinationBad,
+        Class::Poisoned | Class::NoRoom => FailureClass::DestinationBad,
         Class::Denied | Class::Permanent => FailureClass::Permanent,
-    }
-}
-
-/// Words of a full or read-only destination in a report: the engine says no more than its class `retry`.
-fn is_full(what: &str) -> bool {
-    ["No space left", "Disk quota exceeded", "Read-only file system", "is full"].iter().any(|w| what.contains(w))
-}
-
-fn back_of(error: &TransferError) -> End {
-    match error.class {
-        Class::Interrupted => End::Stopped,
-        _ if is_full(&error.what) => End::Back(FailureClass::DestinationBad, error.to_string(), Some(FULL_SECS)),
-        class => End::Back(class_of(class), error.to_string(), None),
     }
 }
 
@@ -359,31 +386,33 @@ fn error_of(report: &Report) -> TransferError {
     TransferError::new(class, what)
 }
 
-/// What became of each file of an ended transfer. `there`: something stood at the name before.
-fn judge(works: &[Work], there: &[bool], report: &Report, rows: &Rows) -> Vec<End> {
-    let rows: HashMap<u16, _> = rows.take().into_iter().map(|row| (row.entry.root, row)).collect();
-    let one = |(index, work): (usize, &Work)| {
-        let a = &work.assignment;
-        let row = u16::try_from(index).ok().and_then(|root| rows.get(&root));
-        let digest = row.and_then(|row| row.digest).or(report.digest.filter(|_| works.len() == 1));
-        let good = matches!(report.verdict, Verdict::Durable | Verdict::Verified | Verdict::Partial);
-        let shown = a.path.rel_path().to_string();
-        let failure = report.failures.iter().find(|f| f.path == shown || works.len() == 1);
-        match (failure, row.map(|row| &row.entry.kind), digest) {
-            (None, Some(EntryKind::File { size, .. }), Some(digest)) if good => {
-                let skipped = there.get(index) == Some(&true) && !work.started && a.if_exists != IfExists::Replace;
-                End::Done { bytes: *size, digest: digest.to_string(), skipped }
+impl Destination {
+    /// What became of each file of an ended transfer. `there`: something stood at the name before.
+    fn judge(&self, works: &[Work], there: &[bool], report: &Report, rows: &Rows) -> Vec<End> {
+        let rows: HashMap<u16, _> = rows.take().into_iter().map(|row| (row.entry.root, row)).collect();
+        let one = |(index, work): (usize, &Work)| {
+            let a = &work.assignment;
+            let row = u16::try_from(index).ok().and_then(|root| rows.get(&root));
+            let digest = row.and_then(|row| row.digest).or(report.digest.filter(|_| works.len() == 1));
+            let good = matches!(report.verdict, Verdict::Durable | Verdict::Verified | Verdict::Partial);
+            let shown = a.path.rel_path().to_string();
+            let failure = report.failures.iter().find(|f| f.path == shown || works.len() == 1);
+            match (failure, row.map(|row| &row.entry.kind), digest) {
+                (None, Some(EntryKind::File { size, .. }), Some(digest)) if good => {
+                    let skipped = there.get(index) == Some(&true) && !work.started && a.if_exists != IfExists::Replace;
+                    End::Done { bytes: *size, digest: Some(digest.to_string()), skipped }
+                }
+                (Some(failure), ..) => {
+                    let class = Class::from_word(&failure.class).unwrap_or(Class::Retry);
+                    self.back_of(&TransferError::new(class, failure.reason.as_str()).at(&failure.path))
+                }
+                // Left as it was, unlooked at: the digest is not known.
+                (None, Some(EntryKind::File { size, .. }), None) if good && a.if_exists == IfExists::Skip => {
+                    End::Done { bytes: *size, digest: None, skipped: true }
+                }
+                _ => self.whole(&error_of(report)),
             }
-            (Some(failure), ..) => {
-                let class = Class::from_word(&failure.class).unwrap_or(Class::Retry);
-                back_of(&TransferError::new(class, failure.reason.as_str()).at(&failure.path))
-            }
-            // Left as it was, unlooked at: the digest is not known.
-            (None, Some(EntryKind::File { size, .. }), None) if good && a.if_exists == IfExists::Skip => {
-                End::Done { bytes: *size, digest: String::new(), skipped: true }
-            }
-            _ => back_of(&error_of(report)),
-        }
-    };
-    works.iter().enumerate().map(one).collect()
+        };
+        works.iter().enumerate().map(one).collect()
+    }
 }

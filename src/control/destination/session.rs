@@ -1,15 +1,14 @@
 //! The tie to main: registration, session, heartbeats, reports. The lease ends here by our own clock, before main's.
 
-use super::{Destination, Lease, PAUSE, Stop};
+use super::{Destination, Lease, PAUSE, Running, Stop};
 use crate::control::client::CallError;
 use crate::control::model::agent::{AgentRegistration, AgentStatus, AgentView, OpenSession, Renewal, Renewed, Session};
 use crate::control::model::item::{ItemProgress, ItemReport, MAX_REPORTS, ReportOutcome};
 use crate::control::model::name::{ItemId, SessionKey};
-use crate::control::model::states::ItemEvent;
 use crate::control::settings::Role;
 use hyper::Method;
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -50,24 +49,29 @@ impl Destination {
         }
     }
 
-    async fn open(&self) -> Result<u64, CallError> {
+    async fn register(&self) -> Result<(), CallError> {
         let roles = self.app.roles.iter().filter(|role| **role != Role::Main).map(Role::to_string).collect();
         let registration = AgentRegistration {
             name: self.name.clone(),
             id: self.app.agent,
             url: self.url.clone(),
-            fingerprint: Some(self.fingerprint.clone()),
+            fingerprint: Some(format!("sha256:{}", self.reach.own())),
             roles,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             site: self.service.site.clone(),
             storage: self.service.storage.clone(),
         };
-        let _: AgentView = self.main.json(Method::POST, "/v1/agents", Some(&registration)).await?;
+        let _: AgentView = self.call(Method::POST, "/v1/agents", Some(&registration)).await?;
+        Ok(())
+    }
+
+    async fn open(&self) -> Result<u64, CallError> {
+        self.register().await?;
         let kept = self.queue(|queue| Ok((queue.session()?, queue.items()?))).await;
         let (previous, items) = kept.unwrap_or_default();
         let asked = Instant::now();
         let open = OpenSession { id: self.app.agent, previous, items };
-        let session: Session = self.main.json(Method::POST, &self.at("/session"), Some(&open)).await?;
+        let session: Session = self.call(Method::POST, &self.at("/session"), Some(&open)).await?;
         let (key, kept) = (session.session, session.kept);
         if self.queue(move |queue| queue.begin_session(key, &kept)).await.is_none() {
             let error = crate::engine::error::TransferError::new(
@@ -91,23 +95,27 @@ impl Destination {
 
     /// Returns when the session is over, by main's word or by our clock.
     async fn heartbeats(&self, mut lease_secs: u64) {
-        let mut next = Instant::now();
+        let (mut next, mut own) = (Instant::now(), self.reach.own());
         loop {
             let Some(lease) = self.holds() else { return };
             let third = Duration::from_millis(lease_secs.saturating_mul(1000) / 3).max(Duration::from_millis(100));
             // Whichever is first: the beat or the end.
             tokio::time::sleep_until(next.min(lease.until)).await;
             let Some(lease) = self.holds() else { return };
-            let renewal = Renewal {
-                session: lease.session,
-                epoch: lease.epoch,
-                status: self.status().await,
-                progress: self.progress(),
-            };
+            if own != self.reach.own() {
+                // A new certificate: others have to know before they dial.
+                match self.register().await {
+                    Ok(()) => own = self.reach.own(),
+                    Err(error) => tracing::warn!(%error, "the new certificate could not be told to main; tried again"),
+                }
+            }
+            let (status, progress) = (self.status().await, self.progress());
+            let told: Vec<_> = progress.iter().map(|p| (p.item, p.epoch)).collect();
+            let renewal = Renewal { session: lease.session, epoch: lease.epoch, status, progress };
             let asked = Instant::now();
             let path = self.at("/session");
             let renewed = tokio::select! {
-                renewed = self.main.json::<_, Renewed>(Method::PUT, &path, Some(&renewal)) => renewed,
+                renewed = self.call::<_, Renewed>(Method::PUT, &path, Some(&renewal)) => renewed,
                 () = tokio::time::sleep_until(lease.until) => return,
             };
             match renewed {
@@ -115,8 +123,9 @@ impl Destination {
                     lease_secs = renewed.lease_secs;
                     let until = end_of(asked, lease_secs);
                     self.lease.send_replace(Some(Lease { until, draining: renewed.draining, ..lease }));
-                    self.stop_items(&renewed.stop, Stop::Cancelled).await;
-                    self.stop_items(&renewed.lost, Stop::Lost).await;
+                    let lost: HashSet<ItemId> = renewed.lost.into_iter().collect();
+                    self.stop_lost(told.into_iter().filter(|(item, _)| lost.contains(item)).collect()).await;
+                    self.stop_cancelled(renewed.stop).await;
                     next = asked + third;
                 }
                 Err(error) if matches!(error.status(), Some(404 | 409 | 410 | 412)) => {
@@ -138,41 +147,43 @@ impl Destination {
         if !running.is_empty() {
             tracing::warn!(transfers = running.len(), "the lease is over: transfers are checkpointed and stopped");
         }
-        running.values_mut().for_each(super::Running::cancel);
+        running.values_mut().for_each(Running::cancel);
     }
 
-    /// Stops working on items, wherever they are.
-    pub(super) async fn stop_items(&self, items: &[ItemId], why: Stop) {
+    /// Main wants items stopped, and to hear so.
+    async fn stop_cancelled(&self, items: Vec<ItemId>) {
         if items.is_empty() {
             return;
         }
+        let wanted: HashSet<ItemId> = items.iter().copied().collect();
+        self.stop_running(Stop::Cancelled, |item, _| wanted.contains(&item));
+        self.queue(move |queue| queue.cancel(&items)).await;
+        self.tell.notify_one();
+    }
+
+    /// Claims that are not ours any more. A later claim of the same item is another matter.
+    async fn stop_lost(&self, claims: Vec<(ItemId, u64)>) {
+        if claims.is_empty() {
+            return;
+        }
+        let lost: HashSet<(ItemId, u64)> = claims.iter().copied().collect();
+        self.stop_running(Stop::Lost, |item, epoch| lost.contains(&(item, epoch)));
+        self.queue(move |queue| queue.forget(&claims)).await;
+    }
+
+    fn stop_running(&self, why: Stop, wanted: impl Fn(ItemId, u64) -> bool) {
         for running in self.running().values_mut() {
             let hit: HashMap<_, _> =
-                running.items.iter().filter(|(id, _)| items.contains(id)).map(|(id, _)| (*id, why)).collect();
+                running.items.iter().filter(|(id, epoch)| wanted(*id, *epoch)).map(|(id, _)| (*id, why)).collect();
             if !hit.is_empty() {
                 running.stop.extend(hit);
                 running.cancel();
             }
         }
-        let wanted = items.to_vec();
-        self.queue(move |queue| {
-            for item in wanted {
-                match (queue.get(item)?, why) {
-                    // Its transfer says so when it has stopped.
-                    (Some((_, true)), Stop::Cancelled) => {}
-                    (Some((work, false)), Stop::Cancelled) => queue.finish(&[work.report(ItemEvent::Cancel)])?,
-                    (_, Stop::Lost) => queue.forget(&[item])?,
-                    (None, Stop::Cancelled) => {}
-                }
-            }
-            Ok(())
-        })
-        .await;
-        self.tell.notify_one();
     }
 
     async fn status(&self) -> AgentStatus {
-        let counts = self.queue(super::Queue::counts).await.unwrap_or_default();
+        let counts = self.queue(super::queue::Queue::counts).await.unwrap_or_default();
         let root = self.app.root.clone();
         let facts = tokio::task::spawn_blocking(move || root.facts()).await.unwrap_or_default();
         let proc = |name: &str| std::fs::read_to_string(name).unwrap_or_default();
@@ -195,42 +206,53 @@ impl Destination {
     /// Of a group, the bytes stand with its first item: the engine counts a transfer as one.
     fn progress(&self) -> Vec<ItemProgress> {
         let running = self.running();
-        let bytes = |r: &super::Running| r.snapshot.as_ref().map_or(0, |s| s.borrow().bytes);
-        let first =
-            |r: &super::Running| r.items.first().map(|&(item, epoch)| ItemProgress { item, epoch, bytes: bytes(r) });
+        let bytes = |r: &Running| r.snapshot.as_ref().map_or(0, |s| s.borrow().bytes);
+        let first = |r: &Running| r.items.first().map(|&(item, epoch)| ItemProgress { item, epoch, bytes: bytes(r) });
         running.values().filter(|r| !r.group).filter_map(first).collect()
     }
 
     /// Tells what there is to tell until main has taken it.
     pub(super) async fn tell_reports(self: Arc<Self>) {
+        let mut limit = MAX_REPORTS;
         loop {
             let lease = self.wait_lease().await;
-            let untold = self.queue(|queue| queue.untold(MAX_REPORTS)).await.unwrap_or_default();
+            let Some(untold) = self.queue(move |queue| queue.untold(limit)).await else { continue };
             if untold.is_empty() {
+                limit = MAX_REPORTS;
                 self.tell.notified().await;
                 continue;
             }
             let (seqs, reports): (Vec<i64>, Vec<ItemReport>) = untold.into_iter().unzip();
             let body = Reports { session: lease.session, reports: &reports };
             let answer: Result<Vec<ReportOutcome>, _> =
-                self.main.json(Method::POST, &self.at("/reports"), Some(&body)).await;
+                self.call(Method::POST, &self.at("/reports"), Some(&body)).await;
             match answer {
                 Ok(outcomes) if outcomes.len() == reports.len() => {
-                    let said = |wanted: &[ReportOutcome]| -> Vec<ItemId> {
-                        let pairs = reports.iter().zip(&outcomes);
-                        pairs.filter(|(_, o)| wanted.contains(o)).map(|(report, _)| report.item).collect()
-                    };
-                    for (report, outcome) in
-                        reports.iter().zip(&outcomes).filter(|(_, o)| **o == ReportOutcome::Illegal)
-                    {
-                        tracing::warn!(item = %report.item, event = %report.event, ?outcome, "main did not take a report");
+                    let mut lost = Vec::new();
+                    for (report, outcome) in reports.iter().zip(outcomes) {
+                        match outcome {
+                            ReportOutcome::Accepted => {}
+                            ReportOutcome::StaleEpoch | ReportOutcome::Unknown => {
+                                lost.push((report.item, report.epoch))
+                            }
+                            ReportOutcome::Illegal => {
+                                tracing::warn!(item = %report.item, event = %report.event, "main did not take a report");
+                            }
+                        }
                     }
-                    self.stop_items(&said(&[ReportOutcome::StaleEpoch, ReportOutcome::Unknown]), Stop::Lost).await;
+                    self.stop_lost(lost).await;
                     self.queue(move |queue| queue.told(&seqs)).await;
                 }
-                Ok(_) => tokio::time::sleep(PAUSE).await,
-                Err(error) => {
-                    tracing::warn!(%error, "reports could not be told; tried again");
+                // Not as a whole, and not later: the one that main cannot take must not hold up the others.
+                Err(error) if matches!(error.status(), Some(400 | 413 | 422)) && limit > 1 => limit = 1,
+                Err(error) if matches!(error.status(), Some(400 | 422)) => {
+                    tracing::error!(%error, report = ?reports[0], "main takes no such report: it is dropped");
+                    self.queue(move |queue| queue.told(&seqs)).await;
+                }
+                told => {
+                    if let Err(error) = told {
+                        tracing::warn!(%error, "reports could not be told; tried again");
+                    }
                     tokio::time::sleep(PAUSE).await;
                 }
             }

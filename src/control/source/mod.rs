@@ -341,8 +341,8 @@ async fn stage(State(source): Shared, request: Request) -> Answer {
 }
 
 impl Source {
-    /// Looks at every file and recalls what has to be.
-    fn stage(&self, files: Vec<(Lfn, RelPath)>) -> Result<StageReply, Problem> {
+    /// Looks at every file and recalls what has to be. Blocks.
+    pub fn stage(&self, files: Vec<(Lfn, RelPath)>) -> Result<StageReply, Problem> {
         let mut told = Vec::with_capacity(files.len());
         let mut offline = Vec::new();
         for (lfn, path) in files {
