@@ -44,7 +44,7 @@ pub struct Args {
     /// With --show-config: one JSON document
     #[arg(long, requires = "show_config")]
     json: bool,
-    /// The directory that is served and never left
+    /// The directory that is served and never left; not needed by main alone
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Where identity, tokens and keys lie
@@ -56,7 +56,7 @@ pub struct Args {
     /// Where data streams arrive [default: [::]:8471]; port 0 picks one
     #[arg(long, value_name = "ADDR:PORT")]
     data: Option<SocketAddr>,
-    /// What it does [default: source,destination]
+    /// What it does: source, destination, main, or a list of them [default: source,destination]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_word::<Role>)]
     roles: Option<Vec<Role>>,
     /// Data addresses told to clients instead of the one they dialled
@@ -86,6 +86,12 @@ pub struct Args {
     /// A file for one line of JSON per ended transfer [default: with the log, on stderr]
     #[arg(long, value_name = "FILE")]
     transfer_log: Option<PathBuf>,
+    /// Main: seconds that an agent is taken for alive without a word [default: 30]
+    #[arg(long, value_name = "N")]
+    lease_secs: Option<u64>,
+    /// Main: seconds after that in which an agent gets its work back [default: 300]
+    #[arg(long, value_name = "N")]
+    reattach_secs: Option<u64>,
     /// Transfers at once, 1 to 256 [default: 256]
     #[arg(long, value_name = "N")]
     max_sessions: Option<usize>,
@@ -151,6 +157,8 @@ impl Args {
             log: self.log,
             transfer_log: self.transfer_log,
             max_sessions: self.max_sessions,
+            lease_secs: self.lease_secs,
+            reattach_secs: self.reattach_secs,
             tls_cert: self.tls_cert,
             tls_key: self.tls_key,
             profiles: self.profiles,

@@ -1,15 +1,19 @@
 //! The daemon: engine, HTTP port, tokens and keys, put together, reloaded and stopped.
 
 use super::api::{self, App};
+use super::client::ClientOptions;
 use super::database::DatabaseError;
 use super::destination::catalog::Catalog;
 use super::destination::{Destination, DestinationError, MainPin, Parts, Reach, local};
 use super::http::{self, HttpLimits, HttpServer};
+use super::main_role::Main;
+use super::main_role::peers::HttpPeers;
 use super::metrics::Metrics;
 use super::root::{RootError, ServedRoot};
 use super::settings::{AgentConfig, Role, StageRule};
 use super::source::{self, Rule, Source, Stages};
 use super::state::{StateDir, StateError};
+use super::store::StoreError;
 use super::third_party::Jobs;
 use super::tls::{self, ServerTls, TlsError, TlsFiles};
 use super::tokens::{TokenError, TokenStore};
@@ -98,6 +102,9 @@ pub enum AgentError {
     /// The queue, or the token for main.
     #[error(transparent)]
     Destination(#[from] DestinationError),
+    /// Main's store.
+    #[error("main cannot start: {0}")]
+    Main(#[from] StoreError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] TransferError),
@@ -134,7 +141,7 @@ impl AgentError {
 pub struct Ready {
     /// Where HTTP listens.
     pub http: SocketAddr,
-    /// Where data streams arrive.
+    /// Where data streams arrive; port 0: nowhere, this agent is main alone.
     pub data: SocketAddr,
     /// Of the TLS certificate, for `--peer-fingerprint`.
     pub fingerprint: String,
@@ -154,6 +161,7 @@ pub struct Agent {
     tls_files: TlsFiles,
     tls: Arc<RwLock<ServerTls>>,
     app: Arc<App>,
+    main: Option<Main>,
     log: Arc<TransferLog>,
     profiles: Option<PathBuf>,
     stop: watch::Sender<bool>,
@@ -174,7 +182,7 @@ pub fn engine_config(config: &AgentConfig, agent: AgentId, advertise: Vec<Socket
         // Checked when the settings were resolved.
         arena_bytes: usize::try_from(config.memory).unwrap_or(usize::MAX),
         engine: config.engine,
-        data_listen: Some(config.data),
+        data_listen: config.root.is_some().then_some(config.data),
         advertise,
         agent,
         block: crate::limits::DEFAULT_BLOCK,
@@ -186,8 +194,9 @@ impl Agent {
     /// Checks root and state, starts the engine, binds HTTP. Blocking calls are few and short; it returns when the
     /// agent answers.
     pub async fn start(config: &AgentConfig) -> Result<Self, AgentError> {
-        let root = Arc::new(ServedRoot::open(&config.root)?);
+        let given = config.root.as_deref().map(ServedRoot::open).transpose()?;
         let state = StateDir::open(&config.state)?;
+        let root = Arc::new(given.map_or_else(|| ServedRoot::nothing(&state), Ok)?);
         keys_outside(&root, &state, config.tls.as_ref())?;
         let lock = state.lock_for_agent()?;
         let agent = state.agent_id()?;
@@ -206,7 +215,7 @@ impl Agent {
         let listener = http::bind(config.http).map_err(bind_error)?;
         let http = listener.local_addr().map_err(bind_error)?;
         let engine = Engine::start(engine_config(config, agent, advertise.clone()))?;
-        let data = engine.data_address().unwrap_or(config.data);
+        let data = engine.data_address().unwrap_or(SocketAddr::new(config.data.ip(), 0));
         let metrics = Arc::new(Metrics::default());
         tokio::spawn(follow(engine.handle().ended(), log.clone(), metrics.clone()));
 
@@ -234,15 +243,26 @@ impl Agent {
             token_file,
             pid: std::process::id(),
         };
+        let own = server_tls.fingerprint;
         let tls = Arc::new(RwLock::new(server_tls));
         let (stop, stopping) = watch::channel(false);
-        let router = service(config, &state, &app, &ready, &tls, &stopping)?;
-        let server = HttpServer {
-            router: api::router(app.clone()).merge(router),
-            tls: tls.clone(),
-            insecure_http: config.insecure_http,
-            limits: HttpLimits::default(),
+        let mut router = api::router(app.clone()).merge(service(config, &state, &app, &ready, &tls, &stopping)?);
+        let main = match config.roles.contains(&Role::Main) {
+            false => None,
+            true => {
+                let own = Some(own);
+                let token_file = Some(ready.token_file.clone());
+                let insecure_http = config.insecure_http;
+                let options = ClientOptions { token_file, insecure_http, ..ClientOptions::default() };
+                let peers = HttpPeers { options, own, tokens: state.file(PEERS) };
+                let main = Main::start(&state, config.leases, app.tokens.clone(), peers, stopping.clone())?;
+                app.metrics.attach(main.app().metrics.clone());
+                router = router.merge(main.router());
+                Some(main)
+            }
         };
+        let server =
+            HttpServer { router, tls: tls.clone(), insecure_http: config.insecure_http, limits: HttpLimits::default() };
         let serving = tokio::spawn(server.serve(listener, stopping));
         warn_of(config);
         Ok(Self {
@@ -251,6 +271,7 @@ impl Agent {
             tls_files,
             tls,
             app,
+            main,
             log,
             stop,
             serving,
@@ -304,6 +325,9 @@ impl Agent {
             let _ = std::mem::ManuallyDrop::new(self.engine);
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.serving).await;
+        if let Some(main) = self.main {
+            main.end().await;
+        }
     }
 }
 

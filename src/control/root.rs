@@ -2,6 +2,7 @@
 //! reading, and no symlink is followed below the root.
 
 use super::messages::{RootFacts, StatKind, StatReply};
+use super::state::StateDir;
 use crate::relpath::RelPath;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat};
@@ -9,6 +10,7 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Why a root cannot be served.
@@ -57,6 +59,18 @@ impl ServedRoot {
         let real =
             std::fs::canonicalize(path).map_err(|e| fail(e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))?;
         Ok(Self { path: real, fd })
+    }
+
+    /// What an agent serves that serves nothing: an empty directory of its own, so that all routes are the same.
+    pub fn nothing(state: &StateDir) -> Result<Self, RootError> {
+        let path = state.file("nothing");
+        match std::fs::DirBuilder::new().mode(0o500).create(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                Err(RootError::Io { path, errno })
+            }
+            _ => Self::open(&path),
+        }
     }
 
     /// Where it really lies.

@@ -1,6 +1,7 @@
 //! Everything an agent can be told, by default, file and flag.
 
 use super::model::name::AgentName;
+use super::store::Leases;
 use super::tls::{Fingerprint, TlsFiles};
 use super::url::{DATA_PORT, HTTP_PORT, PeerUrl};
 use crate::config::{ConfigError, Picker, Shown};
@@ -11,6 +12,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// Worker threads: more than any machine has use for.
@@ -21,6 +23,10 @@ const MIN_MEMORY: u64 = 8 << 20;
 const DEFAULT_TRANSFERS: usize = 4;
 /// See [`ServiceConfig::max_transfers`].
 pub const MAX_TRANSFERS: usize = 64;
+/// Of a lease: shorter ones end by a busy moment of either host, longer ones hide that an agent is gone.
+const LEASE_SECS: RangeInclusive<u64> = 2..=3600;
+/// The longest that work waits for an agent that is gone.
+const MAX_REATTACH_SECS: u64 = 7 * 24 * 3600;
 /// Addresses to tell, as many as a client will try.
 const MAX_ADVERTISED: usize = 8;
 
@@ -111,7 +117,7 @@ fn size<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentLayer {
-    /// The directory that is served and never left.
+    /// The directory that is served and never left; not needed by main alone.
     pub root: Option<PathBuf>,
     /// Keys, tokens, identity.
     pub state: Option<PathBuf>,
@@ -119,7 +125,7 @@ pub struct AgentLayer {
     pub http: Option<SocketAddr>,
     /// Where data streams arrive; port 0 picks one.
     pub data: Option<SocketAddr>,
-    /// `source`, `destination`.
+    /// `source`, `destination`, `main`.
     pub roles: Option<Vec<Role>>,
     /// `HOST:PORT` told to clients instead of the data address.
     pub advertise_data: Option<Vec<String>>,
@@ -142,6 +148,10 @@ pub struct AgentLayer {
     pub transfer_log: Option<PathBuf>,
     /// Transfers at once.
     pub max_sessions: Option<usize>,
+    /// Seconds that main knows an agent alive without hearing of it.
+    pub lease_secs: Option<u64>,
+    /// Seconds after that in which an agent gets its work back.
+    pub reattach_secs: Option<u64>,
     /// PEM.
     pub tls_cert: Option<PathBuf>,
     /// PEM, 0600.
@@ -202,8 +212,8 @@ pub struct ServiceConfig {
 /// An agent's settings, checked, and where each came from.
 #[derive(Debug, Clone)]
 pub struct AgentConfig {
-    /// See [`AgentLayer::root`].
-    pub root: PathBuf,
+    /// See [`AgentLayer::root`]; `None`: nothing is served.
+    pub root: Option<PathBuf>,
     /// See [`AgentLayer::state`].
     pub state: PathBuf,
     /// See [`AgentLayer::http`].
@@ -232,6 +242,8 @@ pub struct AgentConfig {
     pub transfer_log: Option<PathBuf>,
     /// 1 to 256.
     pub max_sessions: usize,
+    /// Main's.
+    pub leases: Leases,
     /// `None`: self-signed, in the state directory.
     pub tls: Option<TlsFiles>,
     /// See [`AgentLayer::profiles`].
@@ -300,6 +312,9 @@ impl AgentConfig {
         let log = p.pick("log", log_text(f.log), log_text(l.log), default_log(), LogTarget::to_string);
         let transfer_log = p.pick("transfer_log", f.transfer_log.map(Some), l.transfer_log.map(Some), None, path);
         let max_sessions = p.pick("max_sessions", f.max_sessions, l.max_sessions, MAX_SESSIONS, usize::to_string);
+        let Leases { lease_secs, reattach_secs } = Leases::default();
+        let lease_secs = p.pick("lease_secs", f.lease_secs, l.lease_secs, lease_secs, u64::to_string);
+        let reattach_secs = p.pick("reattach_secs", f.reattach_secs, l.reattach_secs, reattach_secs, u64::to_string);
         let tls_cert = p.pick("tls_cert", f.tls_cert.map(Some), l.tls_cert.map(Some), None, path);
         let tls_key = p.pick("tls_key", f.tls_key.map(Some), l.tls_key.map(Some), None, path);
         let profiles = p.pick("profiles", f.profiles.map(Some), l.profiles.map(Some), None, path);
@@ -320,9 +335,18 @@ impl AgentConfig {
         let stage_command = p.pick("stage_command", f.stage_command, l.stage_command, Vec::new(), |v| format!("{v:?}"));
         let stage_rule = p.pick("stage_rule", f.stage_rule, l.stage_rule, StageRule::Online, word);
 
-        let root = root.ok_or_else(|| picker.refuse("root", "name the directory to serve: --root DIR"))?;
+        let works = roles.iter().any(|role| *role != Role::Main);
+        if root.is_none() && works {
+            return Err(picker.refuse("root", "name the directory to serve: --root DIR"));
+        }
         if roles.is_empty() {
             return Err(picker.refuse("roles", "name at least one: source, destination, main"));
+        }
+        if !LEASE_SECS.contains(&lease_secs) {
+            return Err(picker.refuse("lease_secs", "2 to 3600"));
+        }
+        if reattach_secs > MAX_REATTACH_SECS {
+            return Err(picker.refuse("reattach_secs", "at most 604800: a week"));
         }
         if workers.is_some_and(|n| n == 0 || n > MAX_WORKERS) {
             return Err(picker.refuse("workers", format!("1 to {MAX_WORKERS}")));
@@ -341,7 +365,7 @@ impl AgentConfig {
             (None, None) => None,
             _ => return Err(picker.refuse("tls_cert", "tls_cert and tls_key go together")),
         };
-        if name.is_none() && (main.is_some() || roles.contains(&Role::Main)) {
+        if name.is_none() && (main.is_some() || roles.contains(&Role::Main) && works) {
             return Err(picker.refuse("name", "an agent of the service needs a name: --name NAME"));
         }
         if max_transfers == 0 || max_transfers > MAX_TRANSFERS {
@@ -356,6 +380,11 @@ impl AgentConfig {
             .map_err(|e| picker.refuse("main_fingerprint", e.to_string()))?;
         if main.is_some() && main_token_file.is_none() {
             return Err(picker.refuse("main_token_file", "name the file with the token for main"));
+        }
+        let here = |host: &str| host == "localhost" || host.parse().is_ok_and(super::http::is_loopback);
+        let far = main.as_ref().is_some_and(|main| !here(&main.host));
+        if far && http.ip().is_unspecified() && advertise_http.is_none() {
+            return Err(picker.refuse("advertise_http", "say under which name others reach this agent: lh://HOST:PORT"));
         }
         let service = ServiceConfig {
             name,
@@ -388,6 +417,7 @@ impl AgentConfig {
             log,
             transfer_log,
             max_sessions,
+            leases: Leases { lease_secs, reattach_secs },
             tls,
             profiles,
             service,
@@ -424,6 +454,8 @@ mod tests {
             log = "/var/log/l"
             transfer_log = "/var/log/t"
             max_sessions = 7
+            lease_secs = 20
+            reattach_secs = 60
             tls_cert = "/c"
             tls_key = "/k"
             profiles = "/p"
@@ -451,6 +483,8 @@ mod tests {
     fn defaults_are_strict_and_flags_win() {
         let flags = AgentLayer { root: Some("/srv".into()), workers: Some(2), ..AgentLayer::default() };
         let config = AgentConfig::resolve(None, flags).unwrap();
+        let alone = AgentLayer { roles: Some(vec![Role::Main]), ..AgentLayer::default() };
+        assert_eq!(AgentConfig::resolve(None, alone).unwrap().root, None, "main alone serves nothing");
         assert!(config.encrypt && !config.insecure_http && config.verify == Verify::Disk);
         assert_eq!((config.http.to_string(), config.data.to_string()), ("[::]:8470".into(), "[::]:8471".into()));
         let origin = |name| config.shown.iter().find(|s| s.name == name).unwrap().origin.to_string();
@@ -470,9 +504,13 @@ mod tests {
             ("root = \"/\"\nmemory = \"1MiB\"\n", "`memory` (file"),
             ("root = \"/\"\ntls_cert = \"/c\"\n", "go together"),
             ("root = \"/\"\nroles = []\n", "`roles` (file"),
-            ("root = \"/\"\nroles = [\"main\"]\n", "needs a name"),
+            ("root = \"/\"\nroles = [\"main\", \"source\"]\n", "needs a name"),
             ("root = \"/\"\nname = \"a\"\nmain = \"lh://b\"\n", "token for main"),
+            ("root = \"/\"\nname = \"a\"\nmain = \"lh://b\"\nmain_token_file = \"/t\"\n", "`advertise_http` (default)"),
             ("root = \"/\"\nmax_transfers = 0\n", "`max_transfers` (file"),
+            ("roles = [\"main\", \"source\"]\n", "`root` (default): name the directory"),
+            ("root = \"/\"\nlease_secs = 1\n", "`lease_secs` (file /etc/longhaul.toml): 2 to 3600"),
+            ("root = \"/\"\nreattach_secs = 604801\n", "`reattach_secs` (file"),
         ] {
             let error = file(text).unwrap_err().to_string();
             assert!(error.contains(want), "{text:?}: {error}");

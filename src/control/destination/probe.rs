@@ -97,7 +97,7 @@ impl Destination {
                 "online" => match (a.bytes, bytes) {
                     (Some(want), Some(have)) if want != have => {
                         let what = format!("{} has {have} bytes at the source, not {want}: it was changed", a.lfn);
-                        back.push(work.requeue(FailureClass::SourceBad, what, None));
+                        back.push(work.requeue(Some(FailureClass::SourceBad), what, None));
                     }
                     _ => {
                         ready.push(key(&work));
@@ -108,12 +108,12 @@ impl Destination {
                 },
                 "queued" | "recalling" | "failed" if after > LONG_HOLD_SECS => {
                     let what = "the source needs long to recall it";
-                    back.push(work.requeue(FailureClass::Backpressure, what, Some(after)));
+                    back.push(work.requeue(None, what, Some(after)));
                 }
                 "queued" | "recalling" | "failed" => held.push(work),
                 other => {
                     let what = format!("the source says that {} is {}", a.source_path, known_word(other));
-                    back.push(work.requeue(FailureClass::SourceBad, what, None));
+                    back.push(work.requeue(Some(FailureClass::SourceBad), what, None));
                 }
             }
         }
@@ -145,9 +145,9 @@ impl Destination {
         }
         tracing::warn!(%error, peer, files = works.len(), "a peer cannot be asked; its files are given back");
         let class = |held: bool| match (passes, held) {
-            (true, true) => (FailureClass::Backpressure, Some(AWAY_SECS)),
-            (true, false) => (FailureClass::Transient, None),
-            (false, _) => (FailureClass::SourceBad, None),
+            (true, true) => (None, Some(AWAY_SECS)),
+            (true, false) => (Some(FailureClass::Transient), None),
+            (false, _) => (Some(FailureClass::SourceBad), None),
         };
         let back = works.iter().map(|w| {
             let (class, after) = class(w.held);

@@ -62,16 +62,11 @@ impl Work {
         }
     }
 
-    /// Given back to main.
-    pub fn requeue(&self, class: FailureClass, reason: impl Into<String>, after: Option<u64>) -> ItemReport {
+    /// Given back to main; without a class it was a hold that lasted too long.
+    pub fn requeue(&self, class: Option<FailureClass>, reason: impl Into<String>, after: Option<u64>) -> ItemReport {
         // Long enough for a sentence and two names.
         let reason = reason.into().chars().take(1000).collect();
-        ItemReport {
-            class: Some(class),
-            reason: Some(reason),
-            retry_after_secs: after,
-            ..self.report(ItemEvent::Requeue)
-        }
+        ItemReport { class, reason: Some(reason), retry_after_secs: after, ..self.report(ItemEvent::Requeue) }
     }
 }
 

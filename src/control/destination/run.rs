@@ -199,7 +199,7 @@ impl Destination {
         let Some(work) = works.first() else { return Vec::new() };
         vec![match self.push_one(key, work).await {
             // It is the other end that is full.
-            Ok(End::NoRoom(reason)) => End::Back(FailureClass::Backpressure, reason, Some(FULL.as_secs())),
+            Ok(End::NoRoom(reason)) => End::Back(FailureClass::DestinationBad, reason, Some(FULL.as_secs())),
             Ok(end) => end,
             Err(error) => self.whole(&error),
         }]
@@ -292,12 +292,12 @@ impl Destination {
                 (End::Stopped, None) => again.push((a.item, a.epoch)),
                 (End::NoRoom(reason), None) => {
                     let pause = self.is_full().as_secs();
-                    reports.push(work.requeue(FailureClass::Backpressure, reason, Some(pause)));
+                    reports.push(work.requeue(Some(FailureClass::DestinationBad), reason, Some(pause)));
                 }
                 (End::Back(class, reason, after), None) => {
                     self.failed.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(lfn = %a.lfn, ?class, %reason, "a file did not arrive and is given back");
-                    reports.push(work.requeue(class, reason, after));
+                    reports.push(work.requeue(Some(class), reason, after));
                 }
             }
         }

@@ -4,10 +4,11 @@ use crate::control::model::name::{AgentName, ItemId};
 use crate::control::store::{Candidate, Claimable};
 use std::collections::BTreeMap;
 
-/// Online first, then fewer failures of this item, then the lower load (`given`: what this claim has added to it), then by name.
+/// Online first, then fewer failures of this item, fewer long holds of it, the lower load (`given`: what this claim has added to
+/// it), and by name.
 pub fn choose<'a>(candidates: &'a [Candidate], given: &BTreeMap<AgentName, u64>) -> Option<&'a Candidate> {
     let load = |c: &Candidate| c.load.saturating_add(given.get(&c.agent).copied().unwrap_or(0));
-    candidates.iter().min_by_key(|c| (!c.online, c.failures, load(c), &c.agent))
+    candidates.iter().min_by_key(|c| (!c.online, c.failures, c.holds, load(c), &c.agent))
 }
 
 /// A source for each, in order, each counted into the load that the next one sees.
@@ -28,17 +29,18 @@ mod tests {
     use super::*;
 
     fn candidate(agent: &str, online: bool, failures: u64, load: u64) -> Candidate {
-        Candidate { agent: agent.parse().unwrap(), load, failures, online }
+        Candidate { agent: agent.parse().unwrap(), load, failures, holds: 0, online }
     }
 
     #[test]
-    fn online_then_failures_then_load_then_name() {
+    fn online_then_failures_holds_load_and_name() {
         let tape = candidate("a", false, 0, 0);
         let failed = candidate("b", true, 1, 0);
+        let held = Candidate { holds: 1, ..candidate("b", true, 0, 0) };
         let busy = candidate("c", true, 0, 9);
         let idle = candidate("e", true, 0, 1);
         let twin = candidate("d", true, 0, 1);
-        let order = [twin, idle, busy, failed, tape];
+        let order = [twin, idle, busy, held, failed, tape];
         for from in 0..order.len() {
             let mut rest = order[from..].to_vec();
             rest.reverse();

@@ -13,6 +13,7 @@ pub mod policy;
 pub mod requests;
 pub mod resolve;
 pub mod routes;
+pub mod start;
 pub mod sweep;
 mod web;
 
@@ -29,6 +30,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 
 pub use routes::router;
+pub use start::Main;
 
 /// Event streams at once: a quarter of the port's connections, so that watchers do not shut workers out.
 const STREAMS: usize = 256;
@@ -49,10 +51,10 @@ pub struct App {
     pub metrics: Arc<MainMetrics>,
     /// As the store gives them out.
     pub lease: Duration,
-    started: Instant,
-    heard: Mutex<BTreeMap<SessionKey, Instant>>,
+    heard: Mutex<Heard>,
     resolving: Mutex<BTreeSet<RequestId>>,
     wake_resolver: Notify,
+    wake_sweeper: Notify,
     streams: Arc<Semaphore>,
     uploads: Arc<Semaphore>,
 }
@@ -78,10 +80,10 @@ impl App {
             peers,
             metrics,
             lease,
-            started: Instant::now(),
-            heard: Mutex::default(),
+            heard: Mutex::new(Heard { others: Instant::now(), sessions: BTreeMap::new() }),
             resolving: Mutex::default(),
             wake_resolver: Notify::new(),
+            wake_sweeper: Notify::new(),
             streams: Arc::new(Semaphore::new(STREAMS)),
             uploads: Arc::new(Semaphore::new(UPLOADS)),
         })
@@ -94,8 +96,15 @@ impl App {
     }
 
     fn heard(&self, session: SessionKey) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).insert(session, Instant::now());
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).sessions.insert(session, Instant::now());
     }
+}
+
+/// When this process last heard of whom, by its monotonic clock.
+struct Heard {
+    /// Those that it never heard: from its own start, or from when it came back after it was stopped.
+    others: Instant,
+    sessions: BTreeMap<SessionKey, Instant>,
 }
 
 /// See [`App::take`].

@@ -5,17 +5,19 @@ use crate::control::client::{ClientOptions, PeerClient};
 use crate::control::model::item::AgentEndpoint;
 use crate::control::model::name::Lfn;
 use crate::control::model::page::Page;
+use crate::control::tls::Fingerprint;
 use crate::control::url::PeerUrl;
 use crate::engine::error::{Class, TransferError};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 
 /// A file as a source lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedFile {
     /// Below the source's root.
     pub lfn: Lfn,
-    /// Its size.
-    pub bytes: u64,
+    /// Its size; of one on tape, where that is known.
+    pub bytes: Option<u64>,
 }
 
 /// What main asks of agents.
@@ -32,27 +34,56 @@ pub trait Peers: Send + Sync {
 }
 
 /// Over HTTP.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct HttpPeers {
-    /// The token that sources get from main, and the pins of agents that registered none.
+    /// How agents are trusted that registered no fingerprint. Its token is main's own: it is told to this agent itself only.
     pub options: ClientOptions,
+    /// This agent's certificate.
+    pub own: Option<Fingerprint>,
+    /// A directory with a token for each source, a file by its name (`_` for `/`).
+    pub tokens: PathBuf,
 }
 
 impl HttpPeers {
-    fn client(&self, agent: &AgentEndpoint) -> Result<PeerClient, TransferError> {
-        let bad = |what: String| TransferError::new(Class::Permanent, format!("agent `{}`: {what}", agent.name));
-        let url = PeerUrl::parse(agent.url.as_bytes()).map_err(|e| bad(e.to_string()))?;
-        let fingerprint = match &agent.fingerprint {
-            Some(text) => Some(text.parse().map_err(|_| bad("its fingerprint cannot be read".to_owned()))?),
-            None => self.options.fingerprint,
-        };
-        PeerClient::new(url, ClientOptions { fingerprint, ..self.options.clone() })
+    fn client(&self, agent: &AgentEndpoint, token_file: Option<PathBuf>) -> Result<PeerClient, TransferError> {
+        let url = PeerUrl::parse(agent.url.as_bytes()).map_err(|e| bad(agent, e.to_string()))?;
+        let fingerprint = fingerprint(agent)?.or(self.options.fingerprint);
+        PeerClient::new(url, ClientOptions { fingerprint, token_file, ..self.options.clone() })
     }
+
+    /// The token for a source. An agent may register as it likes: no token goes to one that it was not put there for.
+    fn token(&self, source: &AgentEndpoint) -> Result<PathBuf, TransferError> {
+        let own = self.own.is_some() && fingerprint(source)? == self.own;
+        if let Some(file) = self.options.token_file.clone().filter(|_| own) {
+            return Ok(file);
+        }
+        let file = self.tokens.join(source.name.as_str().replace('/', "_"));
+        match file.is_file() {
+            true => Ok(file),
+            false => {
+                let what = format!(
+                    "main has no token for the source `{}`: put one that may read there into {} (mode 0600)",
+                    source.name,
+                    file.display()
+                );
+                Err(TransferError::new(Class::Denied, what))
+            }
+        }
+    }
+}
+
+fn bad(agent: &AgentEndpoint, what: String) -> TransferError {
+    TransferError::new(Class::Permanent, format!("agent `{}`: {what}", agent.name))
+}
+
+fn fingerprint(agent: &AgentEndpoint) -> Result<Option<Fingerprint>, TransferError> {
+    let parse = |text: &String| text.parse().map_err(|_| bad(agent, "its fingerprint cannot be read".to_owned()));
+    agent.fingerprint.as_ref().map(parse).transpose()
 }
 
 impl Peers for HttpPeers {
     fn probe(&self, agent: AgentEndpoint) -> Boxed<'_, Result<(), TransferError>> {
-        Box::pin(async move { self.client(&agent)?.healthy().await })
+        Box::pin(async move { self.client(&agent, self.options.token_file.clone())?.healthy().await })
     }
 
     fn list(
@@ -61,6 +92,8 @@ impl Peers for HttpPeers {
         prefix: Lfn,
         cursor: Option<String>,
     ) -> Boxed<'_, Result<Page<ListedFile>, TransferError>> {
-        Box::pin(async move { self.client(&agent)?.list(prefix.as_str(), cursor.as_deref()).await })
+        Box::pin(async move {
+            self.client(&agent, Some(self.token(&agent)?))?.list(prefix.as_str(), cursor.as_deref()).await
+        })
     }
 }

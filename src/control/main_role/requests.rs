@@ -168,15 +168,15 @@ pub async fn create(State(app): Shared, Extension(who): Who, request: Request) -
     let (headers, uri) = (request.headers().clone(), request.uri().clone());
     let body = bytes(request).await?;
     let spec: RequestSpec = parse(&body)?;
-    check::spec(&spec, app.store.now().await?)?;
-    may_ask(&app, &who, &spec).await?;
     let key = key(&headers, &who, &uri, &body)?;
-    // What was acknowledged once is so again, whoever is away now.
+    // What was acknowledged once is so again, whatever time it is, whoever is away and whatever the token may now.
     if let Some(key) = key.clone().filter(|_| !asked.preflight)
         && let Some(before) = app.store.replay(key).await?
     {
         return created(&before, true);
     }
+    check::spec(&spec, app.store.now().await?)?;
+    may_ask(&app, &who, &spec).await?;
     if let SourceChoice::Agents(sources) = &spec.source {
         for source in sources {
             match app.store.agent(source.clone()).await {
@@ -329,7 +329,9 @@ pub async fn resume(State(app): Shared, Extension(who): Who, Path(id): Path<Stri
 /// `POST /v1/requests/{id}/cancel`
 pub async fn cancel(State(app): Shared, Extension(who): Who, Path(id): Path<String>) -> Answer {
     let id = steered(&app, &who, &id).await?.id;
-    view(StatusCode::OK, &app.store.cancel(id, actor(&who)).await?)
+    let cancelled = app.store.cancel(id, actor(&who)).await?;
+    app.wake_sweeper.notify_one();
+    view(StatusCode::OK, &cancelled)
 }
 
 /// `POST /v1/requests/{id}/retry-failed`

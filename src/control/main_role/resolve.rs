@@ -59,7 +59,7 @@ struct Gather<'a> {
 
 impl<'a> Gather<'a> {
     async fn begin(app: &'a App, request: &'a RequestView) -> Result<Self, Halt> {
-        app.store.restart_resolving(request.id).await?;
+        begin_anew(app, request.id).await?;
         Ok(Self { app, request, batch: Vec::new(), facts: Facts::new() })
     }
 
@@ -166,7 +166,7 @@ impl<'a> Gather<'a> {
                 if !below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
                     return Err(Halt::Never(format!("the source lists {}, which is not below {prefix}", file.lfn)));
                 }
-                self.named(file.lfn, Some(file.bytes)).await?;
+                self.named(file.lfn, file.bytes).await?;
             }
             if next.is_none() {
                 return Ok(());
@@ -212,6 +212,11 @@ impl<'a> Gather<'a> {
     }
 }
 
+async fn begin_anew(app: &App, id: RequestId) -> Result<(), StoreError> {
+    while app.store.restart_resolving(id).await? {}
+    Ok(())
+}
+
 async fn find(app: &App, request: &RequestView) -> Result<RequestView, Halt> {
     let mut gather = Gather::begin(app, request).await?;
     match &request.spec.select {
@@ -249,7 +254,7 @@ async fn one(app: Arc<App>, held: Resolving) {
             Err(Halt::Store(error @ StoreError::NotFound(_))) => error.to_string(),
             Err(Halt::Store(error)) => return Err(error),
         };
-        app.store.restart_resolving(id).await?;
+        begin_anew(&app, id).await?;
         app.store.resolved(id, Resolution::Failed(failed)).await.map(|_| ())
     };
     if let Err(error) = result.await {
@@ -305,7 +310,7 @@ pub async fn manifest(
         Err(Halt::Store(error)) => error.into(),
     };
     // An upload that is cut off does not come here; the next one begins with the same.
-    if let Err(error) = app.store.restart_resolving(request.id).await {
+    if let Err(error) = begin_anew(app, request.id).await {
         tracing::warn!(request = %request.id, %error, "a refused manifest is removed when the next one comes");
     }
     Err(failed)

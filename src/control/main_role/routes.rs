@@ -11,6 +11,7 @@ use crate::control::model::event::Event;
 use crate::control::model::item::{Assignment, AttemptView, Claim, ItemView, ReportOutcome};
 use crate::control::model::request::{ApprovalRule, Decision, ManifestLine, RequestPatch, RequestSpec, RequestView};
 use crate::control::problem::Problem;
+use crate::engine::error::Class;
 use Role::{Agent, Approver, Operator, Submitter, Viewer};
 use axum::Router;
 use axum::extract::{Request, State};
@@ -109,7 +110,10 @@ pub fn router(app: Arc<App>) -> Router {
     let routes = ROUTES.iter().fold(Router::new(), |router, route| {
         router.route(route.path, (route.make)().route_layer(from_fn_with_state((app.clone(), route), guard)))
     });
-    routes.with_state(app)
+    let refuse = || async {
+        Problem::new(StatusCode::METHOD_NOT_ALLOWED, Class::Permanent, "this path does not take that method")
+    };
+    routes.method_not_allowed_fallback(refuse).with_state(app)
 }
 
 /// Nobody passes without the role that the table asks for. Whoever passes is known to the handler.

@@ -6,7 +6,6 @@ use super::peers::HttpPeers;
 use super::routes::ROUTES;
 use super::*;
 use crate::control::access::Role;
-use crate::control::client::ClientOptions;
 use crate::control::http::{self, HttpLimits, HttpServer};
 use crate::control::model::agent::*;
 use crate::control::model::catalog::*;
@@ -94,7 +93,7 @@ impl Store for OneOfEach {
     unavailable! {
         create_request(_a: Actor, _s: RequestSpec, _k: Option<Idempotency>) -> Created;
         add_items(_i: RequestId, _n: Vec<NewItem>) -> ();
-        restart_resolving(_i: RequestId) -> ();
+        restart_resolving(_i: RequestId) -> bool;
         resolved(_i: RequestId, _r: Resolution) -> RequestView;
         decide(_i: RequestId, _a: Actor, _v: u64, _d: Decision) -> RequestView;
         patch_request(_i: RequestId, _v: u64, _p: RequestPatch) -> RequestView;
@@ -145,7 +144,7 @@ impl Port {
         let server = tls::load_server(&tls::ensure_self_signed(&state).unwrap()).unwrap();
         let tokens = Arc::new(TokenStore::new(&state));
         let store = Arc::new(OneOfEach::default());
-        let peers = Arc::new(HttpPeers { options: ClientOptions::default() });
+        let peers = Arc::new(HttpPeers::default());
         let app =
             App::new(store.clone(), tokens.clone(), peers, Arc::new(MainMetrics::default()), Duration::from_secs(30));
         let listener = http::bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -373,12 +372,13 @@ async fn approval_needs_its_etag_and_a_second_person() {
 #[tokio::test]
 async fn a_session_that_was_heard_is_spared() {
     let port = Port::start();
-    let peers = Arc::new(HttpPeers { options: ClientOptions::default() });
+    let peers = Arc::new(HttpPeers::default());
     let lease = Duration::from_secs(30);
     let app = App::new(port.store.clone(), port.tokens.clone(), peers, Arc::default(), lease);
     let (heard, silent) = (SessionKey::new(), SessionKey::new());
-    let later = app.started + lease;
-    app.heard.lock().unwrap().insert(heard, app.started + Duration::from_secs(1));
+    let started = app.heard.lock().unwrap().others;
+    let later = started + lease;
+    app.heard.lock().unwrap().sessions.insert(heard, started + Duration::from_secs(1));
     assert_eq!(sweep::unheard(&app, vec![heard, silent], later - Duration::from_millis(1)), vec![]);
     assert_eq!(sweep::unheard(&app, vec![heard, silent], later), vec![silent]);
     assert_eq!(sweep::unheard(&app, vec![heard], later + Duration::from_secs(1)), vec![heard]);
@@ -388,7 +388,7 @@ async fn a_session_that_was_heard_is_spared() {
 #[tokio::test]
 async fn a_request_is_resolved_by_one() {
     let port = Port::start();
-    let peers = Arc::new(HttpPeers { options: ClientOptions::default() });
+    let peers = Arc::new(HttpPeers::default());
     let app = App::new(port.store.clone(), port.tokens.clone(), peers, Arc::default(), Duration::from_secs(30));
     let id = RequestId::new();
     let held = app.take(id);

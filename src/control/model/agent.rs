@@ -141,4 +141,16 @@ pub struct AgentView {
     pub status: AgentStatus,
     /// Live items.
     pub items: u64,
+    /// Nothing is placed at its storage for now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<StoragePause>,
+}
+
+/// Why nothing is placed at a storage for now: it was full, over quota or read-only when something was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct StoragePause {
+    /// Until then.
+    pub until: Time,
+    /// As the agent said it.
+    pub reason: String,
 }

@@ -172,6 +172,8 @@ pub struct Candidate {
     pub load: u64,
     /// Failed tries of this item from there.
     pub failures: u64,
+    /// Long holds of this item there that its agent gave back.
+    pub holds: u64,
     /// Whether it is online there.
     pub online: bool,
 }
@@ -185,6 +187,10 @@ pub struct Swept {
     pub items: u64,
     /// Requests that expired.
     pub requests: u64,
+    /// Items that were ended with their stopped requests, and rows of deleted requests that were removed.
+    pub drained: u64,
+    /// There is more to drain: sweep again at once.
+    pub more: bool,
     /// Old events and keys that were dropped.
     pub dropped: u64,
 }
@@ -207,8 +213,9 @@ pub trait Store: Send + Sync {
     /// More items of a request that is being resolved. A path that is already taken at its destination by a live item of another request
     /// is a conflict when that item is claimed, not here. The same path twice in one request: [`StoreError::Conflict`].
     fn add_items(&self, request: RequestId, items: Vec<NewItem>) -> Stored<'_, ()>;
-    /// Removes what [`Store::add_items`] brought, to resolve anew after a crash.
-    fn restart_resolving(&self, request: RequestId) -> Stored<'_, ()>;
+    /// Removes what [`Store::add_items`] brought, to resolve anew after a crash; at most so much that others do not wait.
+    /// `true`: there is more, ask again.
+    fn restart_resolving(&self, request: RequestId) -> Stored<'_, bool>;
     /// Ends resolving; the digest over all items is computed and kept.
     fn resolved(&self, request: RequestId, resolution: Resolution) -> Stored<'_, RequestView>;
     /// Requests that are being resolved, the oldest first: what a main goes on with after a restart.
@@ -223,11 +230,12 @@ pub trait Store: Send + Sync {
     fn patch_request(&self, id: RequestId, version: u64, patch: RequestPatch) -> Stored<'_, RequestView>;
     /// Pauses or resumes. Again: no change.
     fn pause(&self, id: RequestId, actor: Actor, paused: bool) -> Stored<'_, RequestView>;
-    /// Cancels: what nobody has is cancelled at once, the rest when its agents have said so or lost their lease.
+    /// Cancels: nothing more of it is given out. What nobody has is cancelled at once, of many the first ones and the rest by
+    /// [`Store::sweep`]; what agents have when they have said so or lost their lease.
     fn cancel(&self, id: RequestId, actor: Actor) -> Stored<'_, RequestView>;
     /// Failed items are queued again, with new tries.
     fn retry_failed(&self, id: RequestId, actor: Actor) -> Stored<'_, RequestView>;
-    /// Forgets an ended request.
+    /// Forgets an ended request. It is gone at once; what many items leave behind is removed by [`Store::sweep`].
     fn delete_request(&self, id: RequestId, actor: Actor) -> Stored<'_, ()>;
 
     // Items
@@ -275,8 +283,8 @@ pub trait Store: Send + Sync {
         session: super::model::name::SessionKey,
         reports: Vec<ItemReport>,
     ) -> Stored<'_, Vec<ReportOutcome>>;
-    /// Ends leases, holds and deadlines that are over; gives back the items of sessions that have been gone for longer than the re-attach
-    /// time; drops old events and keys. `unheard`: sessions that this process has seen no renewal of for a whole lease by
+    /// Ends leases, holds and deadlines that are over; gives back the items of sessions that have been gone for longer than the
+    /// re-attach time; goes on with what was stopped or deleted; drops old events and keys. `unheard`: sessions that this process has seen no renewal of for a whole lease by
     /// its own monotonic clock; others are spared, so that a step of the clock ends nobody.
     fn sweep(&self, unheard: Vec<super::model::name::SessionKey>) -> Stored<'_, Swept>;
     /// Sessions whose lease is over by the store's clock and whose items have not been given back.

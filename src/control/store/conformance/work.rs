@@ -8,7 +8,7 @@ use crate::control::model::agent::{DEFAULT_LEASE_SECS, DEFAULT_REATTACH_SECS};
 use crate::control::model::item::{FailureClass, ItemProgress, ItemReport, ReportOutcome, Side};
 use crate::control::model::request::{Model, RequestSpec};
 use crate::control::model::states::{ItemEvent, ItemState, RequestState};
-use crate::control::store::{NewItem, Resolution, StoreError};
+use crate::control::store::{MAX_ADD, NewItem, Resolution, StoreError};
 
 const LEASE: i64 = DEFAULT_LEASE_SECS as i64;
 const REATTACH: i64 = DEFAULT_REATTACH_SECS as i64;
@@ -248,6 +248,92 @@ pub async fn failures_are_decided_by_class(kit: &Kit) {
     let attempts = kit.store.attempts(first.item).await.unwrap();
     assert_eq!(attempts.len(), 4);
     assert!(attempts.iter().all(|a| a.ended.is_some() && a.class.is_some()), "{attempts:?}");
+}
+
+/// A storage that is full is left alone for a while: no try is counted, other storages go on, and it is told why.
+pub async fn a_full_storage_is_paused_and_fails_nothing(kit: &Kit) {
+    kit.agent("src", None).await;
+    let (a, b, c) =
+        (kit.agent("a", Some("disk")).await, kit.agent("b", Some("disk")).await, kit.agent("c", None).await);
+    let request = kit.active(RequestSpec { tries: 1, ..spec_from("a", &["src"]) }, 3).await;
+    kit.active(spec_from("c", &["src"]), 1).await;
+    let first = kit.pulls("a", &a, 1, 1).await.remove(0);
+    let full = ItemReport { retry_after_secs: Some(20), ..failed(&first, FailureClass::DestinationBad) };
+    assert_eq!(kit.report("a", &a, full).await, ReportOutcome::Accepted);
+    let item = kit.store.item(first.item).await.unwrap();
+    assert_eq!((item.state, item.tries), (ItemState::Queued, 0));
+    assert!(kit.pulls("a", &a, 2, 9).await.is_empty() && kit.pulls("b", &b, 1, 9).await.is_empty());
+    assert_eq!(kit.pulls("c", &c, 1, 9).await.len(), 1, "another storage");
+    let paused = kit.store.agent(named("b")).await.unwrap().paused.unwrap();
+    assert_eq!((paused.until, paused.reason.as_str()), (kit.clock.now().plus_secs(20), "it broke"));
+    assert!(kit.store.agent(named("c")).await.unwrap().paused.is_none());
+    kit.clock.forward(21);
+    assert!(kit.store.agent(named("b")).await.unwrap().paused.is_none());
+    let items = kit.pulls("b", &b, 1, 9).await;
+    assert_eq!(items.len(), 3);
+    for item in &items {
+        kit.report("b", &b, complete(item)).await;
+    }
+    assert_eq!(kit.counted(request.id).await.state, RequestState::Succeeded);
+}
+
+/// Of two that have a file, the one that let it wait is asked again only when the other one cannot be.
+pub async fn a_source_that_held_is_asked_last(kit: &Kit) {
+    for name in ["s1", "s2"] {
+        kit.agent(name, None).await;
+    }
+    let dst = kit.agent("dst", None).await;
+    kit.active(spec_from("dst", &["s1", "s2"]), 1).await;
+    let held = kit.pulls("dst", &dst, 1, 1).await.remove(0);
+    kit.report("dst", &dst, says(&held, ItemEvent::Hold)).await;
+    kit.report("dst", &dst, says(&held, ItemEvent::Requeue)).await;
+    let found = kit.store.claimable(named("dst"), claim(&dst, 2, 1, Side::Destination)).await.unwrap().remove(0);
+    let holds = |name| found.candidates.iter().find(|c| c.agent == named(name)).map(|c| (c.holds, c.failures));
+    let (by, other) = if held.source.name == named("s1") { ("s1", "s2") } else { ("s2", "s1") };
+    assert_eq!((holds(by), holds(other)), (Some((1, 0)), Some((0, 0))));
+}
+
+/// Many items end in slices: the request stops at once, the rest follows, and every number is right at any time.
+pub async fn many_items_end_and_go_in_slices(kit: &Kit) {
+    kit.agent("src", None).await;
+    let dst = kit.agent("dst", None).await;
+    let id = kit.store.create_request(actor(), spec_from("dst", &["src"]), None).await.unwrap().request.id;
+    for from in [0, MAX_ADD, 2 * MAX_ADD] {
+        let items = (from..from + MAX_ADD).map(|n| new_item(n, "dst")).collect();
+        kit.store.add_items(id, items).await.unwrap();
+    }
+    while kit.store.restart_resolving(id).await.unwrap() {}
+    assert_eq!(kit.counted(id).await.counters.files, 0);
+    for from in [0, MAX_ADD, 2 * MAX_ADD] {
+        let items = (from..from + MAX_ADD).map(|n| new_item(n, "dst")).collect();
+        kit.store.add_items(id, items).await.unwrap();
+    }
+    kit.store.resolved(id, Resolution::Approved { rule: "r".into() }).await.unwrap();
+    let live = kit.pulls("dst", &dst, 1, 2).await;
+    kit.store.cancel(id, actor()).await.unwrap();
+    kit.counted(id).await;
+    assert!(kit.pulls("dst", &dst, 2, 9).await.is_empty(), "nothing more is given out");
+    let mut drained = 0;
+    while kit.store.sweep(Vec::new()).await.unwrap().more {
+        kit.counted(id).await;
+        drained += 1;
+        assert!(drained < 1000);
+    }
+    let all = 3 * MAX_ADD as u64;
+    assert_eq!(kit.counted(id).await.counters.cancelled, all - 2);
+    for item in &live {
+        kit.report("dst", &dst, says(item, ItemEvent::Cancel)).await;
+    }
+    let ended = kit.counted(id).await;
+    assert_eq!((ended.state, ended.counters.cancelled), (RequestState::Cancelled, all));
+    let last = kit.items(id).await.pop().unwrap().id;
+    kit.store.delete_request(id, actor()).await.unwrap();
+    let mut swept = 0;
+    while kit.store.sweep(Vec::new()).await.unwrap().more {
+        swept += 1;
+        assert!(swept < 1000);
+    }
+    assert!(matches!(kit.store.item(last).await, Err(StoreError::NotFound(_))));
 }
 
 /// A cancel stops what runs by its agent's word, or by its lease's end; what is being published is finished.

@@ -5,7 +5,9 @@ use super::super::{StoreError, Swept};
 use super::cx::{Cx, R};
 use super::item::{self, Requests};
 use super::value::{Int, Json};
-use crate::control::model::agent::{AgentRegistration, AgentStatus, AgentView, OpenSession, Renewal, Renewed, Session};
+use crate::control::model::agent::{
+    AgentRegistration, AgentStatus, AgentView, OpenSession, Renewal, Renewed, Session, StoragePause,
+};
 use crate::control::model::item::Claim;
 use crate::control::model::name::{AgentName, ItemId, SessionKey};
 use crate::control::model::time::Time;
@@ -36,12 +38,16 @@ impl Agent {
 
 const COLUMNS: &str = "a.registration, a.storage, a.draining, a.status, a.session, a.session_epoch, a.session_over,
     a.claim_seq, a.seen, a.lease_until,
-    (SELECT count(*) FROM item i WHERE i.holder = a.name AND i.session IS NOT NULL)";
+    (SELECT count(*) FROM item i WHERE i.holder = a.name AND i.session IS NOT NULL),
+    (SELECT p.until FROM storage_pause p WHERE p.storage = a.storage),
+    (SELECT p.reason FROM storage_pause p WHERE p.storage = a.storage)";
 
 fn read(now: Time) -> impl Fn(&Row<'_>) -> rusqlite::Result<Agent> {
     move |row| {
         let (session, over): (Option<SessionKey>, bool) = (row.get(4)?, row.get(6)?);
         let lease_until: Option<Time> = row.get(9)?;
+        let pause = row.get::<_, Option<Time>>(11)?.zip(row.get::<_, Option<String>>(12)?);
+        let pause = pause.map(|(until, reason)| StoragePause { until, reason });
         Ok(Agent {
             storage: row.get(1)?,
             session,
@@ -56,6 +62,7 @@ fn read(now: Time) -> impl Fn(&Row<'_>) -> rusqlite::Result<Agent> {
                 draining: row.get(2)?,
                 status: row.get::<_, Json<AgentStatus>>(3)?.0,
                 items: row.get::<_, Int>(10)?.0,
+                paused: pause.filter(|pause| pause.until > now),
             },
         })
     }
@@ -117,6 +124,26 @@ pub(super) fn register(cx: &Cx<'_>, registration: AgentRegistration) -> R<AgentV
         )?;
     }
     Ok(by_name(cx, &name)?.view)
+}
+
+/// Whether nothing is placed at a storage for now: see [`pause`].
+pub(super) fn paused(cx: &Cx<'_>, storage: &str) -> R<bool> {
+    let until = "SELECT until FROM storage_pause WHERE storage = ?1 AND until > ?2";
+    Ok(cx.one(until, params![storage, cx.now], |_| Ok(()))?.is_some())
+}
+
+/// A storage that takes nothing (full, read-only) is not tried with every item that is for it.
+pub(super) fn pause(cx: &Cx<'_>, storage: &str, name: &AgentName, until: Time, reason: &str) -> R<()> {
+    let was = paused(cx, storage)?;
+    cx.run(
+        "INSERT INTO storage_pause (storage, until, reason) VALUES (?1, ?2, ?3)
+         ON CONFLICT (storage) DO UPDATE SET until = excluded.until, reason = excluded.reason",
+        params![storage, until, reason],
+    )?;
+    match was {
+        true => Ok(()),
+        false => cx.event("agent.paused", name.as_str(), json!({ "until": until, "reason": reason })),
+    }
 }
 
 pub(super) fn drain(cx: &Cx<'_>, name: &AgentName, draining: bool) -> R<AgentView> {

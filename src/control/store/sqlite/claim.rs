@@ -79,21 +79,43 @@ pub(super) fn holders(cx: &Cx<'_>, request: &Request, item: &Item) -> R<Vec<(Age
     Ok(if known.is_empty() { named.iter().map(|agent| (agent.clone(), true)).collect() } else { known })
 }
 
-/// Failed tries by source since the last retry by request, and whether one of them excludes it.
-pub(super) fn failures(cx: &Cx<'_>, item: &Item) -> R<HashMap<AgentName, (u64, bool)>> {
+/// How an item fared with one source.
+#[derive(Default)]
+pub(super) struct Fared {
+    /// Tries that its source may have failed.
+    failures: u64,
+    /// Long holds that were given back.
+    holds: u64,
+    /// It is not asked again.
+    pub(super) excluded: bool,
+    /// Tries that failed at the destination.
+    pub(super) unplaced: u64,
+}
+
+/// By source, since the last retry by request.
+pub(super) fn fared(cx: &Cx<'_>, item: &Item) -> R<HashMap<AgentName, Fared>> {
+    use FailureClass::{Backpressure, DestinationBad, Integrity, Permanent, SourceBad, Transient};
     if item.epoch == item.retry_epoch {
         return Ok(HashMap::new());
     }
     let tries = cx.all(
-        "SELECT source, class FROM attempt WHERE item = ?1 AND epoch > ?2 AND class IS NOT NULL",
+        "SELECT source, class FROM attempt WHERE item = ?1 AND epoch > ?2 AND reported IS NOT NULL",
         params![item.n, Int(item.retry_epoch)],
-        |row| Ok((row.get::<_, AgentName>(0)?, row.get::<_, Word<FailureClass>>(1)?.0)),
+        |row| Ok((row.get::<_, AgentName>(0)?, row.get::<_, Option<Word<FailureClass>>>(1)?.map(|class| class.0))),
     )?;
-    let mut found: HashMap<AgentName, (u64, bool)> = HashMap::new();
-    for (source, class) in tries.into_iter().filter(|(_, class)| *class != FailureClass::Backpressure) {
+    let mut found: HashMap<AgentName, Fared> = HashMap::new();
+    for (source, class) in tries {
         let entry = found.entry(source).or_default();
-        entry.0 += 1;
-        entry.1 |= matches!(class, FailureClass::SourceBad | FailureClass::Integrity);
+        match class {
+            None => entry.holds += 1,
+            Some(Backpressure) => {}
+            Some(DestinationBad) => entry.unplaced += 1,
+            Some(Transient | Permanent) => entry.failures += 1,
+            Some(SourceBad | Integrity) => {
+                entry.failures += 1;
+                entry.excluded = true;
+            }
+        }
     }
     Ok(found)
 }
@@ -110,13 +132,13 @@ fn candidates(
     if holders.is_empty() {
         return Ok(Vec::new());
     }
-    let failures = failures(cx, item)?;
+    let mut fared = fared(cx, item)?;
     let mut found = Vec::new();
     for (agent, online) in holders {
-        let (failures, excluded) = failures.get(&agent).copied().unwrap_or_default();
+        let Fared { failures, holds, excluded, .. } = fared.remove(&agent).unwrap_or_default();
         if !excluded {
             let load = agents.load(cx, &agent)?;
-            found.push(Candidate { agent, load, failures, online });
+            found.push(Candidate { agent, load, failures, holds, online });
         }
     }
     Ok(found)
@@ -214,6 +236,7 @@ fn walks(cx: &Cx<'_>, agent: &Agent, side: Side) -> R<Vec<Walk>> {
     };
     let mut found = Vec::new();
     match side {
+        Side::Destination if agent::paused(cx, &agent.storage)? => {}
         Side::Destination => {
             let queued: Vec<i64> = cx.all(QUEUED_REQUESTS, [&agent.storage], |row| row.get(0))?;
             for n in queued {
@@ -244,7 +267,7 @@ fn walks(cx: &Cx<'_>, agent: &Agent, side: Side) -> R<Vec<Walk>> {
                 let mut storages = HashSet::new();
                 for destination in &request.view.spec.destinations {
                     let storage = agent::storage_of(cx, destination)?;
-                    if storages.insert(storage.clone()) {
+                    if storages.insert(storage.clone()) && !agent::paused(cx, &storage)? {
                         found.push(Walk::new(request.clone(), storage));
                     }
                 }

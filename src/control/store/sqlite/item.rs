@@ -14,6 +14,9 @@ use serde_json::json;
 use std::collections::HashMap;
 use std::rc::Rc;
 
+/// Items of one transaction that ends or removes many: what waits for it waits for less than a heartbeat's pause.
+pub(super) const SLICE: usize = 20_000;
+
 /// Everything of an item.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Item {
@@ -334,11 +337,15 @@ pub(super) fn add(cx: &Cx<'_>, id: RequestId, items: &[NewItem]) -> R<()> {
     Ok(())
 }
 
-pub(super) fn delete_all(cx: &Cx<'_>, request: i64) -> R<()> {
-    cx.run("DELETE FROM attempt WHERE item IN (SELECT n FROM item WHERE request = ?1)", [request])?;
-    cx.run("DELETE FROM item_file WHERE request = ?1", [request])?;
-    cx.run("DELETE FROM item WHERE request = ?1", [request])?;
-    Ok(())
+/// Removes items of a request that is gone, or begun anew, [`SLICE`] at most; how many.
+pub(super) fn delete_some(cx: &Cx<'_>, request: i64) -> R<usize> {
+    let last = "SELECT max(n) FROM (SELECT n FROM item WHERE request = ?1 ORDER BY n LIMIT ?2) AS some";
+    let last: Option<i64> = cx.sole(last, params![request, Int(SLICE as u64)], |row| row.get(0))?;
+    let Some(last) = last else { return Ok(0) };
+    let of = params![request, last];
+    cx.run("DELETE FROM attempt WHERE item IN (SELECT n FROM item WHERE request = ?1 AND n <= ?2)", of)?;
+    cx.run("DELETE FROM item_file WHERE n IN (SELECT n FROM item WHERE request = ?1 AND n <= ?2)", of)?;
+    cx.run("DELETE FROM item WHERE request = ?1 AND n <= ?2", of)
 }
 
 fn sums(cx: &Cx<'_>, request: i64, state: ItemState) -> R<(i64, i64)> {
@@ -349,18 +356,20 @@ fn sums(cx: &Cx<'_>, request: i64, state: ItemState) -> R<(i64, i64)> {
     )
 }
 
-/// Moves all that nobody has. One event, the request's, tells of it.
-pub(super) fn all_queued(cx: &Cx<'_>, request: i64, event: ItemEvent, reason: &str) -> R<()> {
-    let Some(to) = ItemState::Queued.after(event) else { return Ok(()) };
-    let (items, bytes) = sums(cx, request, ItemState::Queued)?;
-    cx.run(
-        "UPDATE item SET state = ?2, reason = ?3, changed = ?4, hold_since = NULL, hold_until = NULL
-         WHERE request = ?1 AND state = 'queued'",
-        params![request, to, reason, cx.now],
+/// Moves what nobody has, [`SLICE`] at most; how many. One event, the request's, tells of it.
+pub(super) fn end_queued(cx: &Cx<'_>, request: i64, event: ItemEvent, reason: &str) -> R<usize> {
+    let Some(to) = ItemState::Queued.after(event) else { return Ok(0) };
+    let moved: Vec<i64> = cx.all(
+        "UPDATE item SET state = ?2, reason = ?3, changed = ?4, hold_since = NULL, hold_until = NULL WHERE n IN
+            (SELECT n FROM item WHERE request = ?1 AND state = 'queued' ORDER BY n LIMIT ?5)
+         RETURNING coalesce(bytes, 0)",
+        params![request, to, reason, cx.now, Int(SLICE as u64)],
+        |row| row.get(0),
     )?;
+    let (items, bytes) = (i64::try_from(moved.len()).unwrap_or(i64::MAX), moved.iter().sum::<i64>());
     cx.count(request, ItemState::Queued, -items, -bytes);
     cx.count(request, to, items, bytes);
-    Ok(())
+    Ok(moved.len())
 }
 
 /// Failed items begin anew: what failed before does not count, and no source is excluded for it.

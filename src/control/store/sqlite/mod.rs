@@ -58,7 +58,6 @@ const WAIT: Duration = Duration::from_secs(1);
 /// See the module.
 pub struct SqliteStore {
     threads: Threads,
-    clock: Clock,
 }
 
 impl SqliteStore {
@@ -86,7 +85,7 @@ impl SqliteStore {
         let writer = Self::prepare(&path).map_err(named)?;
         let readers = (0..Threads::READERS).map(|_| reader(&path)).collect::<R<_>>().map_err(named)?;
         let threads = Threads::start(writer, readers, &clock, leases).map_err(named)?;
-        Ok(Arc::new(Self { threads, clock }))
+        Ok(Arc::new(Self { threads }))
     }
 
     fn prepare(path: &Path) -> R<Connection> {
@@ -159,7 +158,8 @@ fn ask<T: Send + 'static>(
 
 impl Store for SqliteStore {
     fn now(&self) -> Stored<'_, Time> {
-        Box::pin(async { Ok(self.clock.now()) })
+        // A look at the file, so that whoever asks learns whether there is one.
+        self.read(|cx| event::last(cx).map(|_| cx.now))
     }
 
     fn create_request(&self, actor: Actor, spec: RequestSpec, key: Option<Idempotency>) -> Stored<'_, Created> {
@@ -174,7 +174,7 @@ impl Store for SqliteStore {
         self.write(move |cx| item::add(cx, request, &items))
     }
 
-    fn restart_resolving(&self, request: RequestId) -> Stored<'_, ()> {
+    fn restart_resolving(&self, request: RequestId) -> Stored<'_, bool> {
         self.write(move |cx| request::restart_resolving(cx, request))
     }
 
@@ -285,6 +285,7 @@ impl Store for SqliteStore {
             agent::end_leases(cx, &unheard, &mut swept)?;
             swept.requests = request::expire(cx)?;
             report::end_holds(cx, &mut swept)?;
+            request::drain(cx, &mut swept)?;
             event::drop_old(cx, &mut swept)?;
             Ok(swept)
         })

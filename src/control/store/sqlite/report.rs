@@ -15,6 +15,10 @@ use rusqlite::params;
 
 /// The longest pause between two tries, in seconds.
 const MAX_PAUSE_SECS: u64 = 900;
+/// Seconds for which nothing is placed at a storage that could not take something, when its agent does not say.
+const STORAGE_PAUSE_SECS: u64 = 300;
+/// Tries that may fail at the destination for each one of a request's: a disk that is full over the weekend fails nothing.
+const PLACINGS: u64 = 200;
 /// Holds that one sweep ends.
 const HOLDS: usize = 1000;
 
@@ -148,9 +152,9 @@ fn requeue(
     class: Option<FailureClass>,
     why: Option<&str>,
 ) -> R<ReportOutcome> {
-    use FailureClass::{Backpressure, Integrity, Permanent, SourceBad};
+    use FailureClass::{Backpressure, DestinationBad, Integrity, Permanent, SourceBad};
     let mut new = old.clone();
-    let counts = class.is_some_and(|class| class != Backpressure);
+    let counts = class.is_some_and(|class| !matches!(class, Backpressure | DestinationBad));
     new.tries += u32::from(counts);
     // Before the question who else has it.
     end_attempt(cx, old, report, ItemEvent::Requeue, class)?;
@@ -158,6 +162,10 @@ fn requeue(
         Some(Permanent) => Some(""),
         _ if counts && new.tries >= request.view.spec.tries => Some("; it was the last try"),
         Some(SourceBad | Integrity) if !others(cx, request, old)? => Some("; nobody else has it"),
+        // The storage's fault, but perhaps this file's alone.
+        Some(DestinationBad) if unplaced(cx, old)? >= u64::from(request.view.spec.tries) * PLACINGS => {
+            Some("; it was the last try")
+        }
         _ => None,
     };
     let mut reason = why.map(str::to_owned);
@@ -170,8 +178,17 @@ fn requeue(
         None => item::put_back(&mut new, request),
     };
     if event == ItemEvent::Requeue {
-        let pause = report.retry_after_secs.unwrap_or_else(|| if class.is_some() { pause(old, new.tries) } else { 0 });
+        let pause = report.retry_after_secs.unwrap_or_else(|| match class {
+            Some(DestinationBad) => STORAGE_PAUSE_SECS,
+            Some(_) => pause(old, new.tries),
+            None => 0,
+        });
         new.not_before = cx.now.plus_secs(pause);
+    }
+    if class == Some(DestinationBad) {
+        let until = cx.now.plus_secs(report.retry_after_secs.unwrap_or(STORAGE_PAUSE_SECS).clamp(1, MAX_PAUSE_SECS));
+        let taker = old.taker.as_ref().unwrap_or(&old.destination);
+        agent::pause(cx, &old.storage, taker, until, why.unwrap_or("nothing can be placed there"))?;
     }
     new.reason = reason;
     cx.run(
@@ -184,9 +201,14 @@ fn requeue(
 
 /// Whether somebody may have it whom nothing excludes.
 fn others(cx: &Cx<'_>, request: &Request, item: &Item) -> R<bool> {
-    let failed = claim::failures(cx, item)?;
+    let fared = claim::fared(cx, item)?;
     let holders = claim::holders(cx, request, item)?;
-    Ok(holders.iter().any(|(agent, _)| !failed.get(agent).is_some_and(|(_, excluded)| *excluded)))
+    Ok(holders.iter().any(|(agent, _)| !fared.get(agent).is_some_and(|fared| fared.excluded)))
+}
+
+/// Tries that failed at the destination.
+fn unplaced(cx: &Cx<'_>, item: &Item) -> R<u64> {
+    Ok(claim::fared(cx, item)?.values().map(|fared| fared.unplaced).sum())
 }
 
 /// Seconds before the next try: between one and thrice what the try before may have waited, spread so that many items

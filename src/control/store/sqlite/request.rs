@@ -1,6 +1,6 @@
 //! Requests: made, resolved, decided, stopped, ended.
 
-use super::super::{Actor, Created, Idempotency, Resolution, StoreError};
+use super::super::{Actor, Created, Idempotency, Resolution, StoreError, Swept};
 use super::cx::{Cx, R};
 use super::item;
 use super::value::{Int, Json};
@@ -216,11 +216,17 @@ pub(super) fn still_resolving(cx: &Cx<'_>, id: RequestId) -> R<Request> {
     }
 }
 
-pub(super) fn restart_resolving(cx: &Cx<'_>, id: RequestId) -> R<()> {
+pub(super) fn restart_resolving(cx: &Cx<'_>, id: RequestId) -> R<bool> {
     let request = still_resolving(cx, id)?;
-    item::delete_all(cx, request.n)?;
-    cx.run("UPDATE request SET chain = ?2, files = 0, bytes = 0, queued = 0 WHERE n = ?1", params![request.n, CHAIN])?;
-    Ok(())
+    let removed = item::delete_some(cx, request.n)?;
+    let left = Int(request.view.counters.queued.saturating_sub(removed as u64));
+    // Bytes are exact again when nothing is left; nobody shows them before that.
+    cx.run(
+        "UPDATE request SET chain = ?2, files = ?3, queued = ?3, bytes = CASE WHEN ?3 = 0 THEN 0 ELSE bytes END
+         WHERE n = ?1",
+        params![request.n, CHAIN, left],
+    )?;
+    Ok(left.0 > 0)
 }
 
 pub(super) fn resolved(cx: &Cx<'_>, id: RequestId, resolution: Resolution) -> R<RequestView> {
@@ -239,7 +245,9 @@ pub(super) fn resolved(cx: &Cx<'_>, id: RequestId, resolution: Resolution) -> R<
         Resolution::Approved { rule } => {
             record(cx, &request, Verdict::Approve, format!("policy:{rule}"), None)?;
         }
-        Resolution::Failed(why) => item::all_queued(cx, request.n, ItemEvent::Cancel, &why)?,
+        Resolution::Failed(_) => {
+            stop(cx, &by_n(cx, request.n)?)?;
+        }
         Resolution::NeedsApproval(_) => {}
     }
     let counts = request.view.counters;
@@ -293,8 +301,8 @@ pub(super) fn decide(cx: &Cx<'_>, id: RequestId, actor: Actor, version: u64, dec
     let by = actor.name;
     if decision.decision == Verdict::Reject {
         let why = decision.comment.clone().unwrap_or_else(|| format!("rejected by {by}"));
-        item::all_queued(cx, request.n, ItemEvent::Cancel, "the request was rejected")?;
         cx.run("UPDATE request SET reason = ?2 WHERE n = ?1", params![request.n, why])?;
+        stop(cx, &by_n(cx, request.n)?)?;
     } else {
         cx.run("UPDATE request SET reason = NULL WHERE n = ?1", [request.n])?;
     }
@@ -349,14 +357,14 @@ pub(super) fn cancel(cx: &Cx<'_>, id: RequestId, actor: Actor) -> R<RequestView>
         RequestState::Cancelled => {}
         state if state.after(RequestEvent::Cancel).is_some() => {
             go(cx, &request, RequestEvent::Cancel)?;
-            item::all_queued(cx, request.n, ItemEvent::Cancel, &why)?;
             cx.run("UPDATE request SET reason = ?2 WHERE n = ?1", params![request.n, why])?;
+            stop(cx, &by_n(cx, request.n)?)?;
             touch(cx, &request, "request.cancelled", json!({ "by": actor.name }))?;
         }
         RequestState::Active if !request.view.cancelling => {
             cx.run("UPDATE request SET cancelling = 1, reason = ?2 WHERE n = ?1", params![request.n, why])?;
             touch(cx, &request, "request.cancelling", json!({ "by": actor.name }))?;
-            item::all_queued(cx, request.n, ItemEvent::Cancel, &why)?;
+            stop(cx, &by_n(cx, request.n)?)?;
         }
         RequestState::Active => {}
         state => return Err(StoreError::Conflict(format!("the request is {state}: there is nothing to cancel"))),
@@ -398,11 +406,52 @@ pub(super) fn delete(cx: &Cx<'_>, id: RequestId, actor: Actor) -> R<()> {
     if !request.view.state.has_ended() {
         return Err(StoreError::Conflict(format!("the request is {}: cancel it first", request.view.state)));
     }
-    item::delete_all(cx, request.n)?;
+    if request.view.counters.queued > 0 {
+        return Err(StoreError::Conflict("the request's items are still being ended: try again in a moment".into()));
+    }
+    // Nobody finds them without their request; they are removed here and, when they are many, by the next sweeps.
+    if item::delete_some(cx, request.n)? == item::SLICE {
+        cx.run("INSERT INTO request_deleted (request) VALUES (?1)", [request.n])?;
+    }
     cx.run("DELETE FROM request_label WHERE request = ?1", [request.n])?;
     cx.run("DELETE FROM request_destination WHERE request = ?1", [request.n])?;
     cx.run("DELETE FROM request WHERE n = ?1", [request.n])?;
     cx.event("request.deleted", &id.to_string(), json!({ "by": actor.name }))
+}
+
+/// Ends some of a stopped request's items that nobody has; how many.
+fn stop(cx: &Cx<'_>, request: &Request) -> R<usize> {
+    let late = request.expiring || request.view.state == RequestState::Expired;
+    let (event, reason) = match request.view.reason.as_deref() {
+        _ if late => (ItemEvent::Fail, TOO_LATE),
+        _ if request.view.state == RequestState::Rejected => (ItemEvent::Cancel, "the request was rejected"),
+        reason => (ItemEvent::Cancel, reason.unwrap_or("the request was stopped")),
+    };
+    item::end_queued(cx, request.n, event, reason)
+}
+
+/// Goes on with what was stopped, and with what was deleted, as far as one transaction should.
+pub(super) fn drain(cx: &Cx<'_>, swept: &mut Swept) -> R<()> {
+    cx.flush()?;
+    let stopping: Option<i64> =
+        cx.one("SELECT n FROM request WHERE cancelling + expiring > 0 AND queued > 0 ORDER BY n LIMIT 1", [], |row| {
+            row.get(0)
+        })?;
+    let ended = "SELECT n FROM request WHERE queued > 0 AND ended IS NOT NULL ORDER BY n LIMIT 1";
+    let (drained, gone) = match stopping.map_or_else(|| cx.one(ended, [], |row| row.get(0)), |n| Ok(Some(n)))? {
+        Some(n) => (stop(cx, &by_n(cx, n)?)?, None),
+        None => {
+            let gone: Option<i64> =
+                cx.one("SELECT request FROM request_deleted ORDER BY request LIMIT 1", [], |row| row.get(0))?;
+            (gone.map_or(Ok(0), |n| item::delete_some(cx, n))?, gone)
+        }
+    };
+    if let Some(n) = gone.filter(|_| drained < item::SLICE) {
+        cx.run("DELETE FROM request_deleted WHERE request = ?1", [n])?;
+    }
+    swept.drained += drained as u64;
+    swept.more = drained > 0;
+    Ok(())
 }
 
 /// Ends what its deadline has passed; how many requests that were.
@@ -417,12 +466,12 @@ pub(super) fn expire(cx: &Cx<'_>) -> R<u64> {
         cx.run("UPDATE request SET reason = ?2 WHERE n = ?1", params![n, TOO_LATE])?;
         if request.view.state.after(RequestEvent::Expire).is_some() {
             go(cx, &request, RequestEvent::Expire)?;
-            item::all_queued(cx, n, ItemEvent::Fail, TOO_LATE)?;
+            stop(cx, &by_n(cx, n)?)?;
             touch(cx, &request, "request.expired", json!({ "state": RequestState::Expired }))?;
         } else {
             cx.run("UPDATE request SET expiring = 1 WHERE n = ?1", [n])?;
             touch(cx, &request, "request.expiring", json!({}))?;
-            item::all_queued(cx, n, ItemEvent::Fail, TOO_LATE)?;
+            stop(cx, &by_n(cx, n)?)?;
         }
     }
     Ok(late.len() as u64)

@@ -29,6 +29,7 @@ pub(super) fn migrations() -> Vec<String> {
             session BLOB, session_epoch BIGINT NOT NULL DEFAULT 0, session_over BIGINT NOT NULL DEFAULT 0,
             claim_seq BIGINT NOT NULL DEFAULT 0, seen BIGINT, lease_until BIGINT);
         CREATE INDEX agent_storage ON agent (storage);
+        CREATE TABLE storage_pause (storage TEXT PRIMARY KEY, until BIGINT NOT NULL, reason TEXT NOT NULL);
 
         CREATE TABLE request (
             n INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, version BIGINT NOT NULL, owner TEXT NOT NULL,
@@ -48,6 +49,8 @@ pub(super) fn migrations() -> Vec<String> {
         CREATE INDEX request_dataset ON request (dataset, n) WHERE dataset IS NOT NULL;
         CREATE INDEX request_deadline ON request (deadline) WHERE deadline IS NOT NULL AND ended IS NULL;
         CREATE INDEX request_stopping ON request (n) WHERE cancelling + expiring > 0;
+        CREATE INDEX request_undrained ON request (n) WHERE queued > 0 AND ended IS NOT NULL;
+        CREATE TABLE request_deleted (request BIGINT PRIMARY KEY);
         CREATE TABLE request_destination (
             agent TEXT NOT NULL, request BIGINT NOT NULL REFERENCES request (n), PRIMARY KEY (agent, request));
         CREATE INDEX request_destination_of ON request_destination (request);

@@ -12,7 +12,7 @@ fn resident() -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-/// 50,000 items; with `LONGHAUL_LONG=1` a million, at 50,000 a second and more, with the figures printed.
+/// 50,000 items; with `LONGHAUL_LONG=1` a million. The figures are printed; those that others wait for are bounded.
 #[tokio::test]
 async fn many_items_come_in_with_bounded_memory() {
     let (kit, _dir) = kit();
@@ -29,9 +29,6 @@ async fn many_items_come_in_with_bounded_memory() {
     let rate = files as f64 / took.as_secs_f64();
     println!("{files} items in {took:?}: {rate:.0} a second, {} MiB more", grew >> 10);
     assert!(grew < 100 << 10, "{grew} KiB more");
-    if long() {
-        assert!(rate > 50_000.0, "{rate:.0} a second");
-    }
     kit.store.resolved(id, Resolution::Approved { rule: "r".into() }).await.unwrap();
     let start = Instant::now();
     let found = kit.store.claimable(named("dst"), claim(&dst, 1, 1000, Side::Destination)).await.unwrap();
@@ -45,6 +42,19 @@ async fn many_items_come_in_with_bounded_memory() {
     println!("a page of them: {:?}", start.elapsed());
     let start = Instant::now();
     kit.store.cancel(id, actor()).await.unwrap();
-    println!("cancelled: {:?}", start.elapsed());
+    let took = start.elapsed();
+    println!("cancel acknowledged: {took:?}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+    let (start, mut longest) = (Instant::now(), Duration::ZERO);
+    loop {
+        let slice = Instant::now();
+        let more = kit.store.sweep(Vec::new()).await.unwrap().more;
+        longest = longest.max(slice.elapsed());
+        if !more {
+            break;
+        }
+    }
+    println!("drained: {:?}, the longest slice {longest:?}", start.elapsed());
+    assert!(longest < Duration::from_secs(5), "{longest:?}");
     assert_eq!(kit.store.request(id).await.unwrap().counters.cancelled, files as u64 - 1000);
 }

@@ -32,6 +32,9 @@ const WALKED: &[&str] = &[
     "SCAN queued",        // the rows that the statement itself has just made
     "SCAN q",
     "SCAN CONSTANT ROW",
+    "SCAN request USING INDEX request_stopping",
+    "SCAN request USING INDEX request_undrained", // and those that were, until they are drained
+    "SCAN request_deleted",
     "SCAN r USING INDEX request_stopping", // requests that are being stopped: few
     "SCAN outbox",                         // from its old end, bounded by LIMIT
 ];
