@@ -3,7 +3,8 @@
 use super::fail;
 use crate::config::{ConfigError, Shown, read_toml};
 use crate::control::agent::{Agent, AgentError, engine_config};
-use crate::control::settings::{AgentConfig, AgentLayer, LogTarget, Role, Switch, parse_word};
+use crate::control::model::name::AgentName;
+use crate::control::settings::{AgentConfig, AgentLayer, LogTarget, Role, StageRule, Switch, parse_word};
 use crate::control::tls::ClientCertificates;
 use crate::engine::handle::{Engine, EngineConfig};
 use crate::engine::spec::{EngineChoice, Verify};
@@ -110,6 +111,39 @@ pub struct Args {
     /// A directory of tuning profiles
     #[arg(long, value_name = "DIR")]
     profiles: Option<PathBuf>,
+    /// Its name in the service
+    #[arg(long, value_name = "NAME")]
+    name: Option<AgentName>,
+    /// Work for this main, `lh://host[:port]` [default: itself, with the role main]
+    #[arg(long, value_name = "URL")]
+    main: Option<String>,
+    /// File with the token for main
+    #[arg(long, value_name = "FILE")]
+    main_token_file: Option<PathBuf>,
+    /// Main's certificate, sha256:hex
+    #[arg(long, value_name = "HEX")]
+    main_fingerprint: Option<String>,
+    /// Directory with a token file for each other agent, by its name
+    #[arg(long, value_name = "DIR")]
+    peer_tokens: Option<PathBuf>,
+    /// `lh://host:port` told to other agents instead of the address HTTP listens on
+    #[arg(long, value_name = "URL")]
+    advertise_http: Option<String>,
+    /// The same name for agents over the same storage
+    #[arg(long, value_name = "NAME")]
+    storage: Option<String>,
+    /// Where it is
+    #[arg(long, value_name = "NAME")]
+    site: Option<String>,
+    /// Transfers for main at once, 1 to 64 [default: 4]
+    #[arg(long, value_name = "N")]
+    max_transfers: Option<usize>,
+    /// Program that recalls files, run without a shell; once for each word of it
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    stage_command: Option<Vec<String>>,
+    /// Which files need a recall: online (none) or sidecar [default: online]
+    #[arg(long, value_name = "RULE", value_parser = parse_word::<StageRule>)]
+    stage_rule: Option<StageRule>,
 }
 
 impl Args {
@@ -137,6 +171,17 @@ impl Args {
             tls_ca: self.tls_ca,
             client_certificates: self.client_certificates,
             profiles: self.profiles,
+            name: self.name,
+            main: self.main,
+            main_token_file: self.main_token_file,
+            main_fingerprint: self.main_fingerprint,
+            peer_tokens: self.peer_tokens,
+            advertise_http: self.advertise_http,
+            storage: self.storage,
+            site: self.site,
+            max_transfers: self.max_transfers,
+            stage_command: self.stage_command,
+            stage_rule: self.stage_rule,
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod progress;
 pub mod report;
 pub mod request;
 pub mod service;
+pub mod tape;
 pub mod third_party;
 pub mod token;
 pub mod tree;
@@ -58,6 +59,8 @@ enum Command {
     Catalog(catalog::Args),
     /// A private authority for the certificates of agents
     Pki(pki::Args),
+    #[command(hide = true)]
+    Tape(tape::Args),
 }
 
 /// Clap's own code for a command line that cannot be meant.
@@ -86,6 +89,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Request(args) => request::run(args),
         Command::Catalog(args) => catalog::run(args),
         Command::Pki(args) => pki::run(args),
+        Command::Tape(args) => tape::run(args),
     }
 }
 
@@ -108,7 +112,8 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog", "pki"]);
+        let all = ["demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog", "pki", "tape"];
+        assert_eq!(names, all);
     }
 
     #[test]

@@ -2,18 +2,23 @@
 
 use super::api::{self, App};
 use super::client::ClientOptions;
+use super::database::DatabaseError;
+use super::destination::catalog::Catalog;
+use super::destination::{Destination, DestinationError, MainPin, Parts, Reach, local};
 use super::http::{self, HttpLimits, HttpServer};
 use super::main_role::Main;
 use super::main_role::peers::HttpPeers;
 use super::metrics::Metrics;
 use super::root::{RootError, ServedRoot};
-use super::settings::{AgentConfig, Role};
+use super::settings::{AgentConfig, Role, StageRule};
+use super::source::{self, Rule, Source, Stages};
 use super::state::{StateDir, StateError};
 use super::store::StoreError;
 use super::third_party::Jobs;
 use super::tls::{self, ClientTrust, ServerTls, TlsError, TlsFiles};
 use super::tokens::{TokenError, TokenStore};
 use super::transfer_log::TransferLog;
+use super::url::{PeerUrl, UrlError};
 use super::web;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::{Engine, EngineConfig, TransferStatus};
@@ -89,6 +94,15 @@ pub enum AgentError {
         /// Why.
         reason: String,
     },
+    /// An own database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The address of main.
+    #[error(transparent)]
+    MainUrl(#[from] UrlError),
+    /// The queue, or the token for main.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
     /// Main's store.
     #[error("main cannot start: {0}")]
     Main(#[from] StoreError),
@@ -222,6 +236,7 @@ impl Agent {
             started: Instant::now(),
             metrics,
             jobs: Jobs::default(),
+            stage_rule: Rule(config.service.stage_rule),
         });
         let ready = Ready {
             http,
@@ -231,12 +246,14 @@ impl Agent {
             token_file,
             pid: std::process::id(),
         };
+        let own = server_tls.fingerprint;
+        let tls = Arc::new(RwLock::new(server_tls));
         let (stop, stopping) = watch::channel(false);
-        let mut router = api::router(app.clone());
+        let mut router = api::router(app.clone()).merge(service(config, &state, &app, &ready, &tls, &stopping)?);
         let main = match config.roles.contains(&Role::Main) {
             false => None,
             true => {
-                let own = Some(server_tls.fingerprint);
+                let own = Some(own);
                 let token_file = Some(ready.token_file.clone());
                 let insecure_http = config.insecure_http;
                 let tls = config.own_tls();
@@ -248,7 +265,6 @@ impl Agent {
                 Some(main)
             }
         };
-        let tls = Arc::new(RwLock::new(server_tls));
         let server =
             HttpServer { router, tls: tls.clone(), insecure_http: config.insecure_http, limits: HttpLimits::default() };
         let serving = tokio::spawn(server.serve(listener, stopping));
@@ -317,6 +333,76 @@ impl Agent {
         if let Some(main) = self.main {
             main.end().await;
         }
+    }
+}
+
+/// The agent's part in the service: its routes, and its loops where it has a main.
+fn service(
+    config: &AgentConfig,
+    state: &StateDir,
+    app: &Arc<App>,
+    ready: &Ready,
+    tls: &Arc<RwLock<ServerTls>>,
+    stop: &watch::Receiver<bool>,
+) -> Result<axum::Router, AgentError> {
+    let settings = &config.service;
+    // Without a name it is in no service, and keeps no account.
+    let catalog = match settings.name {
+        Some(_) => Some(Arc::new(Catalog::open(&state.file("catalog.db"))?)),
+        None => None,
+    };
+    let stages = match settings.stage_rule {
+        StageRule::Online => None,
+        StageRule::Sidecar => {
+            let command = settings.stage_command.clone();
+            let stages = Stages::open(&state.file("stages.db"), app.root.clone(), app.stage_rule, command)?;
+            let stages = Arc::new(stages);
+            let (running, mut stop) = (stages.clone(), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! { () = running.run() => {} _ = stop.wait_for(|&stop| stop) => {} }
+            });
+            Some(stages)
+        }
+    };
+    let source = Arc::new(Source::new(app.clone(), app.stage_rule, stages, catalog.clone()));
+    let mut router = source::router(source.clone());
+    let (Some(name), Some(catalog)) = (settings.name.clone(), catalog) else { return Ok(router) };
+    router = router.merge(local::router(Arc::new(local::Local { app: app.clone(), catalog: catalog.clone() })));
+    let local = format!("lh://{}", dialable(ready.http));
+    let main = match &settings.main {
+        Some(main) => main.clone(),
+        None if config.roles.contains(&Role::Main) => PeerUrl::parse(local.as_bytes())?,
+        None => return Ok(router),
+    };
+    let main_fingerprint = match (&settings.main, settings.main_fingerprint) {
+        (None, _) => MainPin::Itself,
+        (Some(_), Some(pin)) => MainPin::Pinned(pin),
+        (Some(_), None) => MainPin::Place,
+    };
+    let reach = Reach {
+        main,
+        main_fingerprint,
+        main_token_file: settings.main_token_file.clone().unwrap_or_else(|| ready.token_file.clone()),
+        peer_tokens: settings.peer_tokens.clone().unwrap_or_else(|| state.file(PEERS)),
+        tls: tls.clone(),
+        own_token_file: ready.token_file.clone(),
+        insecure_http: config.insecure_http,
+        authority: config.own_tls(),
+    };
+    let url = settings.advertise_http.as_ref().map_or(local, |url| format!("lh://{}", url.authority()));
+    let queue = state.file("queue.db");
+    let parts = Parts { app: app.clone(), reach, url, queue, catalog, source };
+    if config.roles.iter().any(|role| *role != Role::Main) {
+        Destination::new(name, settings.clone(), parts)?.spawn(stop.clone());
+    }
+    Ok(router)
+}
+
+/// An address that others on this host can dial: an unspecified one is told as loopback, until `advertise_http` says more.
+fn dialable(http: SocketAddr) -> SocketAddr {
+    match http {
+        any if any.ip().is_unspecified() => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), any.port()),
+        other => other,
     }
 }
 

@@ -81,6 +81,48 @@ pub struct PeerClient {
     answered: AtomicBool,
 }
 
+/// A peer's answer, whatever its status.
+#[derive(Debug)]
+pub struct RawAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// The body.
+    pub bytes: Bytes,
+}
+
+/// Why a call had no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No answer, or none that can be understood.
+    #[error("{0}")]
+    Unreachable(TransferError),
+    /// It said no.
+    #[error("{error}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// In its words.
+        error: TransferError,
+    },
+}
+
+impl CallError {
+    /// The status, if there was an answer.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Unreachable(_) => None,
+            Self::Refused { status, .. } => Some(*status),
+        }
+    }
+
+    /// As the engine knows it.
+    pub fn into_inner(self) -> TransferError {
+        match self {
+            Self::Unreachable(error) | Self::Refused { error, .. } => error,
+        }
+    }
+}
+
 /// What is spoken on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Speech {
@@ -208,6 +250,41 @@ impl PeerClient {
     /// Who the agent is and how it is.
     pub async fn status(&self) -> Result<StatusReply, TransferError> {
         Ok(self.call(Method::GET, "/v1/status", None::<&()>).await?.0)
+    }
+
+    /// One request, answered as it is: every status is an answer.
+    pub async fn raw<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<RawAnswer, TransferError> {
+        let request = self.request(method, path, body)?;
+        let stream = self.dial().await?;
+        let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
+        let stream = self.secure(stream, peer).await?;
+        let late = |_| self.fail(Class::Retry, "it did not answer within 35 s: is the host overloaded?");
+        let (status, bytes) = timeout(RESPONSE, self.exchange(stream, request)).await.map_err(late)??;
+        Ok(RawAnswer { status: status.as_u16(), bytes })
+    }
+
+    /// As [`PeerClient::raw`], the answer read as JSON; a status that is no success becomes an error with the peer's words.
+    pub async fn json<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T, CallError> {
+        let answer = self.raw(method, path, body).await.map_err(CallError::Unreachable)?;
+        let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if !status.is_success() {
+            return Err(CallError::Refused { status: answer.status, error: self.refusal(status, &answer.bytes) });
+        }
+        // Where nothing is expected, an empty body is nothing.
+        let bytes: &[u8] = if answer.bytes.is_empty() { b"null" } else { &answer.bytes };
+        serde_json::from_slice(bytes).map_err(|e| {
+            CallError::Unreachable(self.fail(Class::Permanent, format!("its answer cannot be understood: {e}")))
+        })
     }
 
     /// Whether its HTTP port answers. Asked without the token: who answers need not be trusted with one.
@@ -497,6 +574,7 @@ impl PeerClient {
             401 | 403 => Class::Denied,
             404 => Class::NotFound,
             408 | 429 | 500 | 502 | 503 | 504 => Class::Retry,
+            507 => Class::NoRoom,
             _ => Class::Permanent,
         };
         let detail = match problem.detail.as_str() {

@@ -56,6 +56,7 @@ impl From<TransferError> for Problem {
             Class::Denied => StatusCode::FORBIDDEN,
             Class::NotFound => StatusCode::NOT_FOUND,
             Class::Retry => StatusCode::SERVICE_UNAVAILABLE,
+            Class::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
             Class::Reconnect => StatusCode::BAD_GATEWAY,
             Class::Interrupted => StatusCode::CONFLICT,
             Class::Poisoned => StatusCode::INTERNAL_SERVER_ERROR,

@@ -1,8 +1,9 @@
 //! Everything an agent can be told, by default, file and flag.
 
+use super::model::name::AgentName;
 use super::store::Leases;
-use super::tls::{ClientCertificates, ClientTrust, OwnTls, TlsFiles};
-use super::url::{DATA_PORT, HTTP_PORT};
+use super::tls::{ClientCertificates, ClientTrust, Fingerprint, OwnTls, TlsFiles};
+use super::url::{DATA_PORT, HTTP_PORT, PeerUrl};
 use crate::config::{ConfigError, Picker, Shown};
 use crate::engine::spec::{EngineChoice, Verify};
 use crate::limits::{DEFAULT_ARENA_BYTES, MAX_SESSIONS};
@@ -18,6 +19,10 @@ use std::path::{Path, PathBuf};
 const MAX_WORKERS: usize = 256;
 /// The least memory in which one stream each way can work with the largest blocks.
 const MIN_MEMORY: u64 = 8 << 20;
+/// Transfers for main at once, when nothing is said.
+const DEFAULT_TRANSFERS: usize = 4;
+/// See [`ServiceConfig::max_transfers`].
+pub const MAX_TRANSFERS: usize = 64;
 /// Of a lease: shorter ones end by a busy moment of either host, longer ones hide that an agent is gone.
 const LEASE_SECS: RangeInclusive<u64> = 2..=3600;
 /// The longest that work waits for an agent that is gone.
@@ -45,6 +50,17 @@ impl fmt::Display for Role {
             Role::Main => "main",
         })
     }
+}
+
+/// How a source tells whether a file can be read at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum StageRule {
+    /// Every file that is there can.
+    #[default]
+    Online,
+    /// A file `.NAME.tape` beside it says `offline BYTES` or `recalling BYTES`; without one it can.
+    Sidecar,
 }
 
 /// `on` or `off`.
@@ -146,6 +162,55 @@ pub struct AgentLayer {
     pub client_certificates: Option<ClientCertificates>,
     /// A directory of tuning profiles.
     pub profiles: Option<PathBuf>,
+    /// Its name in the service; needed with `main` and with the role main.
+    pub name: Option<AgentName>,
+    /// `lh://host[:port]` of main; by default itself when it has that role.
+    pub main: Option<String>,
+    /// The token for main.
+    pub main_token_file: Option<PathBuf>,
+    /// `sha256:hex` of main's certificate.
+    pub main_fingerprint: Option<String>,
+    /// A directory with a token file for each other agent, by its name; else main's token counts for all.
+    pub peer_tokens: Option<PathBuf>,
+    /// `lh://host:port` under which others reach the HTTP port.
+    pub advertise_http: Option<String>,
+    /// The same for agents over the same storage.
+    pub storage: Option<String>,
+    /// Where it is, for people and the router.
+    pub site: Option<String>,
+    /// Transfers for main at once.
+    pub max_transfers: Option<usize>,
+    /// Program and arguments that recall files; run without a shell.
+    pub stage_command: Option<Vec<String>>,
+    /// Which files need a recall.
+    pub stage_rule: Option<StageRule>,
+}
+
+/// What an agent is told about the service: who it is there, and how it recalls.
+#[derive(Debug, Clone, Default)]
+pub struct ServiceConfig {
+    /// See [`AgentLayer::name`].
+    pub name: Option<AgentName>,
+    /// See [`AgentLayer::main`].
+    pub main: Option<PeerUrl>,
+    /// See [`AgentLayer::main_token_file`].
+    pub main_token_file: Option<PathBuf>,
+    /// See [`AgentLayer::main_fingerprint`].
+    pub main_fingerprint: Option<Fingerprint>,
+    /// See [`AgentLayer::peer_tokens`].
+    pub peer_tokens: Option<PathBuf>,
+    /// See [`AgentLayer::advertise_http`].
+    pub advertise_http: Option<PeerUrl>,
+    /// See [`AgentLayer::storage`].
+    pub storage: Option<String>,
+    /// See [`AgentLayer::site`].
+    pub site: Option<String>,
+    /// 1 to [`MAX_TRANSFERS`].
+    pub max_transfers: usize,
+    /// Empty: nothing is recalled.
+    pub stage_command: Vec<String>,
+    /// See [`StageRule`].
+    pub stage_rule: StageRule,
 }
 
 /// An agent's settings, checked, and where each came from.
@@ -191,6 +256,8 @@ pub struct AgentConfig {
     pub client_certificates: ClientCertificates,
     /// See [`AgentLayer::profiles`].
     pub profiles: Option<PathBuf>,
+    /// Its place in the service.
+    pub service: ServiceConfig,
     /// Every setting with its origin.
     pub shown: Vec<Shown>,
 }
@@ -223,6 +290,10 @@ fn word(value: &impl fmt::Debug) -> String {
 
 fn path(value: &Option<PathBuf>) -> String {
     value.as_ref().map_or_else(|| "-".to_owned(), |p| p.display().to_string())
+}
+
+fn shown_option(value: &Option<impl fmt::Display>) -> String {
+    value.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string)
 }
 
 impl AgentConfig {
@@ -264,7 +335,24 @@ impl AgentConfig {
         );
         let profiles = p.pick("profiles", f.profiles.map(Some), l.profiles.map(Some), None, path);
 
-        if root.is_none() && roles.iter().any(|role| *role != Role::Main) {
+        let name = p.pick("name", f.name.map(Some), l.name.map(Some), None, shown_option);
+        let main = p.pick("main", f.main.map(Some), l.main.map(Some), None, shown_option);
+        let main_token_file =
+            p.pick("main_token_file", f.main_token_file.map(Some), l.main_token_file.map(Some), None, path);
+        let main_fingerprint =
+            p.pick("main_fingerprint", f.main_fingerprint.map(Some), l.main_fingerprint.map(Some), None, shown_option);
+        let peer_tokens = p.pick("peer_tokens", f.peer_tokens.map(Some), l.peer_tokens.map(Some), None, path);
+        let advertise_http =
+            p.pick("advertise_http", f.advertise_http.map(Some), l.advertise_http.map(Some), None, shown_option);
+        let storage = p.pick("storage", f.storage.map(Some), l.storage.map(Some), None, shown_option);
+        let site = p.pick("site", f.site.map(Some), l.site.map(Some), None, shown_option);
+        let max_transfers =
+            p.pick("max_transfers", f.max_transfers, l.max_transfers, DEFAULT_TRANSFERS, usize::to_string);
+        let stage_command = p.pick("stage_command", f.stage_command, l.stage_command, Vec::new(), |v| format!("{v:?}"));
+        let stage_rule = p.pick("stage_rule", f.stage_rule, l.stage_rule, StageRule::Online, word);
+
+        let works = roles.iter().any(|role| *role != Role::Main);
+        if root.is_none() && works {
             return Err(picker.refuse("root", "name the directory to serve: --root DIR"));
         }
         if roles.is_empty() {
@@ -296,6 +384,40 @@ impl AgentConfig {
         if client_certificates != ClientCertificates::Off && tls_ca.is_none() {
             return Err(picker.refuse("client_certificates", "name the authority that issues them: tls_ca"));
         }
+        if name.is_none() && (main.is_some() || roles.contains(&Role::Main) && works) {
+            return Err(picker.refuse("name", "an agent of the service needs a name: --name NAME"));
+        }
+        if max_transfers == 0 || max_transfers > MAX_TRANSFERS {
+            return Err(picker.refuse("max_transfers", format!("1 to {MAX_TRANSFERS}")));
+        }
+        let url = |text: Option<String>| text.map(|t| PeerUrl::parse(t.as_bytes())).transpose();
+        let main = url(main).map_err(|e| picker.refuse("main", e.to_string()))?;
+        let advertise_http = url(advertise_http).map_err(|e| picker.refuse("advertise_http", e.to_string()))?;
+        let main_fingerprint = main_fingerprint
+            .map(|text| text.parse::<Fingerprint>())
+            .transpose()
+            .map_err(|e| picker.refuse("main_fingerprint", e.to_string()))?;
+        if main.is_some() && main_token_file.is_none() {
+            return Err(picker.refuse("main_token_file", "name the file with the token for main"));
+        }
+        let here = |host: &str| host == "localhost" || host.parse().is_ok_and(super::http::is_loopback);
+        let far = main.as_ref().is_some_and(|main| !here(&main.host));
+        if far && http.ip().is_unspecified() && advertise_http.is_none() {
+            return Err(picker.refuse("advertise_http", "say under which name others reach this agent: lh://HOST:PORT"));
+        }
+        let service = ServiceConfig {
+            name,
+            main,
+            main_token_file,
+            main_fingerprint,
+            peer_tokens,
+            advertise_http,
+            storage,
+            site,
+            max_transfers,
+            stage_command,
+            stage_rule,
+        };
         let encrypt = encrypt == Switch::On;
         let shown = picker.finish();
         Ok(Self {
@@ -319,6 +441,7 @@ impl AgentConfig {
             tls_ca,
             client_certificates,
             profiles,
+            service,
             shown,
         })
     }
@@ -372,6 +495,17 @@ mod tests {
             tls_ca = "/a"
             client_certificates = "required"
             profiles = "/p"
+            name = "dtn1"
+            main = "lh://main.example:8470"
+            main_token_file = "/t"
+            main_fingerprint = "sha256:0000000000000000000000000000000000000000000000000000000000000000"
+            peer_tokens = "/pt"
+            advertise_http = "lh://dtn1.example"
+            storage = "ceph"
+            site = "here"
+            max_transfers = 8
+            stage_command = ["/bin/recall"]
+            stage_rule = "sidecar"
         "#;
         let config = file(text).unwrap();
         assert_eq!((config.memory, config.encrypt, config.workers), (64 << 20, false, Some(3)));
@@ -407,6 +541,10 @@ mod tests {
             ("root = \"/\"\ntls_cert = \"/c\"\n", "go together"),
             ("root = \"/\"\nroles = []\n", "`roles` (file"),
             ("root = \"/\"\nclient_certificates = \"required\"\n", "name the authority"),
+            ("root = \"/\"\nroles = [\"main\", \"source\"]\n", "needs a name"),
+            ("root = \"/\"\nname = \"a\"\nmain = \"lh://b\"\n", "token for main"),
+            ("root = \"/\"\nname = \"a\"\nmain = \"lh://b\"\nmain_token_file = \"/t\"\n", "`advertise_http` (default)"),
+            ("root = \"/\"\nmax_transfers = 0\n", "`max_transfers` (file"),
             ("roles = [\"main\", \"source\"]\n", "`root` (default): name the directory"),
             ("root = \"/\"\nlease_secs = 1\n", "`lease_secs` (file /etc/longhaul.toml): 2 to 3600"),
             ("root = \"/\"\nreattach_secs = 604801\n", "`reattach_secs` (file"),

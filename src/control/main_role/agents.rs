@@ -2,9 +2,9 @@
 
 use super::check;
 use super::choose::choose_all;
-use super::web::{Answer, Poll, Shared, body, name, query, reply, wait};
+use super::web::{Answer, Poll, Shared, body, bytes_up_to, name, parse, query, reply, wait};
 use crate::control::access::Role;
-use crate::control::model::agent::{AgentRegistration, OpenSession, Renewal};
+use crate::control::model::agent::{AgentRegistration, MAX_SESSION_ITEMS, OpenSession, Renewal};
 use crate::control::model::item::{Claim, ItemReport, MAX_CLAIM};
 use crate::control::model::name::{AgentName, SessionKey};
 use crate::control::problem::Problem;
@@ -15,6 +15,8 @@ use axum::http::{StatusCode, Uri};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 
+/// Bytes of an opening: [`MAX_SESSION_ITEMS`] ids of 40 bytes.
+const MAX_OPEN: usize = MAX_SESSION_ITEMS * 40 + 4096;
 /// Bytes that a heartbeat's progress may name.
 const MAX_PROGRESS: usize = 10_000;
 
@@ -70,7 +72,7 @@ pub async fn drain(State(app): Shared, Path(agent): Path<String>, request: Reque
 /// `POST /v1/agents/{name}/session`
 pub async fn open(State(app): Shared, Extension(who): Who, Path(agent): Path<String>, request: Request) -> Answer {
     let agent = own(&who, &agent)?;
-    let open: OpenSession = body(request).await?;
+    let open: OpenSession = parse(&bytes_up_to(request, MAX_OPEN).await?)?;
     let session = app.store.open_session(agent, open).await?;
     app.heard(session.session);
     reply(StatusCode::OK, &session)

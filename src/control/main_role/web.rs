@@ -59,9 +59,16 @@ pub fn invalid(detail: impl Into<String>) -> Problem {
 
 /// The whole body, at most [`BODY_MAX`].
 pub async fn bytes(request: Request) -> Result<Bytes, Problem> {
-    let too_large =
-        || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, Class::Permanent, "a request's body is at most 1 MiB");
-    match Limited::new(request.into_body(), BODY_MAX).collect().await {
+    bytes_up_to(request, BODY_MAX).await
+}
+
+/// The whole body, at most `max` bytes.
+pub async fn bytes_up_to(request: Request, max: usize) -> Result<Bytes, Problem> {
+    let too_large = || {
+        let detail = format!("this request's body is at most {} MiB", max >> 20);
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, Class::Permanent, detail)
+    };
+    match Limited::new(request.into_body(), max).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(_) => Err(Problem::bad("the request's body was cut off")),

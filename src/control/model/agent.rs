@@ -11,6 +11,9 @@ pub const DEFAULT_LEASE_SECS: u64 = 30;
 /// After a lease's end an agent may still come back to its items for so long, before they are given to others.
 pub const DEFAULT_REATTACH_SECS: u64 = 300;
 
+/// Items that an agent may name when it opens a session, and so have: 40 bytes each in JSON.
+pub const MAX_SESSION_ITEMS: usize = 400_000;
+
 /// What an agent is registered with. Again with the same name and identity: replaces it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
