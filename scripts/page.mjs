@@ -117,6 +117,14 @@ try {
     await picture(`${name}-narrow`);
     if (await evaluate("document.documentElement.scrollWidth > innerWidth + 1")) wrong.push(`${hash} is wider than a narrow window`);
     await screen(1280, 800, "light");
+    // What opens on a click, where there is something to click. Nothing is confirmed.
+    const press = (text) => evaluate(`(() => { const b = [...document.querySelectorAll("main button")].find((b) => b.textContent === ${JSON.stringify(text)}); b?.click(); return Boolean(b); })()`);
+    for (const text of ["History", "Approve", "Delete"]) {
+      if (!(await press(text))) continue;
+      await pause(500);
+      await picture(`${name}-${text.toLowerCase()}`);
+      await evaluate("document.getElementById('ask').open && document.querySelector('#ask button[type=button]').click()");
+    }
   }
   const foreign = await evaluate("performance.getEntriesByType('resource').map((e) => e.name).filter((n) => !n.startsWith(location.origin))");
   if (foreign.length) wrong.push(`loaded from elsewhere: ${foreign}`);

@@ -32,10 +32,10 @@ export function mount(root) {
 
   function draw() {
     const alive = agents.filter((agent) => agent.alive).length;
-    fill(title, agents.length ? `${count(alive)} of ${count(agents.length)} are there` : "");
+    fill(title, agents.length ? `${count(alive)} of ${count(agents.length)} alive` : "");
     fill(body, table(["Agent", "State", "Work", ["In", "num"], ["Out", "num"], "Space", ["Load", "num"], "Last heard", ""], agents.map((agent) => {
       const { registration: r, status: s } = agent;
-      const chip = !agent.alive ? h("span", { class: "chip bad" }, "Lost") : agent.draining ? h("span", { class: "chip wait" }, "Draining") : h("span", { class: "chip good" }, "There");
+      const chip = !agent.alive ? h("span", { class: "chip bad" }, "Lost") : agent.draining ? h("span", { class: "chip wait" }, "Draining") : h("span", { class: "chip good" }, "Alive");
       return [
         [h("div", {}, h("b", {}, r.name), h("div", { class: "small dim wrap" }, [r.roles.join(", "), r.site, r.storage ? `storage ${r.storage}` : null].filter(Boolean).join(" · ")),
           h("div", { class: "small dim wrap" }, `${r.url} · ${r.version}`)), "name"],

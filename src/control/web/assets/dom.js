@@ -28,7 +28,14 @@ export function fill(element, ...children) {
 export function table(heads, rows, empty) {
   if (!rows.length) return h("p", { class: "empty" }, empty);
   const cell = (tag, of) => (Array.isArray(of) ? h(tag, { class: of[1], scope: tag === "th" ? "col" : null }, of[0]) : h(tag, { scope: tag === "th" ? "col" : null }, of));
-  const row = (of) => (of instanceof Node ? of : h("tr", {}, of.map((c) => cell("td", c))));
+  const row = (of) => {
+    const made = of instanceof Node ? of : h("tr", {}, of.map((c) => cell("td", c)));
+    // A narrow window shows each row as a card, and each cell with its head.
+    if (made.children.length === heads.length) {
+      heads.forEach((head, n) => made.children[n].setAttribute("data-head", Array.isArray(head) ? head[0] : head));
+    }
+    return made;
+  };
   return h("div", { class: "scroll" }, h("table", {},
     h("thead", {}, h("tr", {}, heads.map((c) => cell("th", c)))),
     h("tbody", {}, rows.map(row))));

@@ -6,6 +6,8 @@ import { placed, speed } from "./live.js";
 import { progress } from "./requests.js";
 import { ITEM_STATES, bytes, count, from, hasEnded, itemChip, kind, rate, requestChip, span, stateName, what, when } from "./words.js";
 
+const EXISTS = { prove: "skipped if it is proved equal, an error otherwise", error: "an error", skip: "left as it is", replace: "replaced" };
+
 function legend(request) {
   const c = request.counters;
   const part = (n, name, tone) => (n ? h("span", { class: `chip ${tone}` }, h("span", {}, h("b", {}, count(n)), ` ${name}`)) : null);
@@ -34,7 +36,7 @@ function detail(request) {
       ["To", `${s.destinations.join(", ")}${s.path ? `, below ${s.path}` : ""}`],
       ["Model", s.model],
       ["Priority", String(s.priority)],
-      ["If a file exists", s.if_exists],
+      ["If a file exists", EXISTS[s.if_exists] ?? s.if_exists],
       s.verify ? ["Verified on", s.verify] : null,
       s.max_rate ? ["At most", rate(s.max_rate)] : null,
     ]),
@@ -84,7 +86,7 @@ export function mount(root, { rest, go }) {
       item.destination,
       [count(item.tries), "num"],
       when(item.changed),
-      [h("button", { type: "button", id: `tries-${item.id}`, class: "plain", "aria-expanded": String(open.has(item.id)), onclick: toggle }, open.has(item.id) ? "Hide tries" : "Tries"), "num"],
+      [h("button", { type: "button", id: `tries-${item.id}`, class: "plain", "aria-expanded": String(open.has(item.id)), onclick: toggle }, open.has(item.id) ? "Hide history" : "History"), "num"],
     ];
     const row = h("tr", { class: tries ? "open" : null }, cells.map((c) => (Array.isArray(c) ? h("td", { class: c[1] }, c[0]) : h("td", {}, c))));
     return tries ? [row, h("tr", {}, h("td", { colspan: 8 }, attempts(item, tries)))] : [row];
@@ -113,7 +115,7 @@ export function mount(root, { rest, go }) {
         request.spec.comment ? h("p", { class: "note" }, request.spec.comment) : null,
         request.counters.files ? [progress(request, true), legend(request)] : h("p", { class: "dim" }, request.state === "resolving" ? "Its files are being found." : "It has no files."),
         detail(request), history(request)));
-    fill(list, table(["File", "State", ["Size", "num"], "From", "To", ["Tries", "num"], "Changed", ""], items.flatMap(rows),
+    fill(list, table(["File", "State", ["Size", "num"], "From", "To", ["Failed tries", "num"], "Changed", ""], items.flatMap(rows),
       state ? "No file is in that state." : "No files yet."),
     next ? h("div", { class: "foot" }, h("button", { type: "button", onclick: () => { shown += 100; refresh(); } }, "Show more")) : null);
   }
