@@ -52,14 +52,24 @@ pub struct Client {
 
 impl Client {
     fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<TcpStream> {
+        self.open_with(method, path, headers, body, body.len())
+    }
+
+    fn open_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        length: usize,
+    ) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: main\r\nconnection: close\r\nauthorization: Bearer {}\r\n{more}\
-             content-length: {}\r\n\r\n",
-            self.token,
-            body.len()
+             content-length: {length}\r\n\r\n",
+            self.token
         );
         stream.write_all(&[head.as_bytes(), body].concat())?;
         Ok(stream)
@@ -68,6 +78,11 @@ impl Client {
     /// Sends and does not wait: the answer is lost when the stream is dropped.
     pub fn send_only(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> TcpStream {
         self.open(method, path, headers, body.to_string().as_bytes()).unwrap()
+    }
+
+    /// Sends `body`, which is to be followed by as much again, and hangs up.
+    pub fn cut_off(&self, method: &str, path: &str, body: &[u8]) {
+        drop(self.open_with(method, path, &[], body, 2 * body.len()).unwrap());
     }
 
     /// One request. An error: there was no whole answer.

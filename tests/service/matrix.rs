@@ -66,8 +66,9 @@ fn a_client_that_lost_its_answer_asks_again() {
     let stage = Stage::new(&[], &["dst"]);
     let spec = by_manifest(&["src"], "dst");
     let key = [("idempotency-key", "once")];
-    drop(stage.owner.send_only("POST", "/v1/requests", &key, &spec));
+    let unread = stage.owner.send_only("POST", "/v1/requests", &key, &spec);
     wait_for("the request is there", SOON, || !stage.owner.all("/v1/requests").is_empty());
+    drop(unread);
     let again = stage.owner.ask("POST", "/v1/requests", &key, &spec).expect(201).json();
     let all = stage.owner.all("/v1/requests");
     assert_eq!((all.len(), &all[0]["id"]), (1, &again["id"]));
@@ -146,9 +147,10 @@ fn a_report_that_is_said_again_counts_once() {
     let id = stage.request(1);
     let of = stage.agents[0].claim(1).remove(0);
     let report = json!({"session": stage.agents[0].session, "reports": [complete(&of)]});
-    drop(stage.agents[0].client.send_only("POST", "/v1/agents/dst/reports", &[], &report));
+    let unread = stage.agents[0].client.send_only("POST", "/v1/agents/dst/reports", &[], &report);
     wait_for("the report is there", SOON, || stage.item(&of)["state"] == "done");
     stage.world.kill();
+    drop(unread);
     stage.world.start();
     stage.agents[0].says(complete(&of), "accepted");
     stage.agents[0].held.push(of.clone());
