@@ -8,6 +8,7 @@ pub mod cp;
 pub mod cp_manifest;
 pub mod demo;
 pub mod demo_agent;
+pub mod demo_service;
 pub mod demo_tree;
 pub mod fail;
 pub mod journal;
@@ -39,7 +40,7 @@ struct Cli {
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Moves a real tree between two agents on loopback and shows what happens
+    /// Moves a real tree between two agents on loopback, then runs a whole service, and shows what happens
     Demo(demo::Args),
     /// Copies files and trees; repeating an interrupted copy resumes it
     Cp(cp::Args),

@@ -3,24 +3,28 @@
 mod create;
 mod words;
 
-use super::fail::{Fail, printable, say};
+use super::fail::{Fail, printable, say, show as show_path};
 use super::service::{self, Amount, MainArgs, more, pages, parse_moment, say_json};
 use crate::control::client::service::MainClient;
 use crate::control::model::name::{AgentName, DatasetName, ItemId, RequestId};
 use crate::control::model::page::PageQuery;
-use crate::control::model::request::{Decision, RequestFilter, RequestPatch, RequestView, Verdict};
+use crate::control::model::request::{ApprovalRule, Decision, RequestFilter, RequestPatch, RequestView, Verdict};
 use crate::control::model::states::{ItemState, RequestState};
 use crate::control::model::time::Time;
 use crate::engine::error::Class;
 use crate::units::parse_rate;
 use clap::Subcommand;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Between two looks of `watch`.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long main may be out of reach while `watch` looks: it may be restarted meanwhile.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Bytes of a file of rules: as many as main takes in one request.
+const RULES_MAX: u64 = 1 << 20;
 /// Exit code of a wait that was not long enough.
 const TIMED_OUT: u8 = 11;
 
@@ -84,6 +88,12 @@ enum Command {
     Change(Change),
     /// Forgets a request that has ended
     Delete(Ids),
+    /// Prints the approval rules, the first that fits counts; with --set replaces them
+    Rules {
+        /// JSON: a list of {"name", "owner", "dataset_prefix", "destination", "max_bytes", "then"}, `then` automatic, required or second_person
+        #[arg(long, value_name = "FILE")]
+        set: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -200,6 +210,13 @@ async fn execute(main: &MainClient, command: Command, json: bool) -> Result<u8, 
         Command::Cancel(ids) => each(main, ids, Some("cancel"), json).await?,
         Command::RetryFailed(ids) => each(main, ids, Some("retry-failed"), json).await?,
         Command::Delete(ids) => each(main, ids, None, json).await?,
+        Command::Rules { set } => {
+            let rules = match set {
+                Some(path) => main.set_rules(&read_rules(&path)?).await?,
+                None => main.rules().await?,
+            };
+            if json { say_json(&rules) } else { say(&words::rules(&rules)) }
+        }
         Command::Change(change) => show(&self::change(main, change).await?),
     }
     Ok(0)
@@ -275,6 +292,14 @@ async fn each(main: &MainClient, ids: Ids, action: Option<&str>, json: bool) -> 
         }
     }
     Ok(())
+}
+
+fn read_rules(path: &Path) -> Result<Vec<ApprovalRule>, Fail> {
+    let mut text = String::new();
+    let file = File::open(path).map_err(|e| Fail::io("read", path, &e))?;
+    file.take(RULES_MAX).read_to_string(&mut text).map_err(|e| Fail::io("read", path, &e))?;
+    serde_json::from_str(&text)
+        .map_err(|e| Fail::new(Class::Permanent.exit_code(), format!("{}: {e}", show_path(path))))
 }
 
 async fn change(main: &MainClient, change: Change) -> Result<RequestView, Fail> {

@@ -179,6 +179,31 @@ fn approval_steering_and_the_end() {
 }
 
 #[test]
+fn rules_decide_who_is_asked() {
+    let cli = Cli::start();
+    let file = cli.main.dir.path().join("rules");
+    let rules = r#"[{"name": "small", "dataset_prefix": "/raw", "max_bytes": 30, "then": "automatic"}, {"name": "rest", "then": "second_person"}]"#;
+    std::fs::write(&file, rules).unwrap();
+    assert_eq!(cli.run(&["request", "rules", "--set", file.to_str().unwrap()]), 0);
+    assert_eq!(cli.run(&["request", "rules"]), 0);
+    let kept = cli.main.run(cli.main.store.approval_rules()).unwrap();
+    assert_eq!(words::rules(&kept).lines().nth(1).unwrap().split_whitespace().last(), Some("automatic"));
+    let small = cli.create(&["--dataset", "/raw", "--to", "d1"]);
+    assert_eq!(cli.wait(small.id, RequestState::Active).decisions[0].by, "policy:small");
+    cli.main.files("s1", "/other", 1);
+    let other = cli.create(&["--dataset", "/other", "--to", "d1"]).id;
+    cli.wait(other, RequestState::PendingApproval);
+    assert_eq!(cli.run(&["request", "approve", &other.to_string()]), 10, "ada asked for it herself");
+    let bob = cli.main.token_file("bob", &[Role::Approver]);
+    assert_eq!(cli.with(&bob, &["request", "approve", &other.to_string()]), 0);
+    std::fs::write(&file, "[{\"name\": \"x\", \"then\": \"never\"}]").unwrap();
+    assert_eq!(cli.run(&["request", "rules", "--set", file.to_str().unwrap()]), 7);
+    assert_eq!(cli.with(&bob, &["request", "rules", "--set", file.to_str().unwrap()]), 7);
+    std::fs::write(&file, "[]").unwrap();
+    assert_eq!(cli.with(&bob, &["request", "rules", "--set", file.to_str().unwrap()]), 10);
+}
+
+#[test]
 fn mistakes_have_their_codes() {
     let cli = Cli::start();
     let id = RequestId::new().to_string();

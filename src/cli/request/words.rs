@@ -4,7 +4,7 @@ use super::super::fail::printable;
 use super::super::report::grouped;
 use super::super::service::{moment, table};
 use crate::control::model::item::{AttemptView, ItemView};
-use crate::control::model::request::{RequestView, Selection, SourceChoice, Verdict};
+use crate::control::model::request::{Approval, ApprovalRule, RequestView, Selection, SourceChoice, Verdict};
 use crate::control::model::states::RequestState;
 use crate::units::Bytes;
 
@@ -174,6 +174,30 @@ pub fn items(items: &[ItemView]) -> String {
                 item.destination.to_string(),
                 item.lfn.to_string(),
                 item.reason.clone().unwrap_or_default(),
+            ]
+        }),
+    )
+}
+
+/// One line for each.
+pub fn rules(rules: &[ApprovalRule]) -> String {
+    let any = || "any".to_owned();
+    let heads = ["RULE", "OWNER", "DATASETS", "TO", "AT MOST", "THEN"];
+    table(
+        heads,
+        rules.iter().map(|rule| {
+            [
+                rule.name.clone(),
+                rule.owner.clone().unwrap_or_else(any),
+                rule.dataset_prefix.as_ref().map_or_else(any, ToString::to_string),
+                rule.destination.as_ref().map_or_else(any, ToString::to_string),
+                rule.max_bytes.map_or_else(any, |bytes| Bytes(bytes).to_string()),
+                match rule.then {
+                    Approval::Automatic => "automatic",
+                    Approval::Required => "an approver",
+                    Approval::SecondPerson => "an approver who is not the owner",
+                }
+                .to_owned(),
             ]
         }),
     )

@@ -6,7 +6,7 @@ use crate::control::model::catalog::{FileFilter, FileView, GroupView, Record};
 use crate::control::model::item::{AttemptView, ItemView};
 use crate::control::model::name::{AgentName, DatasetName, ItemId, Lfn, RequestId};
 use crate::control::model::page::{Page, PageQuery};
-use crate::control::model::request::{Decision, RequestFilter, RequestPatch, RequestSpec, RequestView};
+use crate::control::model::request::{ApprovalRule, Decision, RequestFilter, RequestPatch, RequestSpec, RequestView};
 use crate::control::model::states::ItemState;
 use crate::engine::error::{Class, TransferError};
 use hyper::body::{Body, Bytes, Frame};
@@ -216,6 +216,16 @@ impl MainClient {
     /// One agent.
     pub async fn agent(&self, name: &AgentName) -> Told<AgentView> {
         self.get(&format!("/v1/agents/{}", segment(name))).await
+    }
+
+    /// The approval rules, in order.
+    pub async fn rules(&self) -> Told<Vec<ApprovalRule>> {
+        self.get("/v1/policies/approval").await
+    }
+
+    /// Replaces the approval rules.
+    pub async fn set_rules(&self, rules: &[ApprovalRule]) -> Told<Vec<ApprovalRule>> {
+        self.call(Method::PUT, "/v1/policies/approval", &[], Some(&rules)).await
     }
 
     /// Datasets, by name.
