@@ -3,7 +3,9 @@
 use super::fail;
 use crate::config::{ConfigError, Shown, read_toml};
 use crate::control::agent::{Agent, AgentError, engine_config};
-use crate::control::settings::{AgentConfig, AgentLayer, LogTarget, Role, Switch, parse_word};
+use crate::control::model::name::AgentName;
+use crate::control::settings::{AgentConfig, AgentLayer, LogTarget, Role, StageRule, Switch, parse_word};
+use crate::control::tls::ClientCertificates;
 use crate::engine::handle::{Engine, EngineConfig};
 use crate::engine::spec::{EngineChoice, Verify};
 use crate::ids::AgentId;
@@ -43,7 +45,7 @@ pub struct Args {
     /// With --show-config: one JSON document
     #[arg(long, requires = "show_config")]
     json: bool,
-    /// The directory that is served and never left
+    /// The directory that is served and never left; not needed by main alone
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Where identity, tokens and keys lie
@@ -55,7 +57,7 @@ pub struct Args {
     /// Where data streams arrive [default: [::]:8471]; port 0 picks one
     #[arg(long, value_name = "ADDR:PORT")]
     data: Option<SocketAddr>,
-    /// What it does [default: source,destination]
+    /// What it does: source, destination, main, or a list of them [default: source,destination]
     #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = parse_word::<Role>)]
     roles: Option<Vec<Role>>,
     /// Data addresses told to clients instead of the one they dialled
@@ -85,6 +87,12 @@ pub struct Args {
     /// A file for one line of JSON per ended transfer [default: with the log, on stderr]
     #[arg(long, value_name = "FILE")]
     transfer_log: Option<PathBuf>,
+    /// Main: seconds that an agent is taken for alive without a word [default: 30]
+    #[arg(long, value_name = "N")]
+    lease_secs: Option<u64>,
+    /// Main: seconds after that in which an agent gets its work back [default: 300]
+    #[arg(long, value_name = "N")]
+    reattach_secs: Option<u64>,
     /// Transfers at once, 1 to 256 [default: 256]
     #[arg(long, value_name = "N")]
     max_sessions: Option<usize>,
@@ -94,9 +102,48 @@ pub struct Args {
     /// Its key in PEM, mode 0600
     #[arg(long, value_name = "FILE")]
     tls_key: Option<PathBuf>,
+    /// Certificate of the authority of other agents, from `longhaul pki init`
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// off, optional or required: certificates of clients over TLS [default: optional with --tls-ca]
+    #[arg(long, value_name = "WHICH", value_parser = parse_word::<ClientCertificates>)]
+    client_certificates: Option<ClientCertificates>,
     /// A directory of tuning profiles
     #[arg(long, value_name = "DIR")]
     profiles: Option<PathBuf>,
+    /// Its name in the service
+    #[arg(long, value_name = "NAME")]
+    name: Option<AgentName>,
+    /// Work for this main, `lh://host[:port]` [default: itself, with the role main]
+    #[arg(long, value_name = "URL")]
+    main: Option<String>,
+    /// File with the token for main
+    #[arg(long, value_name = "FILE")]
+    main_token_file: Option<PathBuf>,
+    /// Main's certificate, sha256:hex
+    #[arg(long, value_name = "HEX")]
+    main_fingerprint: Option<String>,
+    /// Directory with a token file for each other agent, by its name
+    #[arg(long, value_name = "DIR")]
+    peer_tokens: Option<PathBuf>,
+    /// `lh://host:port` told to other agents instead of the address HTTP listens on
+    #[arg(long, value_name = "URL")]
+    advertise_http: Option<String>,
+    /// The same name for agents over the same storage
+    #[arg(long, value_name = "NAME")]
+    storage: Option<String>,
+    /// Where it is
+    #[arg(long, value_name = "NAME")]
+    site: Option<String>,
+    /// Transfers for main at once, 1 to 64 [default: 4]
+    #[arg(long, value_name = "N")]
+    max_transfers: Option<usize>,
+    /// Program that recalls files, run without a shell; once for each word of it
+    #[arg(long, value_name = "WORD", allow_hyphen_values = true)]
+    stage_command: Option<Vec<String>>,
+    /// Which files need a recall: online (none) or sidecar [default: online]
+    #[arg(long, value_name = "RULE", value_parser = parse_word::<StageRule>)]
+    stage_rule: Option<StageRule>,
 }
 
 impl Args {
@@ -117,9 +164,24 @@ impl Args {
             log: self.log,
             transfer_log: self.transfer_log,
             max_sessions: self.max_sessions,
+            lease_secs: self.lease_secs,
+            reattach_secs: self.reattach_secs,
             tls_cert: self.tls_cert,
             tls_key: self.tls_key,
+            tls_ca: self.tls_ca,
+            client_certificates: self.client_certificates,
             profiles: self.profiles,
+            name: self.name,
+            main: self.main,
+            main_token_file: self.main_token_file,
+            main_fingerprint: self.main_fingerprint,
+            peer_tokens: self.peer_tokens,
+            advertise_http: self.advertise_http,
+            storage: self.storage,
+            site: self.site,
+            max_transfers: self.max_transfers,
+            stage_command: self.stage_command,
+            stage_rule: self.stage_rule,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::control::client::{ClientOptions, PeerClient, PeerTickets};
 use crate::control::messages::{PartialOptions, StatKind, TicketRequest, WirePath};
 use crate::control::settings::parse_word;
 use crate::control::state::StateDir;
-use crate::control::tls::Fingerprint;
+use crate::control::tls::{Fingerprint, OwnTls, TlsFiles};
 use crate::control::url::PeerUrl;
 use crate::engine::error::Class;
 use crate::engine::handle::{Engine, EngineConfig, TicketSource, TransferWatch};
@@ -134,6 +134,32 @@ pub struct PeerArgs {
     /// Allow plain HTTP off loopback: tokens can be read on the way
     #[arg(long)]
     pub insecure_http: bool,
+    /// A private authority, and what this client shows.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+}
+
+/// Certificates of a private authority (`longhaul pki`), for agents that are not pinned or that ask for one.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct TlsArgs {
+    /// Certificate of a private authority: trusts what it issued for the host that is dialled
+    #[arg(long, value_name = "FILE", global = true)]
+    pub tls_ca: Option<PathBuf>,
+    /// This client's own certificate, for agents that ask for one
+    #[arg(long, value_name = "FILE", requires_all = ["tls_ca", "tls_key"], global = true)]
+    pub tls_cert: Option<PathBuf>,
+    /// Its key, mode 0600
+    #[arg(long, value_name = "FILE", requires = "tls_cert", global = true)]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    /// For a client.
+    pub fn own(&self) -> Option<OwnTls> {
+        let files = self.tls_cert.clone().zip(self.tls_key.clone());
+        let files = files.map(|(certificate, key)| TlsFiles { certificate, key });
+        self.tls_ca.clone().map(|authority| OwnTls { files, authority })
+    }
 }
 
 fn parse_block(text: &str) -> Result<u32, String> {
@@ -172,7 +198,8 @@ fn parse_preserve(text: &str) -> Result<Preserve, String> {
     Ok(preserve)
 }
 
-fn parse_url(text: &str) -> Result<PeerUrl, String> {
+/// An agent, as `lh://host[:port]/path`.
+pub fn parse_url(text: &str) -> Result<PeerUrl, String> {
     PeerUrl::parse(text.as_bytes()).map_err(|e| e.to_string())
 }
 
@@ -184,6 +211,7 @@ impl PeerArgs {
             fingerprint: self.peer_fingerprint,
             known_peers: self.known_peers.clone(),
             insecure_http: self.insecure_http,
+            tls: self.tls.own(),
         };
         Ok(PeerClient::new(url.clone(), options)?)
     }

@@ -1,7 +1,9 @@
 //! `longhaul demo`: a real tree moves between two agents on loopback, the destination is killed on the way, the copy is
-//! resumed, and both trees are compared.
+//! resumed, and both trees are compared. Then a main, two sources and a destination show the service
+//! ([`demo_service`](super::demo_service)).
 
 use super::demo_agent::{DemoAgent, Home};
+use super::demo_service;
 use super::demo_tree::{Compared, Measure, check_space, compare, make, measure};
 use super::fail::{Fail, INTERRUPTED, VERIFICATION, finish, say, show};
 use super::progress::Progress;
@@ -48,6 +50,12 @@ pub struct Args {
     /// Do not kill the destination on the way
     #[arg(long)]
     pub no_crash: bool,
+    /// copy (two agents), service (a main, two sources, a destination), or both
+    #[arg(long, value_name = "WHICH", default_value = "both", value_parser = ["copy", "service", "both"])]
+    pub part: String,
+    /// When all is done, leave the service up until Ctrl-C, to look at its page
+    #[arg(long)]
+    pub stay: bool,
     /// Leave both trees, states and logs
     #[arg(long)]
     pub keep: bool,
@@ -73,7 +81,7 @@ fn execute(args: &Args) -> Result<u8, Fail> {
         let listen = |kind| signal(kind).map_err(|e| Fail::new(1, format!("cannot listen for signals: {e}")));
         let (mut int, mut term) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
         tokio::select! {
-            result = story(args, &work.dir, &interrupted) => result,
+            result = both(args, &work.dir, &interrupted) => result,
             _ = int.recv() => Err(Fail::new(INTERRUPTED, "interrupted; the agents are ended")),
             _ = term.recv() => Err(Fail::new(INTERRUPTED, "interrupted; the agents are ended")),
         }
@@ -130,11 +138,41 @@ struct Tree {
 }
 
 /// Runs blocking work beside the signals.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Fail> + Send + 'static) -> Result<T, Fail> {
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fail> + Send + 'static,
+) -> Result<T, Fail> {
     tokio::task::spawn_blocking(work).await.map_err(|e| Fail::new(1, format!("a thread ended early: {e}")))?
 }
 
 /// The whole demo: what to print, and the exit code.
+async fn both(args: &Args, work: &Path, interrupted: &Arc<AtomicBool>) -> Result<(String, u8), Fail> {
+    let copied = match args.part.as_str() {
+        "service" => None,
+        _ => Some(story(args, work, interrupted).await?),
+    };
+    if args.part == "copy" {
+        return copied.ok_or_else(|| Fail::usage("no such part"));
+    }
+    let program = std::env::current_exe().map_err(|e| Fail::new(1, format!("cannot find the own program: {e}")))?;
+    let bytes = if args.dir.is_some() { u64::MAX } else { args.size };
+    let served = demo_service::story(&work.join("service"), &program, bytes, args.stay, interrupted).await?;
+    Ok(joined(args.json, copied, &served))
+}
+
+/// What is said in the end: the copy's report with the service's behind it, or one document of both.
+fn joined(as_json: bool, copied: Option<(String, u8)>, served: &demo_service::Served) -> (String, u8) {
+    let (text, code) = copied.unwrap_or_default();
+    let code = if code == 0 { served.code() } else { code };
+    if !as_json {
+        return (format!("{text}{}", served.text()), code);
+    }
+    let mut document: serde_json::Value = serde_json::from_str(&text).unwrap_or_else(|_| json!({}));
+    document["service"] = json!(served);
+    document["exit_code"] = code.into();
+    (format!("{document}\n"), code)
+}
+
+/// The first part: what to print, and the exit code.
 async fn story(args: &Args, work: &Path, interrupted: &Arc<AtomicBool>) -> Result<(String, u8), Fail> {
     let tree = prepare(args, work, interrupted).await?;
     let facts = blocking({
@@ -147,7 +185,7 @@ async fn story(args: &Args, work: &Path, interrupted: &Arc<AtomicBool>) -> Resul
     let program = std::env::current_exe().map_err(|e| Fail::new(1, format!("cannot find the own program: {e}")))?;
     let home = |name: &'static str, root: PathBuf| {
         let state = work.join(format!("{name}-state"));
-        Home { name, program: program.clone(), root, state, encrypt }
+        Home { name, roles: name, program: program.clone(), root: Some(root), state, encrypt, more: Vec::new() }
     };
     let destination_root = work.join("destination");
     fs::create_dir(&destination_root).map_err(|e| Fail::io("make", &destination_root, &e))?;
@@ -457,11 +495,28 @@ mod tests {
     }
 
     #[test]
+    fn both_parts_make_one_report() {
+        let served =
+            demo_service::Served { files: 1, registered: 1, agents_ended_in_order: true, ..Default::default() };
+        let (document, code) = joined(true, Some(conclude(true, &found())), &served);
+        let value: serde_json::Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(
+            (code, value["service"]["files"].as_u64(), value["demo"]["crash"].as_bool()),
+            (0, Some(1), Some(true))
+        );
+        assert_eq!((value["exit_code"].as_u64(), document.lines().count()), (Some(0), 1));
+        let (text, code) = joined(false, Some(("copied\n".into(), 3)), &served);
+        assert!(code == 3 && text.starts_with("copied\nThe service"), "{text}");
+        assert_eq!(joined(true, None, &demo_service::Served { files: 1, ..Default::default() }).1, VERIFICATION);
+    }
+
+    #[test]
     fn arguments() {
         let parse = |line: &[&str]| Line::try_parse_from(std::iter::once(&"demo").chain(line)).map(|line| line.args);
         let plain = parse(&[]).unwrap();
         assert_eq!((plain.size, plain.small, plain.encrypt.as_str()), (4 << 30, 2000, "on"));
         assert_eq!(parse(&["--size", "64MiB", "--encrypt", "off"]).unwrap().size, 64 << 20);
+        assert!(parse(&["--part", "service", "--stay"]).unwrap().stay && parse(&["--part", "third"]).is_err());
         assert!(parse(&["--encrypt", "maybe"]).is_err() && parse(&["--dir", "x", "--size", "1"]).is_err());
     }
 

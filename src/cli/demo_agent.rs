@@ -3,7 +3,7 @@
 use super::fail::Fail;
 use crate::control::client::{ClientOptions, PeerClient};
 use crate::control::url::PeerUrl;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::net::SocketAddr;
@@ -24,16 +24,20 @@ const LOG_SHOWN: u64 = 2000;
 /// What is the same for every start of one agent.
 #[derive(Debug, Clone)]
 pub struct Home {
-    /// `source` or `destination`.
+    /// For messages.
     pub name: &'static str,
+    /// `--roles`.
+    pub roles: &'static str,
     /// The binary.
     pub program: PathBuf,
-    /// `--root`.
-    pub root: PathBuf,
+    /// `--root`; a main needs none.
+    pub root: Option<PathBuf>,
     /// `--state`, and the log beside it.
     pub state: PathBuf,
     /// The policy that lets a client go without encryption.
     pub encrypt: bool,
+    /// More flags.
+    pub more: Vec<OsString>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -55,17 +59,20 @@ impl DemoAgent {
         let log_path = home.state.with_extension("log");
         let log = File::options().create(true).append(true).open(&log_path);
         let log = log.map_err(|e| Fail::io("write", &log_path, &e))?;
-        let pairs: [(&str, &OsStr); 7] = [
-            ("--root", home.root.as_os_str()),
+        let pairs: [(&str, &OsStr); 6] = [
             ("--state", home.state.as_os_str()),
             ("--http", OsStr::new("127.0.0.1:0")),
             ("--data", OsStr::new("127.0.0.1:0")),
-            ("--roles", OsStr::new(home.name)),
+            ("--roles", OsStr::new(home.roles)),
             ("--encrypt", OsStr::new(if home.encrypt { "on" } else { "off" })),
             ("--log", OsStr::new("stderr")),
         ];
         let mut command = Command::new(&home.program);
         command.arg("agent").args(pairs.into_iter().flat_map(|(flag, value)| [OsStr::new(flag), value]));
+        if let Some(root) = &home.root {
+            command.arg("--root").arg(root);
+        }
+        command.args(&home.more);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         // Its own service manager, if there is one, is not ours to notify.
         command.env_remove("NOTIFY_SOCKET");
@@ -82,10 +89,25 @@ impl DemoAgent {
 
     /// A client for `path` below its root.
     pub fn client(&self, path: &str) -> Result<PeerClient, Fail> {
+        let options = ClientOptions { token_file: Some(self.ready.token_file.clone()), ..ClientOptions::default() };
+        self.client_with(path, options)
+    }
+
+    /// The same with another token.
+    pub fn client_with(&self, path: &str, options: ClientOptions) -> Result<PeerClient, Fail> {
         let (host, port) = (self.ready.http.ip().to_string(), self.ready.http.port());
         let url = PeerUrl { host, port, path: path.as_bytes().to_vec() };
-        let options = ClientOptions { token_file: Some(self.ready.token_file.clone()), ..ClientOptions::default() };
         Ok(PeerClient::new(url, options)?)
+    }
+
+    /// Where its HTTP port listens.
+    pub fn address(&self) -> SocketAddr {
+        self.ready.http
+    }
+
+    /// The same as other agents are told it.
+    pub fn url(&self) -> String {
+        format!("lh://{}", self.ready.http)
     }
 
     /// SIGKILL, as a crash is, and waits until the process is gone.
@@ -165,7 +187,8 @@ mod tests {
         let program = dir.join("agent.sh");
         std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Home { name: "source", program, root: dir.into(), state: dir.join("state"), encrypt: true }
+        let (root, state) = (Some(dir.into()), dir.join("state"));
+        Home { name: "source", roles: "source", program, root, state, encrypt: true, more: Vec::new() }
     }
 
     /// A child that was just written may still be open for writing in a sibling test's fork: then exec says ETXTBSY.

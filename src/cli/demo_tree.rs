@@ -71,7 +71,7 @@ fn odd_names(dir: &Path) -> io::Result<()> {
 }
 
 /// What never compresses and never repeats: SplitMix64, a word at a time.
-fn random_file(path: &Path, size: u64, seed: u64, stop: &AtomicBool) -> io::Result<()> {
+pub fn random_file(path: &Path, size: u64, seed: u64, stop: &AtomicBool) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).open(path)?;
     let mut out = BufWriter::with_capacity(0, file);
     let mut buffer = vec![0u8; BUFFER.min(size as usize)];

@@ -2,18 +2,24 @@
 //! retryable, 6 verification failed, 7 permanent, 10 denied, 11 wait timed out, 130 interrupted.
 
 pub mod agent;
+pub mod catalog;
 pub mod clean;
 pub mod cp;
 pub mod cp_manifest;
 pub mod demo;
 pub mod demo_agent;
+pub mod demo_service;
 pub mod demo_tree;
 pub mod fail;
 pub mod journal;
 pub mod manifest_file;
 pub mod operands;
+pub mod pki;
 pub mod progress;
 pub mod report;
+pub mod request;
+pub mod service;
+pub mod tape;
 pub mod third_party;
 pub mod token;
 pub mod tree;
@@ -34,7 +40,7 @@ struct Cli {
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Moves a real tree between two agents on loopback and shows what happens
+    /// Moves a real tree between two agents on loopback, then runs a whole service, and shows what happens
     Demo(demo::Args),
     /// Copies files and trees; repeating an interrupted copy resumes it
     Cp(cp::Args),
@@ -48,6 +54,14 @@ enum Command {
     Verify(verify::Args),
     /// Makes, lists and revokes tokens
     Token(token::Args),
+    /// Asks a main for transfers, and steers them
+    Request(request::Args),
+    /// Which files a main knows, and which agents have them
+    Catalog(catalog::Args),
+    /// A private authority for the certificates of agents
+    Pki(pki::Args),
+    #[command(hide = true)]
+    Tape(tape::Args),
 }
 
 /// Clap's own code for a command line that cannot be meant.
@@ -73,6 +87,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Journal(args) => journal::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Token(args) => token::run(args),
+        Command::Request(args) => request::run(args),
+        Command::Catalog(args) => catalog::run(args),
+        Command::Pki(args) => pki::run(args),
+        Command::Tape(args) => tape::run(args),
     }
 }
 
@@ -95,7 +113,8 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token"]);
+        let all = ["demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog", "pki", "tape"];
+        assert_eq!(names, all);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `longhaul token`: named tokens of an agent on this host, effective at once.
 
 use super::fail;
+use crate::control::access::Role;
+use crate::control::model::name::DatasetName;
 use crate::control::state::{StateDir, StateError, write_secret};
 use crate::control::tokens::{NewToken, TokenError, TokenStore, parse_prefix};
 use crate::control::transfer_log::rfc3339;
@@ -46,6 +48,12 @@ struct Add {
     /// It may upload
     #[arg(long)]
     write: bool,
+    /// What it may do at main; may be repeated
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<Role>,
+    /// Its roles count for datasets at or below this one; may be repeated [default: for all]
+    #[arg(long = "dataset", value_name = "NAME", requires = "roles")]
+    datasets: Vec<DatasetName>,
     /// How long it lives, as in 12h, 30d, 8w [default: until revoked]
     #[arg(long, value_name = "TIME", value_parser = parse_life)]
     expires: Option<Duration>,
@@ -74,7 +82,7 @@ struct Revoke {
 }
 
 /// `90s`, `15m`, `12h`, `30d`, `8w`; at most ten years.
-fn parse_life(text: &str) -> Result<Duration, String> {
+pub fn parse_life(text: &str) -> Result<Duration, String> {
     let bad = || format!("`{text}` is not a time: write for example 12h, 30d or 8w, at most ten years");
     let unit = match text.chars().last() {
         Some('s') => 1,
@@ -122,14 +130,25 @@ fn open(state: &std::path::Path) -> Result<TokenStore, TokenError> {
 }
 
 fn add(add: Add) -> Result<(), TokenError> {
-    let typed = if add.prefixes.is_empty() { vec!["/".to_owned()] } else { add.prefixes };
+    let typed = match add.prefixes.is_empty() && (add.read || add.write) {
+        true => vec!["/".to_owned()],
+        false => add.prefixes,
+    };
     let mut prefixes = Vec::with_capacity(typed.len());
     for text in &typed {
         let bad = || TokenError::BadPrefix(crate::relpath::escape(text.as_bytes()));
         prefixes.push(parse_prefix(text).ok_or_else(bad)?);
     }
     let tokens = open(&add.state)?;
-    let new = NewToken { name: add.name, prefixes, read: add.read, write: add.write, lifetime: add.expires };
+    let new = NewToken {
+        name: add.name,
+        prefixes,
+        read: add.read,
+        write: add.write,
+        lifetime: add.expires,
+        roles: add.roles.into_iter().collect(),
+        datasets: add.datasets,
+    };
     let text = tokens.add(&new)?;
     let line = format!("{}\n", text.expose());
     let told = match &add.out {
@@ -165,7 +184,13 @@ fn list(list: &List) -> Result<(), TokenError> {
                 |s| rfc3339(UNIX_EPOCH.checked_add(Duration::from_secs(s)).unwrap_or(UNIX_EPOCH)),
             );
             let prefixes = token.prefixes.join(" ");
-            out.push_str(&format!("{}\t{}\t{rights}\texpires {end}\t{prefixes}\n", token.name, token.state));
+            let roles: Vec<_> = token.roles.iter().map(Role::to_string).collect();
+            let datasets: Vec<_> = token.datasets.iter().map(DatasetName::to_string).collect();
+            let (roles, datasets) = (roles.join(","), datasets.join(" "));
+            out.push_str(&format!(
+                "{}\t{}\t{rights}\texpires {end}\t{prefixes}\t{roles}\t{datasets}\n",
+                token.name, token.state
+            ));
         }
     }
     io::stdout()
@@ -201,6 +226,8 @@ mod tests {
                 prefixes: vec![prefix.to_owned()],
                 read,
                 write: false,
+                roles: vec![],
+                datasets: vec![],
                 expires: None,
                 out: Some(out.clone()),
             };
@@ -228,6 +255,8 @@ mod tests {
             prefixes: vec![],
             read: true,
             write: true,
+            roles: vec![],
+            datasets: vec![],
             expires: None,
             out: Some(dir.path().join("d/none/x")),
         };

@@ -1,15 +1,25 @@
 //! The daemon: engine, HTTP port, tokens and keys, put together, reloaded and stopped.
 
 use super::api::{self, App};
+use super::client::ClientOptions;
+use super::database::DatabaseError;
+use super::destination::catalog::Catalog;
+use super::destination::{Destination, DestinationError, MainPin, Parts, Reach, local};
 use super::http::{self, HttpLimits, HttpServer};
+use super::main_role::Main;
+use super::main_role::peers::HttpPeers;
 use super::metrics::Metrics;
 use super::root::{RootError, ServedRoot};
-use super::settings::AgentConfig;
+use super::settings::{AgentConfig, Role, StageRule};
+use super::source::{self, Rule, Source, Stages};
 use super::state::{StateDir, StateError};
+use super::store::StoreError;
 use super::third_party::Jobs;
-use super::tls::{self, ServerTls, TlsError, TlsFiles};
+use super::tls::{self, ClientTrust, ServerTls, TlsError, TlsFiles};
 use super::tokens::{TokenError, TokenStore};
 use super::transfer_log::TransferLog;
+use super::url::{PeerUrl, UrlError};
+use super::web;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::{Engine, EngineConfig, TransferStatus};
 use crate::ids::AgentId;
@@ -29,6 +39,8 @@ pub const SHUTDOWN: Duration = Duration::from_secs(8);
 const SHUTDOWN_SLACK: Duration = Duration::from_millis(700);
 /// How long an unreachable peer is asked for new tickets.
 const RETRY_FOR: Duration = Duration::from_secs(60);
+/// Tokens for other agents, in the state directory.
+const PEERS: &str = "peers";
 /// Profiles of one directory.
 const MAX_PROFILES: usize = 1000;
 
@@ -82,6 +94,18 @@ pub enum AgentError {
         /// Why.
         reason: String,
     },
+    /// An own database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// The address of main.
+    #[error(transparent)]
+    MainUrl(#[from] UrlError),
+    /// The queue, or the token for main.
+    #[error(transparent)]
+    Destination(#[from] DestinationError),
+    /// Main's store.
+    #[error("main cannot start: {0}")]
+    Main(#[from] StoreError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] TransferError),
@@ -118,7 +142,7 @@ impl AgentError {
 pub struct Ready {
     /// Where HTTP listens.
     pub http: SocketAddr,
-    /// Where data streams arrive.
+    /// Where data streams arrive; port 0: nowhere, this agent is main alone.
     pub data: SocketAddr,
     /// Of the TLS certificate, for `--peer-fingerprint`.
     pub fingerprint: String,
@@ -136,8 +160,10 @@ pub struct Agent {
     ready: Ready,
     engine: Engine,
     tls_files: TlsFiles,
+    clients: Option<ClientTrust>,
     tls: Arc<RwLock<ServerTls>>,
     app: Arc<App>,
+    main: Option<Main>,
     log: Arc<TransferLog>,
     profiles: Option<PathBuf>,
     stop: watch::Sender<bool>,
@@ -158,7 +184,7 @@ pub fn engine_config(config: &AgentConfig, agent: AgentId, advertise: Vec<Socket
         // Checked when the settings were resolved.
         arena_bytes: usize::try_from(config.memory).unwrap_or(usize::MAX),
         engine: config.engine,
-        data_listen: Some(config.data),
+        data_listen: config.root.is_some().then_some(config.data),
         advertise,
         agent,
         block: crate::limits::DEFAULT_BLOCK,
@@ -170,18 +196,20 @@ impl Agent {
     /// Checks root and state, starts the engine, binds HTTP. Blocking calls are few and short; it returns when the
     /// agent answers.
     pub async fn start(config: &AgentConfig) -> Result<Self, AgentError> {
-        let root = Arc::new(ServedRoot::open(&config.root)?);
+        let given = config.root.as_deref().map(ServedRoot::open).transpose()?;
         let state = StateDir::open(&config.state)?;
+        let root = Arc::new(given.map_or_else(|| ServedRoot::nothing(&state), Ok)?);
         keys_outside(&root, &state, config.tls.as_ref())?;
         let lock = state.lock_for_agent()?;
         let agent = state.agent_id()?;
-        let tokens = TokenStore::new(&state);
+        let tokens = Arc::new(TokenStore::new(&state));
         let token_file = tokens.ensure_admin(&state)?;
         let tls_files = match &config.tls {
             Some(files) => files.clone(),
             None => tls::ensure_self_signed(&state)?,
         };
-        let server_tls = tls::load_server(&tls_files)?;
+        let clients = config.clients();
+        let server_tls = tls::load_server_for(&tls_files, clients.as_ref())?;
         let log = Arc::new(TransferLog::open(config.transfer_log.clone()).map_err(AgentError::TransferLog)?);
         check_profiles(config.profiles.as_deref())?;
         let advertise = resolve(&config.advertise_data)?;
@@ -190,7 +218,7 @@ impl Agent {
         let listener = http::bind(config.http).map_err(bind_error)?;
         let http = listener.local_addr().map_err(bind_error)?;
         let engine = Engine::start(engine_config(config, agent, advertise.clone()))?;
-        let data = engine.data_address().unwrap_or(config.data);
+        let data = engine.data_address().unwrap_or(SocketAddr::new(config.data.ip(), 0));
         let metrics = Arc::new(Metrics::default());
         tokio::spawn(follow(engine.handle().ended(), log.clone(), metrics.clone()));
 
@@ -208,6 +236,7 @@ impl Agent {
             started: Instant::now(),
             metrics,
             jobs: Jobs::default(),
+            stage_rule: Rule(config.service.stage_rule),
         });
         let ready = Ready {
             http,
@@ -217,22 +246,37 @@ impl Agent {
             token_file,
             pid: std::process::id(),
         };
+        let own = server_tls.fingerprint;
         let tls = Arc::new(RwLock::new(server_tls));
         let (stop, stopping) = watch::channel(false);
-        let server = HttpServer {
-            router: api::router(app.clone()),
-            tls: tls.clone(),
-            insecure_http: config.insecure_http,
-            limits: HttpLimits::default(),
+        let mut router = api::router(app.clone()).merge(service(config, &state, &app, &ready, &tls, &stopping)?);
+        let main = match config.roles.contains(&Role::Main) {
+            false => None,
+            true => {
+                let own = Some(own);
+                let token_file = Some(ready.token_file.clone());
+                let insecure_http = config.insecure_http;
+                let tls = config.own_tls();
+                let options = ClientOptions { token_file, insecure_http, tls, ..ClientOptions::default() };
+                let peers = HttpPeers { options, own, tokens: state.file(PEERS) };
+                let main = Main::start(&state, config.leases, app.tokens.clone(), peers, stopping.clone())?;
+                app.metrics.attach(main.app().metrics.clone());
+                router = router.merge(web::with_page(main.router(), app.tokens.clone()));
+                Some(main)
+            }
         };
+        let server =
+            HttpServer { router, tls: tls.clone(), insecure_http: config.insecure_http, limits: HttpLimits::default() };
         let serving = tokio::spawn(server.serve(listener, stopping));
         warn_of(config);
         Ok(Self {
             ready,
             engine,
             tls_files,
+            clients,
             tls,
             app,
+            main,
             log,
             stop,
             serving,
@@ -259,7 +303,7 @@ impl Agent {
             Ok(count) => tracing::info!(count, "tokens are read again"),
             Err(error) => errors.push(error.into()),
         }
-        match tls::load_server(&self.tls_files) {
+        match tls::load_server_for(&self.tls_files, self.clients.as_ref()) {
             Ok(new) => {
                 tracing::info!(fingerprint = %new.fingerprint, "the certificate is read again");
                 *self.tls.write().unwrap_or_else(PoisonError::into_inner) = new;
@@ -286,6 +330,79 @@ impl Agent {
             let _ = std::mem::ManuallyDrop::new(self.engine);
         }
         let _ = tokio::time::timeout(Duration::from_secs(1), self.serving).await;
+        if let Some(main) = self.main {
+            main.end().await;
+        }
+    }
+}
+
+/// The agent's part in the service: its routes, and its loops where it has a main.
+fn service(
+    config: &AgentConfig,
+    state: &StateDir,
+    app: &Arc<App>,
+    ready: &Ready,
+    tls: &Arc<RwLock<ServerTls>>,
+    stop: &watch::Receiver<bool>,
+) -> Result<axum::Router, AgentError> {
+    let settings = &config.service;
+    // Without a name it is in no service, and keeps no account.
+    let catalog = match settings.name {
+        Some(_) => Some(Arc::new(Catalog::open(&state.file("catalog.db"))?)),
+        None => None,
+    };
+    let stages = match settings.stage_rule {
+        StageRule::Online => None,
+        StageRule::Sidecar => {
+            let command = settings.stage_command.clone();
+            let stages = Stages::open(&state.file("stages.db"), app.root.clone(), app.stage_rule, command)?;
+            let stages = Arc::new(stages);
+            let (running, mut stop) = (stages.clone(), stop.clone());
+            tokio::spawn(async move {
+                tokio::select! { () = running.run() => {} _ = stop.wait_for(|&stop| stop) => {} }
+            });
+            Some(stages)
+        }
+    };
+    let source = Arc::new(Source::new(app.clone(), app.stage_rule, stages, catalog.clone()));
+    let mut router = source::router(source.clone());
+    let (Some(name), Some(catalog)) = (settings.name.clone(), catalog) else { return Ok(router) };
+    router = router.merge(local::router(Arc::new(local::Local { app: app.clone(), catalog: catalog.clone() })));
+    let local = format!("lh://{}", dialable(ready.http));
+    let main = match &settings.main {
+        Some(main) => main.clone(),
+        None if config.roles.contains(&Role::Main) => PeerUrl::parse(local.as_bytes())?,
+        None => return Ok(router),
+    };
+    let main_fingerprint = match (&settings.main, settings.main_fingerprint) {
+        (None, _) => MainPin::Itself,
+        (Some(_), Some(pin)) => MainPin::Pinned(pin),
+        (Some(_), None) => MainPin::Place,
+    };
+    let reach = Reach {
+        main,
+        main_fingerprint,
+        main_token_file: settings.main_token_file.clone().unwrap_or_else(|| ready.token_file.clone()),
+        peer_tokens: settings.peer_tokens.clone().unwrap_or_else(|| state.file(PEERS)),
+        tls: tls.clone(),
+        own_token_file: ready.token_file.clone(),
+        insecure_http: config.insecure_http,
+        authority: config.own_tls(),
+    };
+    let url = settings.advertise_http.as_ref().map_or(local, |url| format!("lh://{}", url.authority()));
+    let queue = state.file("queue.db");
+    let parts = Parts { app: app.clone(), reach, url, queue, catalog, source };
+    if config.roles.iter().any(|role| *role != Role::Main) {
+        Destination::new(name, settings.clone(), parts)?.spawn(stop.clone());
+    }
+    Ok(router)
+}
+
+/// An address that others on this host can dial: an unspecified one is told as loopback, until `advertise_http` says more.
+fn dialable(http: SocketAddr) -> SocketAddr {
+    match http {
+        any if any.ip().is_unspecified() => SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), any.port()),
+        other => other,
     }
 }
 

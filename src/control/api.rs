@@ -9,7 +9,8 @@ use super::messages::{
 use super::metrics::{self, Metrics};
 use super::problem::Problem;
 use super::root::ServedRoot;
-use super::settings::Role;
+use super::settings::{Role, StageRule};
+use super::source::{Readable, Rule};
 use super::third_party::{self, Jobs, MAX_SOURCES};
 use super::tokens::{Principal, Right, TokenStore};
 use super::url::decode;
@@ -48,7 +49,7 @@ pub struct App {
     /// Who does it.
     pub engine: Arc<dyn TransferEngine>,
     /// Who may ask.
-    pub tokens: TokenStore,
+    pub tokens: Arc<TokenStore>,
     /// Where the data port listens.
     pub data: SocketAddr,
     /// Told instead of it, if there are any.
@@ -65,9 +66,11 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Third-party transfers.
     pub jobs: Jobs,
+    /// Which files need a recall, and so are not opened by request.
+    pub stage_rule: Rule,
 }
 
-type Answer = Result<Response, Problem>;
+pub(super) type Answer = Result<Response, Problem>;
 type Shared = State<Arc<App>>;
 
 /// The routes over `app`.
@@ -88,7 +91,7 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-fn reply(status: StatusCode, body: &impl Serialize) -> Answer {
+pub(super) fn reply(status: StatusCode, body: &impl Serialize) -> Answer {
     let bytes = serde_json::to_vec(body).map_err(|_| {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Class::Permanent, "the answer cannot be written")
     })?;
@@ -96,7 +99,7 @@ fn reply(status: StatusCode, body: &impl Serialize) -> Answer {
     Ok((status, headers, bytes).into_response())
 }
 
-async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
+pub(super) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
     let too_large =
         || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, Class::Permanent, "a request's body is at most 1 MiB");
     let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
@@ -113,7 +116,7 @@ async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
 }
 
 impl App {
-    fn principal(&self, headers: &HeaderMap) -> Result<Principal, Problem> {
+    pub(super) fn principal(&self, headers: &HeaderMap) -> Result<Principal, Problem> {
         let missing = || {
             let detail = "this needs one header `Authorization: Bearer TOKEN`: see --token-file";
             Problem::new(StatusCode::UNAUTHORIZED, Class::Denied, detail)
@@ -130,7 +133,7 @@ impl App {
         Ok(self.tokens.authenticate(token)?)
     }
 
-    fn has(&self, role: Role) -> Result<(), Problem> {
+    pub(super) fn has(&self, role: Role) -> Result<(), Problem> {
         if self.roles.contains(&role) {
             return Ok(());
         }
@@ -142,7 +145,7 @@ impl App {
         self.engine.transfers().await.iter().filter(|t| t.report.is_none()).count()
     }
 
-    async fn has_room(&self) -> Result<(), Problem> {
+    pub(super) async fn has_room(&self) -> Result<(), Problem> {
         match self.running().await < self.max_sessions {
             true => Ok(()),
             false => Err(Problem::busy(format!(
@@ -153,7 +156,7 @@ impl App {
     }
 
     /// This end's say in encryption. Policy on: on, whatever the client says. Policy off: off, unless it says on.
-    fn encryption(&self, wish: Option<bool>) -> Option<bool> {
+    pub(super) fn encryption(&self, wish: Option<bool>) -> Option<bool> {
         Some(self.encrypt || wish == Some(true))
     }
 
@@ -164,7 +167,7 @@ impl App {
     }
 
     /// The data addresses for whoever came in over `connection`.
-    fn data_addresses(&self, connection: &Connection) -> Vec<SocketAddr> {
+    pub(super) fn data_addresses(&self, connection: &Connection) -> Vec<SocketAddr> {
         if !self.advertise.is_empty() {
             return self.advertise.clone();
         }
@@ -188,6 +191,7 @@ impl App {
                     .iter()
                     .map(|path| self.authorised(principal, Right::Read, path))
                     .collect::<Result<Vec<_>, _>>()?;
+                self.all_online(&roots)?;
                 let encrypt = self.encryption(encrypt);
                 Access::Read(SourceSpec { base: self.root.path().to_owned(), roots, recursive, encrypt, rows: None })
             }
@@ -201,7 +205,21 @@ impl App {
         Ok(Grant { principal: principal.name.clone(), access, ttl_secs: TICKET_TTL_SECS })
     }
 
-    fn authorised(&self, principal: &Principal, right: Right, path: &WirePath) -> Result<RelPath, Problem> {
+    /// Opening a file on tape would recall it by accident: there is no ticket for one. Blocks as long as a stat does.
+    fn all_online(&self, roots: &[RelPath]) -> Result<(), Problem> {
+        if self.stage_rule.0 == StageRule::Online {
+            return Ok(());
+        }
+        let offline = |root: &&RelPath| {
+            matches!(self.stage_rule.look(&self.root, root), Ok(Readable::Offline { .. } | Readable::Recalling { .. }))
+        };
+        match roots.iter().find(offline) {
+            None => Ok(()),
+            Some(path) => Err(Problem::busy(format!("/{path} is on tape: recall it with POST /v1/files:stage first"))),
+        }
+    }
+
+    pub(super) fn authorised(&self, principal: &Principal, right: Right, path: &WirePath) -> Result<RelPath, Problem> {
         let path =
             path.rel_path().map_err(|e| Problem::bad(format!("the path {}: {e}", crate::relpath::escape(&path.0))))?;
         principal.check(right, &path)?;

@@ -2,7 +2,7 @@
 
 use crate::engine::error::TransferError;
 use crate::engine::handle::{EngineHandle, TicketSource, TransferStatus, TransferWatch};
-use crate::engine::spec::{DestinationSpec, Grant, Ticket};
+use crate::engine::spec::{DestinationSpec, Grant, SourceSpec, Ticket, TransferOptions};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +20,14 @@ pub trait TransferEngine: Send + Sync {
         principal: String,
         to: DestinationSpec,
         from: Vec<Arc<dyn TicketSource>>,
+    ) -> Boxed<'_, Result<TransferWatch, TransferError>>;
+    /// See [`EngineHandle::push`].
+    fn push(
+        &self,
+        principal: String,
+        from: SourceSpec,
+        to: Arc<dyn TicketSource>,
+        options: TransferOptions,
     ) -> Boxed<'_, Result<TransferWatch, TransferError>>;
     /// See [`EngineHandle::transfers`].
     fn transfers(&self) -> Boxed<'_, Vec<TransferStatus>>;
@@ -39,6 +47,16 @@ impl TransferEngine for EngineHandle {
         from: Vec<Arc<dyn TicketSource>>,
     ) -> Boxed<'_, Result<TransferWatch, TransferError>> {
         Box::pin(async move { EngineHandle::pull(self, &principal, to, from).await })
+    }
+
+    fn push(
+        &self,
+        principal: String,
+        from: SourceSpec,
+        to: Arc<dyn TicketSource>,
+        options: TransferOptions,
+    ) -> Boxed<'_, Result<TransferWatch, TransferError>> {
+        Box::pin(async move { EngineHandle::push(self, &principal, from, to, options).await })
     }
 
     fn transfers(&self) -> Boxed<'_, Vec<TransferStatus>> {

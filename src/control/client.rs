@@ -1,6 +1,8 @@
 //! The client of an agent's HTTP port. One connection a request, no redirects, deadlines and caps on everything. Off
 //! loopback it speaks TLS to the one certificate that is pinned; the token leaves only after that was proved.
 
+pub mod service;
+
 use super::bridge::Boxed;
 use super::http::is_loopback;
 use super::known_peers;
@@ -8,7 +10,7 @@ use super::messages::{
     HandTicket, ProblemBody, Started, StatReply, StatusReply, ThirdPartyRequest, TicketRequest, TransferView,
 };
 use super::state;
-use super::tls::{Fingerprint, PinnedVerifier};
+use super::tls::{Fingerprint, OwnTls, PinnedVerifier};
 use super::tokens::TokenText;
 use super::url::{HTTP_PORT, PeerUrl, encode};
 use crate::engine::error::{Class, TransferError};
@@ -16,7 +18,7 @@ use crate::engine::handle::TicketSource;
 use crate::engine::spec::Ticket;
 use crate::relpath::escape;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Bytes;
+use hyper::body::{Body, Bytes};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -62,6 +64,8 @@ pub struct ClientOptions {
     pub known_peers: Option<PathBuf>,
     /// `--insecure-http`: plain HTTP off loopback to peers that are not pinned.
     pub insecure_http: bool,
+    /// `--tls-ca` and more: an authority of peers that are not pinned, and what this client shows.
+    pub tls: Option<OwnTls>,
 }
 
 /// Talks to one agent.
@@ -71,9 +75,52 @@ pub struct PeerClient {
     token_file: PathBuf,
     pin: Option<Fingerprint>,
     insecure_http: bool,
+    tls: Option<OwnTls>,
     notes: Mutex<Vec<String>>,
     /// Something that speaks HTTP was met there.
     answered: AtomicBool,
+}
+
+/// A peer's answer, whatever its status.
+#[derive(Debug)]
+pub struct RawAnswer {
+    /// HTTP status.
+    pub status: u16,
+    /// The body.
+    pub bytes: Bytes,
+}
+
+/// Why a call had no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No answer, or none that can be understood.
+    #[error("{0}")]
+    Unreachable(TransferError),
+    /// It said no.
+    #[error("{error}")]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// In its words.
+        error: TransferError,
+    },
+}
+
+impl CallError {
+    /// The status, if there was an answer.
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Unreachable(_) => None,
+            Self::Refused { status, .. } => Some(*status),
+        }
+    }
+
+    /// As the engine knows it.
+    pub fn into_inner(self) -> TransferError {
+        match self {
+            Self::Unreachable(error) | Self::Refused { error, .. } => error,
+        }
+    }
 }
 
 /// What is spoken on a connection.
@@ -129,7 +176,9 @@ impl PeerClient {
             url,
             token_file,
             pin,
-            insecure_http: options.insecure_http,
+            // With an authority there is no need for plain HTTP.
+            insecure_http: options.insecure_http && options.tls.is_none(),
+            tls: options.tls,
             notes: Mutex::default(),
             answered: AtomicBool::new(false),
         };
@@ -203,6 +252,56 @@ impl PeerClient {
         Ok(self.call(Method::GET, "/v1/status", None::<&()>).await?.0)
     }
 
+    /// One request, answered as it is: every status is an answer.
+    pub async fn raw<B: Serialize>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<RawAnswer, TransferError> {
+        let request = self.request(method, path, body)?;
+        let stream = self.dial().await?;
+        let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
+        let stream = self.secure(stream, peer).await?;
+        let late = |_| self.fail(Class::Retry, "it did not answer within 35 s: is the host overloaded?");
+        let (status, bytes) = timeout(RESPONSE, self.exchange(stream, request)).await.map_err(late)??;
+        Ok(RawAnswer { status: status.as_u16(), bytes })
+    }
+
+    /// As [`PeerClient::raw`], the answer read as JSON; a status that is no success becomes an error with the peer's words.
+    pub async fn json<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<T, CallError> {
+        let answer = self.raw(method, path, body).await.map_err(CallError::Unreachable)?;
+        let status = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if !status.is_success() {
+            return Err(CallError::Refused { status: answer.status, error: self.refusal(status, &answer.bytes) });
+        }
+        // Where nothing is expected, an empty body is nothing.
+        let bytes: &[u8] = if answer.bytes.is_empty() { b"null" } else { &answer.bytes };
+        serde_json::from_slice(bytes).map_err(|e| {
+            CallError::Unreachable(self.fail(Class::Permanent, format!("its answer cannot be understood: {e}")))
+        })
+    }
+
+    /// Whether its HTTP port answers. Asked without the token: who answers need not be trusted with one.
+    pub async fn healthy(&self) -> Result<(), TransferError> {
+        let mut request = self.request(Method::GET, "/healthz", None::<&()>)?;
+        request.headers_mut().remove(header::AUTHORIZATION);
+        let _: (serde_json::Value, _) = self.send(request).await?;
+        Ok(())
+    }
+
+    /// Files below `prefix` of a source, a page at a time.
+    pub async fn list<T: DeserializeOwned>(&self, prefix: &str, cursor: Option<&str>) -> Result<T, TransferError> {
+        let cursor = cursor.map(|c| format!("&cursor={}", encode(c.as_bytes()))).unwrap_or_default();
+        let path = format!("/v1/list?prefix={}{cursor}", encode(prefix.as_bytes()));
+        Ok(self.call(Method::GET, &path, None::<&()>).await?.0)
+    }
+
     fn fail(&self, class: Class, what: impl Into<String>) -> TransferError {
         error(class, what).at(self.url.authority())
     }
@@ -221,6 +320,10 @@ impl PeerClient {
     ) -> Result<(T, SocketAddr), TransferError> {
         // Built before dialling: an unreadable token is no reason to knock.
         let request = self.request(method, path, body)?;
+        self.send(request).await
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<(T, SocketAddr), TransferError> {
         let stream = self.dial().await?;
         let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
         let stream = self.secure(stream, peer).await?;
@@ -324,10 +427,27 @@ impl PeerClient {
             }
             Speech::Tls(pin) => pin,
         };
-        let verifier = PinnedVerifier::new(pin);
-        let config = verifier.client_config().map_err(|e| self.fail(Class::Permanent, e.to_string()))?;
-        // The name is not checked, the certificate is; so no name is told on the way.
-        let name = ServerName::IpAddress(peer.ip().into());
+        let unready = |e: &dyn std::fmt::Display| error(Class::Permanent, e.to_string());
+        let (verifier, config) = match &self.tls {
+            Some(tls) => {
+                let verifier = tls.verifier(pin).map_err(|e| unready(&e))?;
+                let config = tls.client_config(&verifier).map_err(|e| unready(&e))?;
+                (verifier, config)
+            }
+            None => {
+                let verifier = PinnedVerifier::new(pin);
+                let config = verifier.client_config().map_err(|e| unready(&e))?;
+                (verifier, config)
+            }
+        };
+        let name = match (pin, &self.tls) {
+            (None, Some(_)) => {
+                let host = self.url.host.split('%').next().unwrap_or_default().to_owned();
+                ServerName::try_from(host).map_err(|e| unready(&e))?
+            }
+            // The name is not checked, the certificate is; so no name is told on the way.
+            _ => ServerName::IpAddress(peer.ip().into()),
+        };
         match timeout(HANDSHAKE, TlsConnector::from(Arc::new(config)).connect(name, stream)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
             Ok(Err(failed)) => Err(self.handshake_error(pin, verifier.seen(), &failed)),
@@ -346,6 +466,16 @@ impl PeerClient {
     ) -> TransferError {
         let who = self.url.authority();
         match (pin, seen) {
+            (None, Some(_)) if let Some(tls) = &self.tls => self.fail(
+                Class::Denied,
+                format!(
+                    "its certificate is none that the authority of {} issued for `{}` ({}): is it out of date, or is somebody \
+                     in between?",
+                    tls.authority.display(),
+                    self.url.host,
+                    words(&failed.to_string())
+                ),
+            ),
             (None, Some(seen)) => self.fail(
                 Class::Denied,
                 format!(
@@ -377,13 +507,23 @@ impl PeerClient {
         }
     }
 
-    async fn exchange(
+    async fn exchange<B>(
         &self,
         stream: Box<dyn Stream>,
-        request: Request<Full<Bytes>>,
-    ) -> Result<(StatusCode, Bytes), TransferError> {
+        request: Request<B>,
+    ) -> Result<(StatusCode, Bytes), TransferError>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let broken = |e: hyper::Error| {
-            let what = if e.is_parse() {
+            let what = if let Some(alert) = wants_certificate(&e) {
+                let what = format!(
+                    "it takes no client without a certificate of its authority ({alert}): name yours with --tls-cert, --tls-key \
+                     and --tls-ca"
+                );
+                return self.fail(Class::Denied, what);
+            } else if e.is_parse() {
                 return self.fail(
                     Class::Permanent,
                     "it does not answer in HTTP: is this an agent's HTTP port? (the data port is another)",
@@ -434,6 +574,7 @@ impl PeerClient {
             401 | 403 => Class::Denied,
             404 => Class::NotFound,
             408 | 429 | 500 | 502 | 503 | 504 => Class::Retry,
+            507 => Class::NoRoom,
             _ => Class::Permanent,
         };
         let detail = match problem.detail.as_str() {
@@ -443,6 +584,30 @@ impl PeerClient {
         };
         self.fail(class, detail)
     }
+}
+
+/// The alert of a server that was shown no certificate it takes, somewhere below `error`. In TLS 1.3 it comes after the
+/// handshake.
+fn wants_certificate(error: &hyper::Error) -> Option<String> {
+    use rustls::AlertDescription as A;
+    let mut below: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = below {
+        let io = error.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
+        match io.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::AlertReceived(
+                alert @ (A::CertificateRequired
+                | A::UnknownCA
+                | A::BadCertificate
+                | A::CertificateExpired
+                | A::CertificateUnknown
+                | A::DecryptError
+                | A::AccessDenied),
+            )) => return Some(format!("{alert:?}")),
+            Some(_) => return None,
+            None => below = error.source(),
+        }
+    }
+    None
 }
 
 /// Whether the peer closed the connection, in one of the ways in which that comes to light.

@@ -16,9 +16,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -94,6 +95,34 @@ pub fn is_loopback(ip: IpAddr) -> bool {
 /// Whether plain HTTP may be spoken between these two: both on loopback, or the operator said so.
 pub fn plain_allowed(peer: IpAddr, local: IpAddr, insecure_http: bool) -> bool {
     insecure_http || (is_loopback(peer) && is_loopback(local))
+}
+
+/// How long one request is waited for. A handler that reads a long body says how much has come; each [`STEP`] of it begins the
+/// request's deadline anew. Whoever sends slower than a step per deadline (2 KiB/s) is given up as before, and the connection's
+/// own end (10 minutes) bounds the whole.
+#[derive(Debug, Clone, Default)]
+pub struct Patience(Arc<AtomicU64>);
+
+/// Bytes of a body that count as progress: see [`Patience`].
+pub const STEP: u64 = 64 << 10;
+
+impl Patience {
+    /// So many bytes of the body have come.
+    pub fn came(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    async fn ends(&self, deadline: Duration) {
+        let mut steps = 0;
+        loop {
+            tokio::time::sleep(deadline).await;
+            let now = self.0.load(Ordering::Relaxed) / STEP;
+            if now == steps {
+                return;
+            }
+            steps = now;
+        }
+    }
 }
 
 /// What the loop serves.
@@ -183,9 +212,12 @@ impl HttpServer {
         }
         connection.tls = true;
         let config = self.tls.read().unwrap_or_else(std::sync::PoisonError::into_inner).config.clone();
-        match timeout(self.limits.handshake, TlsAcceptor::from(config).accept(stream)).await {
+        match timeout(self.limits.handshake, TlsAcceptor::from(config).accept(stream).into_fallible()).await {
             Ok(Ok(stream)) => self.speak(stream, connection, true, stop).await,
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Ok(Err((error, stream))) => {
+                tracing::debug!(%peer, %error, "TLS handshake failed");
+                let _ = timeout(DRAIN, farewell(stream)).await;
+            }
             Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
         }
     }
@@ -224,6 +256,13 @@ impl HttpServer {
     }
 }
 
+/// Reads what a client has sent already: closed with that unread, the connection would be reset, and the alert that says why
+/// would be lost with it.
+async fn farewell(mut stream: TcpStream) {
+    let _ = stream.shutdown().await;
+    let _ = tokio::io::copy(&mut stream.take(HEADER_BYTES as u64), &mut tokio::io::sink()).await;
+}
+
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
         IpAddr::V4(v4) => SocketAddr::new(IpAddr::V4(v4), address.port()),
@@ -245,11 +284,15 @@ async fn answer(
         );
         return closing(refusal.into_response());
     }
+    let patience = Patience::default();
     request.extensions_mut().insert(connection);
-    match timeout(deadline, router.oneshot(request)).await {
-        Ok(Ok(response)) => response,
-        Ok(Err(never)) => match never {},
-        Err(_) => {
+    request.extensions_mut().insert(patience.clone());
+    tokio::select! {
+        answered = router.oneshot(request) => match answered {
+            Ok(response) => response,
+            Err(never) => match never {},
+        },
+        () = patience.ends(deadline) => {
             let late =
                 Problem::new(StatusCode::REQUEST_TIMEOUT, Class::Retry, "the request took too long and was given up");
             closing(late.into_response())

@@ -285,7 +285,7 @@ pub struct RootFacts {
 }
 
 /// RFC 9457, with the class of the error.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(utoipa::ToSchema, Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ProblemBody {
     /// `urn:longhaul:problem:…`
     #[serde(rename = "type", default)]

@@ -1,5 +1,6 @@
 //! What `/metrics` shows, as OpenMetrics text. Labels never carry a path, a peer or a transfer.
 
+use super::main_role::metrics::MainMetrics;
 use crate::engine::handle::TransferStatus;
 use crate::engine::spec::Verdict;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -10,6 +11,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The content type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -37,6 +39,7 @@ pub struct Metrics {
     sessions: Gauge,
     rss: Gauge,
     cpu: Counter<f64, AtomicU64>,
+    main: OnceLock<Arc<MainMetrics>>,
 }
 
 /// The word for a verdict in labels and logs.
@@ -68,11 +71,16 @@ impl Default for Metrics {
         registry.register("longhaul_sessions", "Transfers that run", sessions.clone());
         registry.register_with_unit("process_resident_memory", "Resident memory", Unit::Bytes, rss.clone());
         registry.register_with_unit("process_cpu", "User and system time", Unit::Seconds, cpu.clone());
-        Self { registry, transfers, bytes, resent, sent, lost, sessions, rss, cpu }
+        Self { registry, transfers, bytes, resent, sent, lost, sessions, rss, cpu, main: OnceLock::new() }
     }
 }
 
 impl Metrics {
+    /// From now on main's are shown as well. Once.
+    pub fn attach(&self, main: Arc<MainMetrics>) {
+        let _ = self.main.set(main);
+    }
+
     /// Counts a transfer that has ended.
     pub fn ended(&self, status: &TransferStatus) {
         let Some(report) = &status.report else { return };
@@ -98,6 +106,10 @@ impl Metrics {
         let mut text = String::new();
         // Writing into a String does not fail.
         let _ = encode(&mut text, &self.registry);
+        if let Some(main) = self.main.get() {
+            text.truncate(text.trim_end_matches("# EOF\n").len());
+            text.push_str(&main.render());
+        }
         text
     }
 }

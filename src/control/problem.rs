@@ -19,12 +19,14 @@ pub struct Problem {
     pub class: Class,
     /// One sentence.
     pub detail: String,
+    /// Its type, where the class's word says too little.
+    pub kind: Option<&'static str>,
 }
 
 impl Problem {
     /// A problem.
     pub fn new(status: StatusCode, class: Class, detail: impl Into<String>) -> Self {
-        Self { status, class, detail: detail.into() }
+        Self { status, class, detail: detail.into(), kind: None }
     }
 
     /// 400 or 422: the request cannot be meant.
@@ -54,6 +56,7 @@ impl From<TransferError> for Problem {
             Class::Denied => StatusCode::FORBIDDEN,
             Class::NotFound => StatusCode::NOT_FOUND,
             Class::Retry => StatusCode::SERVICE_UNAVAILABLE,
+            Class::NoRoom => StatusCode::INSUFFICIENT_STORAGE,
             Class::Reconnect => StatusCode::BAD_GATEWAY,
             Class::Interrupted => StatusCode::CONFLICT,
             Class::Poisoned => StatusCode::INTERNAL_SERVER_ERROR,
@@ -83,7 +86,7 @@ impl From<TokenError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let body = ProblemBody {
-            kind: format!("urn:longhaul:problem:{}", self.class.word()),
+            kind: format!("urn:longhaul:problem:{}", self.kind.unwrap_or(self.class.word())),
             title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status.as_u16(),
             detail: self.detail,

@@ -2,12 +2,15 @@
 //! reading, and no symlink is followed below the root.
 
 use super::messages::{RootFacts, StatKind, StatReply};
+use super::state::StateDir;
 use crate::relpath::RelPath;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat};
+use nix::fcntl::{AtFlags, OFlag, open, openat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Why a root cannot be served.
@@ -58,6 +61,18 @@ impl ServedRoot {
         Ok(Self { path: real, fd })
     }
 
+    /// What an agent serves that serves nothing: an empty directory of its own, so that all routes are the same.
+    pub fn nothing(state: &StateDir) -> Result<Self, RootError> {
+        let path = state.file("nothing");
+        match std::fs::DirBuilder::new().mode(0o500).create(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+                Err(RootError::Io { path, errno })
+            }
+            _ => Self::open(&path),
+        }
+    }
+
     /// Where it really lies.
     pub fn path(&self) -> &Path {
         &self.path
@@ -84,6 +99,149 @@ impl ServedRoot {
             fd = Some(openat(fd.as_ref().unwrap_or(&self.fd), name, flags, Mode::empty())?);
         }
         fstat(fd.as_ref().unwrap_or(&self.fd)).map(reply)
+    }
+}
+
+/// A regular file, open for reading.
+#[derive(Debug)]
+pub struct OpenedFile {
+    /// Reads it.
+    pub file: File,
+    /// Bytes when it was opened.
+    pub bytes: u64,
+    /// An entity tag of that version: changes with size, time and inode.
+    pub etag: String,
+}
+
+/// The tag of a version of a file.
+fn etag(stat: &FileStat) -> String {
+    format!("\"{:x}-{:x}-{:x}.{:x}\"", stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
+}
+
+impl OpenedFile {
+    /// Whether it is still the version that was opened.
+    pub fn is_unchanged(&self) -> bool {
+        fstat(&self.file).is_ok_and(|stat| etag(&stat) == self.etag)
+    }
+}
+
+/// One name of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// As it is on disk.
+    pub name: Vec<u8>,
+    /// A directory; otherwise a regular file. Other kinds are not listed.
+    pub directory: bool,
+    /// Of a file.
+    pub bytes: u64,
+}
+
+impl ServedRoot {
+    fn directory(&self, path: &RelPath) -> Result<OwnedFd, Errno> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut fd = openat(&self.fd, ".", flags, Mode::empty())?;
+        for name in path.components() {
+            fd = openat(&fd, name, flags, Mode::empty())?;
+        }
+        Ok(fd)
+    }
+
+    fn parent<'p>(&self, path: &'p RelPath) -> Result<(OwnedFd, &'p [u8]), Errno> {
+        let (parent, name) = path.split_last().ok_or(Errno::EISDIR)?;
+        Ok((self.directory(&parent)?, name))
+    }
+
+    /// Opens a regular file. Never blocks on a FIFO, never follows a link.
+    pub fn open_file(&self, path: &RelPath) -> Result<OpenedFile, Errno> {
+        let (parent, name) = self.parent(path)?;
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        let fd = openat(&parent, name, flags, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+            return Err(Errno::EISDIR);
+        }
+        let (bytes, etag) = (u64::try_from(stat.st_size).unwrap_or(0), etag(&stat));
+        Ok(OpenedFile { file: File::from(fd), bytes, etag })
+    }
+
+    /// Creates a file that must not be there, for writing, mode 0640.
+    pub fn create_file(&self, path: &RelPath) -> Result<File, Errno> {
+        let (parent, name) = self.parent(path)?;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&parent, name, flags, Mode::from_bits_truncate(0o640)).map(File::from)
+    }
+
+    /// Opens a file again to write on.
+    pub fn append_file(&self, path: &RelPath) -> Result<File, Errno> {
+        let (parent, name) = self.parent(path)?;
+        let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        openat(&parent, name, flags, Mode::empty()).map(File::from)
+    }
+
+    /// Gives a file of a directory its final name there, which must be free, and syncs the directory.
+    pub fn publish(&self, from: &RelPath, to: &RelPath) -> Result<(), Errno> {
+        let (parent, name) = self.parent(from)?;
+        let (to_parent, to_name) = self.parent(to)?;
+        nix::fcntl::renameat2(&parent, name, &to_parent, to_name, nix::fcntl::RenameFlags::RENAME_NOREPLACE)?;
+        nix::unistd::fsync(&to_parent)
+    }
+
+    /// Removes a file; one that is not there is no error.
+    pub fn remove(&self, path: &RelPath) -> Result<(), Errno> {
+        let (parent, name) = self.parent(path)?;
+        match nix::unistd::unlinkat(&parent, name, nix::unistd::UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Makes a directory and those above it.
+    pub fn make_dirs(&self, path: &RelPath) -> Result<(), Errno> {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut fd = openat(&self.fd, ".", flags, Mode::empty())?;
+        for name in path.components() {
+            match mkdirat(&fd, name, Mode::from_bits_truncate(0o777)) {
+                Ok(()) => nix::unistd::fsync(&fd)?,
+                Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+            fd = openat(&fd, name, flags, Mode::empty())?;
+        }
+        Ok(())
+    }
+
+    /// A small file's content, at most `max` bytes of it.
+    pub fn read_small(&self, path: &RelPath, max: u64) -> Result<Vec<u8>, Errno> {
+        let mut bytes = Vec::new();
+        let file = self.open_file(path)?.file;
+        std::io::Read::read_to_end(&mut std::io::Read::take(file, max), &mut bytes)
+            .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+        Ok(bytes)
+    }
+
+    /// The directories and regular files in a directory, sorted by name.
+    pub fn list(&self, path: &RelPath) -> Result<Vec<Listed>, Errno> {
+        let fd = self.directory(path)?;
+        let mut dir = nix::dir::Dir::from_fd(fd.try_clone().map_err(|_| Errno::EMFILE)?)?;
+        let mut found = Vec::new();
+        for entry in dir.iter() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let stat = match fstatat(&fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                Ok(stat) => reply(stat),
+                Err(Errno::ENOENT) => continue,
+                Err(errno) => return Err(errno),
+            };
+            if matches!(stat.kind, StatKind::Directory | StatKind::File) {
+                let directory = stat.kind == StatKind::Directory;
+                found.push(Listed { name: name.to_vec(), directory, bytes: stat.size });
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
     }
 }
 

@@ -12,7 +12,9 @@ use super::tls::{self, Fingerprint};
 use super::tokens::{NewToken, TokenStore, parse_prefix};
 use crate::engine::error::TransferError;
 use crate::engine::handle::{TicketSource, TransferStatus, TransferWatch};
-use crate::engine::spec::{DestinationSpec, Grant, Report, Secret, Snapshot, Ticket, Verdict, Verify};
+use crate::engine::spec::{
+    DestinationSpec, Grant, Report, Secret, Snapshot, SourceSpec, Ticket, TransferOptions, Verdict, Verify,
+};
 use crate::ids::{AgentId, TicketId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -90,6 +92,16 @@ impl TransferEngine for FakeEngine {
         })
     }
 
+    fn push(
+        &self,
+        _: String,
+        _: SourceSpec,
+        _: Arc<dyn TicketSource>,
+        _: TransferOptions,
+    ) -> Boxed<'_, Result<TransferWatch, TransferError>> {
+        Box::pin(async { Err(TransferError::new(crate::engine::error::Class::Permanent, "no pushes here")) })
+    }
+
     fn transfers(&self) -> Boxed<'_, Vec<TransferStatus>> {
         Box::pin(async { self.transfers.lock().unwrap().clone() })
     }
@@ -130,6 +142,15 @@ pub fn quick() -> HttpLimits {
 impl TestPort {
     /// Started with `limits`, after `change` has had its way.
     pub fn start(limits: HttpLimits, change: impl FnOnce(&mut App)) -> Self {
+        Self::with(limits, change, |_| axum::Router::new())
+    }
+
+    /// The same, with routes beside those of every agent.
+    pub fn with(
+        limits: HttpLimits,
+        change: impl FnOnce(&mut App),
+        routes: impl FnOnce(Arc<App>) -> axum::Router,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("root")).unwrap();
         let state = StateDir::open(&dir.path().join("state")).unwrap();
@@ -140,7 +161,7 @@ impl TestPort {
             roles: vec![Role::Source, Role::Destination],
             root: Arc::new(ServedRoot::open(&dir.path().join("root")).unwrap()),
             engine: engine.clone(),
-            tokens: TokenStore::new(&state),
+            tokens: Arc::new(TokenStore::new(&state)),
             data: "[::]:8471".parse().unwrap(),
             advertise: Vec::new(),
             verify: Verify::Disk,
@@ -149,13 +170,15 @@ impl TestPort {
             started: Instant::now(),
             metrics: Arc::new(Metrics::default()),
             jobs: Jobs::default(),
+            stage_rule: super::source::Rule(super::settings::StageRule::Online),
         };
         change(&mut app);
         let listener = http::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopping) = watch::channel(false);
         let fingerprint = tls.fingerprint;
-        let router = api::router(Arc::new(app));
+        let app = Arc::new(app);
+        let router = api::router(app.clone()).merge(routes(app));
         let server = HttpServer { router, tls: Arc::new(RwLock::new(tls)), insecure_http: false, limits };
         tokio::spawn(server.serve(listener, stopping));
         let tokens = TokenStore::new(&state);
@@ -165,10 +188,56 @@ impl TestPort {
     /// A token beneath `prefix`; its file.
     pub fn token(&self, name: &str, prefix: &str, read: bool, write: bool) -> PathBuf {
         let prefixes = vec![parse_prefix(prefix).unwrap()];
-        let new = NewToken { name: name.to_owned(), prefixes, read, write, lifetime: None };
+        let new = NewToken { name: name.to_owned(), prefixes, read, write, ..NewToken::default() };
         let path = self.dir.path().join(name);
         super::state::write_secret(&path, self.tokens.add(&new).unwrap().expose().as_bytes()).unwrap();
         path
+    }
+}
+
+/// An answer as it came over the wire.
+#[derive(Debug)]
+pub struct Reply {
+    /// HTTP status.
+    pub status: u16,
+    /// Lines of the head, in lower case up to the colon.
+    pub headers: Vec<(String, String)>,
+    /// What came of the body.
+    pub body: Vec<u8>,
+}
+
+impl Reply {
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+
+    /// The body as JSON.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+impl TestPort {
+    /// One request on one connection, as `curl` would make it; the token is read from its file.
+    pub async fn ask(&self, token: &std::path::Path, line: &str, headers: &str, body: &[u8]) -> Reply {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let token = std::fs::read_to_string(token).unwrap();
+        let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        let head = format!(
+            "{line} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n",
+            token.trim(),
+            body.len()
+        );
+        stream.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap_or_else(|| panic!("{line}: no head came"));
+        let head = String::from_utf8(answer[..end].to_vec()).unwrap();
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let headers = lines.filter_map(|l| l.split_once(": ")).map(|(n, v)| (n.to_ascii_lowercase(), v.to_owned()));
+        Reply { status, headers: headers.collect(), body: answer[end + 4..].to_vec() }
     }
 }
 

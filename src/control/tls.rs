@@ -1,13 +1,15 @@
 //! TLS of the HTTP port: a self-signed key made on first start, and a client that trusts one fingerprint and nothing
-//! else.
+//! else. Where a private authority ([`super::pki`]) is named, both ends may show what it issued, and trust that.
 
 use super::state::{self, StateDir, StateError};
 use aws_lc_rs::digest::{SHA256, digest};
+use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,7 +24,8 @@ const MAX_CHAIN: usize = 16;
 pub struct Fingerprint(pub [u8; 32]);
 
 impl Fingerprint {
-    fn of(certificate: &CertificateDer<'_>) -> Self {
+    /// Of a certificate.
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
         let mut out = [0; 32];
         out.copy_from_slice(digest(&SHA256, certificate).as_ref());
         Self(out)
@@ -80,6 +83,9 @@ pub enum TlsError {
         /// Why.
         source: rustls::Error,
     },
+    /// A client cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Client(rustls::Error),
     /// Making a key failed.
     #[error("cannot make a TLS key: {0}")]
     Generate(#[from] rcgen::Error),
@@ -121,35 +127,136 @@ pub fn ensure_self_signed(state: &StateDir) -> Result<TlsFiles, TlsError> {
     Ok(files)
 }
 
+/// Whether clients show certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificates {
+    /// They are not asked for one.
+    Off,
+    /// Whoever shows one shows one that the authority issued.
+    Optional,
+    /// Nobody else is answered over TLS.
+    Required,
+}
+
+/// Which clients a server takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientTrust {
+    /// The authority's certificate, PEM.
+    pub authority: PathBuf,
+    /// Off counts as no trust at all.
+    pub certificates: ClientCertificates,
+}
+
 /// Loads certificate and key for a server. TLS 1.3 only: both ends are ours, or curl.
 pub fn load_server(files: &TlsFiles) -> Result<ServerTls, TlsError> {
-    let refuse = |reason: String| TlsError::Certificate { path: files.certificate.clone(), reason };
-    let pem = read_public(&files.certificate)?;
+    load_server_for(files, None)
+}
+
+/// As [`load_server`], with certificates of clients.
+pub fn load_server_for(files: &TlsFiles, clients: Option<&ClientTrust>) -> Result<ServerTls, TlsError> {
+    let (chain, key) = pair(files)?;
+    let fingerprint = Fingerprint::of(&chain[0]);
+    let refuse = |source| TlsError::Pair { certificate: files.certificate.clone(), key: files.key.clone(), source };
+    let provider = Arc::new(provider::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(refuse)?;
+    let builder = match clients.filter(|c| c.certificates != ClientCertificates::Off) {
+        None => builder.with_no_client_auth(),
+        Some(trust) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots(&trust.authority)?, provider);
+            let verifier = match trust.certificates {
+                ClientCertificates::Required => verifier,
+                _ => verifier.allow_unauthenticated(),
+            };
+            let bad = |e: rustls::server::VerifierBuilderError| TlsError::Certificate {
+                path: trust.authority.clone(),
+                reason: e.to_string(),
+            };
+            builder.with_client_cert_verifier(verifier.build().map_err(bad)?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(refuse)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(ServerTls { config: Arc::new(config), fingerprint })
+}
+
+/// The certificates of a file, never none.
+fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let refuse = |reason: String| TlsError::Certificate { path: path.to_owned(), reason };
+    let pem = read_public(path)?;
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.as_bytes())
         .take(MAX_CHAIN)
         .collect::<Result<_, _>>()
         .map_err(|e| refuse(e.to_string()))?;
-    let leaf = chain.first().ok_or_else(|| refuse("it is empty".to_owned()))?;
-    let fingerprint = Fingerprint::of(leaf);
-    let key_pem = state::read_secret(&files.key)?;
-    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+    if chain.is_empty() { Err(refuse("it is empty".to_owned())) } else { Ok(chain) }
+}
+
+fn pair(files: &TlsFiles) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = chain(&files.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(state::read_secret(&files.key)?.as_bytes())
         // The reason is left out: a parser's message may quote the key.
         .map_err(|_| StateError::Damaged {
             path: files.key.clone(),
             reason: "it is no private key in PEM".to_owned(),
         })?;
-    let pair = |source| TlsError::Pair { certificate: files.certificate.clone(), key: files.key.clone(), source };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(pair)?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(pair)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(ServerTls { config: Arc::new(config), fingerprint })
+    Ok((chain, key))
 }
 
-fn read_public(path: &Path) -> Result<String, StateError> {
+/// What the authorities of a file vouch for.
+fn roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in chain(path)? {
+        let bad = |e: rustls::Error| TlsError::Certificate { path: path.to_owned(), reason: e.to_string() };
+        roots.add(certificate).map_err(bad)?;
+    }
+    Ok(Arc::new(roots))
+}
+
+/// Whether a server that trusts the authority of `path` takes `certificate` of a client.
+pub fn check_issued(path: &Path, certificate: &CertificateDer<'_>) -> Result<(), String> {
+    let roots = roots(path).map_err(|e| e.to_string())?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::new(provider::default_provider()))
+        .build()
+        .map_err(|e| e.to_string())?;
+    verifier.verify_client_cert(certificate, &[], UnixTime::now()).map(drop).map_err(|e| e.to_string())
+}
+
+/// What a client shows, and whom it trusts beside what is pinned. Files, not their content: read with every connection, so
+/// that what was renewed counts at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnTls {
+    /// Its own certificate and key; none: it shows nothing.
+    pub files: Option<TlsFiles>,
+    /// The authority of servers that are not pinned, PEM.
+    pub authority: PathBuf,
+}
+
+impl OwnTls {
+    /// The client's configuration around a verifier that trusts `pin`, or without one the authority.
+    pub fn verifier(&self, pin: Option<Fingerprint>) -> Result<Arc<PinnedVerifier>, TlsError> {
+        let provider = Arc::new(provider::default_provider());
+        let bad = |reason: String| TlsError::Certificate { path: self.authority.clone(), reason };
+        let authority = WebPkiServerVerifier::builder_with_provider(roots(&self.authority)?, provider.clone())
+            .build()
+            .map_err(|e| bad(e.to_string()))?;
+        Ok(Arc::new(PinnedVerifier { pin, authority: Some(authority), seen: Mutex::new(None), provider }))
+    }
+
+    /// The client's configuration around `verifier`.
+    pub fn client_config(&self, verifier: &Arc<PinnedVerifier>) -> Result<ClientConfig, TlsError> {
+        let Some(files) = &self.files else { return verifier.client_config().map_err(TlsError::Client) };
+        let (chain, key) = pair(files)?;
+        let refuse = |source| TlsError::Pair { certificate: files.certificate.clone(), key: files.key.clone(), source };
+        let mut config = verifier.builder().map_err(refuse)?.with_client_auth_cert(chain, key).map_err(refuse)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    }
+}
+
+/// A file that is no secret, below 4 MiB.
+pub(super) fn read_public(path: &Path) -> Result<String, StateError> {
     use std::io::Read;
     let read = || -> io::Result<String> {
         let mut text = String::new();
@@ -164,6 +271,8 @@ fn read_public(path: &Path) -> Result<String, StateError> {
 #[derive(Debug)]
 pub struct PinnedVerifier {
     pin: Option<Fingerprint>,
+    /// Counts where nothing is pinned.
+    authority: Option<Arc<WebPkiServerVerifier>>,
     seen: Mutex<Option<Fingerprint>>,
     provider: Arc<CryptoProvider>,
 }
@@ -171,7 +280,8 @@ pub struct PinnedVerifier {
 impl PinnedVerifier {
     /// A verifier for one connection.
     pub fn new(pin: Option<Fingerprint>) -> Arc<Self> {
-        Arc::new(Self { pin, seen: Mutex::new(None), provider: Arc::new(provider::default_provider()) })
+        let provider = Arc::new(provider::default_provider());
+        Arc::new(Self { pin, authority: None, seen: Mutex::new(None), provider })
     }
 
     /// The certificate that the server showed.
@@ -179,13 +289,18 @@ impl PinnedVerifier {
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The client's configuration around this verifier.
-    pub fn client_config(self: &Arc<Self>) -> Result<ClientConfig, rustls::Error> {
-        let mut config = ClientConfig::builder_with_provider(self.provider.clone())
+    fn builder(
+        self: &Arc<Self>,
+    ) -> Result<rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert>, rustls::Error> {
+        Ok(ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
-            .with_custom_certificate_verifier(self.clone())
-            .with_no_client_auth();
+            .with_custom_certificate_verifier(self.clone()))
+    }
+
+    /// The client's configuration around this verifier.
+    pub fn client_config(self: &Arc<Self>) -> Result<ClientConfig, rustls::Error> {
+        let mut config = self.builder()?.with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
@@ -195,15 +310,18 @@ impl ServerCertVerifier for PinnedVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let seen = Fingerprint::of(end_entity);
         *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
         if self.pin == Some(seen) {
             return Ok(ServerCertVerified::assertion());
+        }
+        if let (None, Some(authority)) = (self.pin, &self.authority) {
+            return authority.verify_server_cert(end_entity, intermediates, server_name, ocsp, now);
         }
         Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
     }
@@ -262,6 +380,39 @@ mod tests {
         assert!(matches!(load_server(&mixed), Err(TlsError::Pair { .. })));
         std::fs::write(&first.certificate, "junk").unwrap();
         assert!(matches!(load_server(&first), Err(TlsError::Certificate { .. })));
+    }
+
+    /// Who talks to whom when there is an authority: by its own handshake, both ways.
+    #[tokio::test]
+    async fn what_an_authority_issued_is_trusted_for_its_host() {
+        use crate::control::pki;
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, other) = (dir.path().join("ca"), dir.path().join("other"));
+        pki::init(&ca, 10).unwrap();
+        pki::init(&other, 10).unwrap();
+        let issue = |ca: &Path, name: &str| {
+            let issued = pki::issue(ca, name, &["dtn1.example".into()], 1, dir.path()).unwrap();
+            (TlsFiles { certificate: issued.certificate, key: issued.key }, issued.fingerprint)
+        };
+        let ((good, print), (foreign, foreign_print)) = (issue(&ca, "good"), issue(&other, "foreign"));
+        let authority = ca.join(pki::CA_CERTIFICATE);
+        let shake = async |server: &TlsFiles, pin: Option<Fingerprint>, host: &str| {
+            let server = load_server(server).unwrap().config;
+            let own = OwnTls { files: None, authority: authority.clone() };
+            let config = own.client_config(&own.verifier(pin).unwrap()).unwrap();
+            let (near, far) = tokio::io::duplex(64 << 10);
+            let name = ServerName::try_from(host.to_owned()).unwrap();
+            let dial = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, near);
+            tokio::join!(dial, tokio_rustls::TlsAcceptor::from(server).accept(far)).0.is_ok()
+        };
+        assert!(shake(&good, None, "dtn1.example").await);
+        assert!(!shake(&good, None, "dtn2.example").await, "another host's");
+        assert!(!shake(&good, None, "192.0.2.1").await);
+        assert!(!shake(&foreign, None, "dtn1.example").await, "another authority's");
+        // What is pinned counts instead.
+        assert!(shake(&good, Some(print), "dtn2.example").await);
+        assert!(shake(&foreign, Some(foreign_print), "x").await);
+        assert!(!shake(&good, Some(foreign_print), "dtn1.example").await);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Named bearer tokens. A token is 256 random bits; the file `tokens.toml` of the state directory keeps its SHA-256,
 //! its rights, its path prefixes and its end. What is not said is denied: no prefix, no right, no file, no entry.
 
+use super::access::{MAX_SCOPES, Role};
+use super::model::name::DatasetName;
 use super::state::{self, StateDir, StateError};
 use crate::relpath::RelPath;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -113,8 +116,8 @@ pub enum TokenError {
     /// A prefix that is no path.
     #[error("`{0}` is no prefix: write a path below the root, without `.` or `..`")]
     BadPrefix(String),
-    /// Neither right was asked for.
-    #[error("a token without rights is of no use: say --read, --write or both")]
+    /// Neither right nor role was asked for.
+    #[error("a token without rights is of no use: say --read, --write or --role")]
     NoRight,
     /// Too many of something.
     #[error(
@@ -147,6 +150,12 @@ struct Entry {
     read: bool,
     #[serde(default)]
     write: bool,
+    /// At main.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    roles: BTreeSet<Role>,
+    /// Empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    datasets: Vec<DatasetName>,
     created: u64,
     expires: Option<u64>,
     revoked: Option<u64>,
@@ -163,6 +172,10 @@ pub struct Principal {
     pub write: bool,
     /// Beneath these; the root stands for everything.
     pub prefixes: Vec<RelPath>,
+    /// What it may do at main.
+    pub roles: BTreeSet<Role>,
+    /// For datasets at or below these; none: for all.
+    pub datasets: Vec<DatasetName>,
 }
 
 impl Principal {
@@ -186,7 +199,7 @@ impl Principal {
 }
 
 /// What `token add` is asked for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct NewToken {
     /// Unique; letters, digits, `.`, `_`, `-`.
     pub name: String,
@@ -198,6 +211,10 @@ pub struct NewToken {
     pub write: bool,
     /// From now.
     pub lifetime: Option<Duration>,
+    /// At main.
+    pub roles: BTreeSet<Role>,
+    /// For datasets at or below these; none: for all.
+    pub datasets: Vec<DatasetName>,
 }
 
 /// One line of `token list`. No secret and no hash.
@@ -211,6 +228,10 @@ pub struct Listed {
     pub read: bool,
     /// May upload.
     pub write: bool,
+    /// At main.
+    pub roles: BTreeSet<Role>,
+    /// For these datasets; none: for all.
+    pub datasets: Vec<DatasetName>,
     /// Unix seconds.
     pub created: u64,
     /// Unix seconds.
@@ -281,7 +302,15 @@ impl TokenStore {
                 Err(error) => return Err(error.into()),
             };
             let root = vec![RelPath::default()];
-            let admin = NewToken { name: ADMIN.to_owned(), prefixes: root, read: true, write: true, lifetime: None };
+            let roles = Role::ALL.into_iter().collect();
+            let admin = NewToken {
+                name: ADMIN.to_owned(),
+                prefixes: root,
+                read: true,
+                write: true,
+                roles,
+                ..NewToken::default()
+            };
             file.token.push(Entry::new(&admin, &text));
             Ok(())
         })?;
@@ -298,7 +327,7 @@ impl TokenStore {
         if new.name.is_empty() || new.name.len() > MAX_NAME || !new.name.chars().all(good) {
             return Err(TokenError::BadName(crate::relpath::escape(new.name.as_bytes())));
         }
-        if !new.read && !new.write {
+        if !new.read && !new.write && new.roles.is_empty() {
             return Err(TokenError::NoRight);
         }
         let text = TokenText::generate()?;
@@ -308,7 +337,7 @@ impl TokenStore {
                 return Err(TokenError::Exists(new.name.clone()));
             }
             file.token.retain(|entry| entry.name != new.name);
-            if file.token.len() >= MAX_TOKENS || new.prefixes.len() > MAX_PREFIXES {
+            if file.token.len() >= MAX_TOKENS || new.prefixes.len() > MAX_PREFIXES || new.datasets.len() > MAX_SCOPES {
                 return Err(TokenError::TooMany);
             }
             file.token.push(Entry::new(new, &text));
@@ -340,6 +369,8 @@ impl TokenStore {
                 prefixes: entry.prefixes.iter().map(|p| format!("/{}", crate::relpath::escape(p.as_bytes()))).collect(),
                 read: entry.read,
                 write: entry.write,
+                roles: entry.roles(),
+                datasets: entry.datasets.clone(),
                 created: entry.created,
                 expires: entry.expires,
                 state: if entry.revoked.is_some() {
@@ -451,9 +482,19 @@ impl Entry {
             prefixes: new.prefixes.iter().map(prefix_text).collect(),
             read: new.read,
             write: new.write,
+            roles: new.roles.clone(),
+            datasets: new.datasets.clone(),
             created: now,
             expires: new.lifetime.map(|life| now.saturating_add(life.as_secs())),
             revoked: None,
+        }
+    }
+
+    /// An admin entry from before there were roles has all of them.
+    fn roles(&self) -> BTreeSet<Role> {
+        match self.name == ADMIN && self.roles.is_empty() && self.read && self.write {
+            true => Role::ALL.into_iter().collect(),
+            false => self.roles.clone(),
         }
     }
 
@@ -476,6 +517,8 @@ impl Entry {
                 read: self.read,
                 write: self.write,
                 prefixes: prefixes.ok_or_else(|| damaged("prefix"))?,
+                roles: self.roles(),
+                datasets: self.datasets.clone(),
             },
             expires: self.expires,
             revoked: self.revoked.is_some(),

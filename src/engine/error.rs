@@ -5,8 +5,10 @@ use std::fmt;
 /// What the caller should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// The same again, later: a full disk, a busy peer.
+    /// The same again, later: a busy peer, another transfer's lock.
     Retry,
+    /// The same again, when somebody has made room: a full disk, a quota.
+    NoRoom,
     /// Dial again.
     Reconnect,
     /// Another source may have it right.
@@ -30,6 +32,7 @@ impl Class {
     pub fn word(self) -> &'static str {
         match self {
             Class::Retry => "retry",
+            Class::NoRoom => "no-room",
             Class::Reconnect => "reconnect",
             Class::OtherSource => "other-source",
             Class::Permanent => "permanent",
@@ -44,7 +47,7 @@ impl Class {
     /// The exit code of the command line.
     pub fn exit_code(self) -> u8 {
         match self {
-            Class::Retry | Class::Reconnect => 5,
+            Class::Retry | Class::NoRoom | Class::Reconnect => 5,
             Class::OtherSource | Class::Verification => 6,
             Class::Permanent | Class::Poisoned => 7,
             Class::Denied => 10,
@@ -56,7 +59,7 @@ impl Class {
     /// From [`Class::word`].
     pub fn from_word(word: &str) -> Option<Self> {
         use Class::*;
-        [Retry, Reconnect, OtherSource, Permanent, Poisoned, Denied, NotFound, Verification, Interrupted]
+        [Retry, NoRoom, Reconnect, OtherSource, Permanent, Poisoned, Denied, NotFound, Verification, Interrupted]
             .into_iter()
             .find(|class| class.word() == word)
     }

@@ -16,11 +16,41 @@ pub struct Row {
     pub digest: Option<Digest>,
 }
 
+/// What a file has to be, as somebody knows it who is not the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Wanted {
+    /// Its size.
+    pub bytes: Option<u64>,
+    /// Its file digest.
+    pub digest: Option<Digest>,
+}
+
 /// Filled by the engine while a transfer runs, session after session; memory in proportion to the names.
 #[derive(Debug, Default)]
-pub struct Rows(Mutex<HashMap<PathKey, Row>>);
+pub struct Rows {
+    rows: Mutex<HashMap<PathKey, Row>>,
+    /// By root; none for a root that may be anything.
+    wanted: Vec<Wanted>,
+}
 
 impl Rows {
+    /// For roots that are one file each: what does not match is not published.
+    pub fn wanting(wanted: Vec<Wanted>) -> Self {
+        Self { wanted, ..Self::default() }
+    }
+
+    /// Why the file of this root, of this size and, once it is known, this digest is not the one that is wanted.
+    pub fn contradiction(&self, root: u16, bytes: u64, digest: Option<&Digest>) -> Option<String> {
+        let wanted = self.wanted.get(usize::from(root))?;
+        match (wanted.bytes, wanted.digest, digest) {
+            (Some(want), ..) if want != bytes => Some(format!("has {bytes} bytes at the source instead of {want}")),
+            (_, Some(want), Some(have)) if want != *have => {
+                Some(format!("has the digest {have} instead of {want}: the source holds something else"))
+            }
+            _ => None,
+        }
+    }
+
     /// The source has this name. A digest of an earlier session may have been that of another version.
     pub fn named(&self, entry: &Entry) {
         let row = Row { entry: entry.clone(), digest: None };
@@ -45,6 +75,6 @@ impl Rows {
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, HashMap<PathKey, Row>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -255,6 +255,7 @@ pub fn disk_error(error: &disk::DiskError) -> TransferError {
     let class = match error {
         E::NotFound { .. } => Class::NotFound,
         E::Denied { .. } => Class::Denied,
+        E::NoSpace { .. } | E::Quota { .. } => Class::NoRoom,
         _ if error.may_pass() => Class::Retry,
         _ => Class::Permanent,
     };

@@ -28,9 +28,62 @@ fn client(ready: &Ready, fingerprint: Option<&str>) -> PeerClient {
         token_file: Some(ready.token_file.clone()),
         fingerprint: fingerprint.map(|f| f.parse().unwrap()),
         known_peers: Some("/nonexistent".into()),
-        insecure_http: false,
+        ..ClientOptions::default()
     };
     PeerClient::new(url, options).unwrap()
+}
+
+/// Mutual TLS: an agent that requires certificates answers those of its authority and nobody else, whatever token they bring.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_without_a_certificate_of_the_authority_is_refused() {
+    use crate::control::pki;
+    use crate::control::tls::{ClientCertificates, OwnTls};
+    let dir = dir_with_root();
+    let at = |name: &str| dir.path().join(name);
+    for name in ["ca", "other"] {
+        pki::init(&at(name), 10).unwrap();
+        std::fs::create_dir(at(&format!("{name}-out"))).unwrap();
+    }
+    let issue = |ca: &str, name: &str| {
+        let issued = pki::issue(&at(ca), name, &["127.0.0.1".into()], 1, &at(&format!("{ca}-out"))).unwrap();
+        TlsFiles { certificate: issued.certificate, key: issued.key }
+    };
+    let (own, peer, foreign) = (issue("ca", "one"), issue("ca", "two"), issue("other", "three"));
+    let authority = at("ca").join(pki::CA_CERTIFICATE);
+    for certificates in [ClientCertificates::Required, ClientCertificates::Optional] {
+        let agent = Agent::start(&config(dir.path(), |l| {
+            (l.tls_cert, l.tls_key) = (Some(own.certificate.clone()), Some(own.key.clone()));
+            (l.tls_ca, l.client_certificates) = (Some(authority.clone()), Some(certificates));
+        }))
+        .await
+        .unwrap();
+        let ready = agent.ready().clone();
+        let ask = |files: Option<TlsFiles>| {
+            let options = ClientOptions {
+                token_file: Some(ready.token_file.clone()),
+                fingerprint: Some(ready.fingerprint.parse().unwrap()),
+                known_peers: Some("/nonexistent".into()),
+                tls: files.map(|files| OwnTls { files: Some(files), authority: authority.clone() }),
+                ..ClientOptions::default()
+            };
+            let url = PeerUrl::parse(format!("lh://{}/", ready.http).as_bytes()).unwrap();
+            async move { PeerClient::new(url, options).unwrap().status().await }
+        };
+        assert_eq!(ask(Some(peer.clone())).await.unwrap().agent, ready.agent);
+        let error = ask(Some(foreign.clone())).await.unwrap_err();
+        assert!(error.class == Class::Denied && error.what.contains("--tls-cert"), "{error}");
+        match certificates {
+            ClientCertificates::Required => {
+                let error = ask(None).await.unwrap_err();
+                assert!(error.class == Class::Denied && error.what.contains("CertificateRequired"), "{error}");
+            }
+            _ => assert!(ask(None).await.is_ok()),
+        }
+        // A reload keeps to it.
+        assert!(agent.reload().is_empty());
+        assert!(ask(Some(foreign.clone())).await.is_err() && ask(Some(peer.clone())).await.is_ok());
+        agent.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

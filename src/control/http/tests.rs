@@ -215,3 +215,22 @@ async fn any_address_takes_both_families() {
     let (_, peer) = listener.accept().await.unwrap();
     assert!(is_loopback(peer.ip()) && canonical(peer).is_ipv4());
 }
+
+/// A long body extends its request's deadline step by step; dribbling does not.
+#[tokio::test]
+async fn only_progress_extends_the_deadline() {
+    let deadline = Duration::from_millis(200);
+    for (bytes, want) in [(STEP as usize, StatusCode::OK), (1, StatusCode::REQUEST_TIMEOUT)] {
+        let read = move |axum::Extension(patience): axum::Extension<Patience>| async move {
+            for _ in 0..20 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                patience.came(bytes);
+            }
+        };
+        let peer = "127.0.0.1:1".parse().unwrap();
+        let connection = Connection { peer, local: peer, tls: false };
+        let request = Request::post("/up").body(Body::empty()).unwrap();
+        let router = Router::new().route("/up", axum::routing::post(read));
+        assert_eq!(answer(router, request, connection, true, deadline).await.status(), want, "{bytes} bytes at a time");
+    }
+}

@@ -10,7 +10,7 @@ fn store() -> (tempfile::TempDir, StateDir, TokenStore) {
 
 fn new(name: &str, prefixes: &[&str], read: bool, write: bool) -> NewToken {
     let prefixes = prefixes.iter().map(|p| parse_prefix(p).unwrap()).collect();
-    NewToken { name: name.to_owned(), prefixes, read, write, lifetime: None }
+    NewToken { name: name.to_owned(), prefixes, read, write, ..NewToken::default() }
 }
 
 /// Every token × prefix × direction, each cell said.
@@ -158,4 +158,30 @@ fn names_and_prefixes_are_checked() {
     assert_eq!(parse_prefix("a/../b"), None);
     let odd = RelPath::new(b"a/\xff").unwrap();
     assert_eq!(parse_prefix(&prefix_text(&odd)), Some(odd));
+}
+
+/// Roles and datasets come back as they were given; files from before there were any go on working, and their admin has all.
+#[test]
+fn roles_beside_path_rights() {
+    let (_dir, state, tokens) = store();
+    let roles: BTreeSet<Role> = [Role::Submitter, Role::Approver].into();
+    let datasets: Vec<DatasetName> = vec!["/cosmics".parse().unwrap()];
+    let asked = NewToken { roles: roles.clone(), datasets: datasets.clone(), ..new("ops", &[], false, false) };
+    let principal = tokens.authenticate(tokens.add(&asked).unwrap().expose()).unwrap();
+    assert_eq!((principal.roles.clone(), principal.datasets.clone()), (roles, datasets));
+    assert!(principal.check(Right::Read, &RelPath::default()).is_err());
+    assert!(matches!(tokens.add(&new("none", &["/"], false, false)), Err(TokenError::NoRight)));
+
+    let file = tokens.ensure_admin(&state).unwrap();
+    let text = std::fs::read_to_string(state.file("tokens.toml")).unwrap();
+    let old: String = text
+        .lines()
+        .filter(|l| !l.starts_with("roles") && !l.starts_with("datasets"))
+        .map(|l| format!("{l}\n"))
+        .collect();
+    assert_ne!(old, text);
+    state::write_secret(&state.file("tokens.toml"), old.as_bytes()).unwrap();
+    let admin = tokens.authenticate(&state::read_secret(&file).unwrap()).unwrap();
+    assert!(Role::ALL.iter().all(|role| admin.is(*role)) && admin.is_unlimited() && admin.is_unscoped());
+    assert!(tokens.list().unwrap().iter().find(|t| t.name == "ops").unwrap().roles.is_empty());
 }

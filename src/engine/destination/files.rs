@@ -342,7 +342,8 @@ impl Run<'_> {
             Err(error) => {
                 self.give_up(handle, error.class, error.what.clone());
                 // A full or read-only destination fails every file after this one in the same way: stop here.
-                return if error.class == Class::Retry { Err(error) } else { Ok(()) };
+                let stop = matches!(error.class, Class::Retry | Class::NoRoom);
+                return if stop { Err(error) } else { Ok(()) };
             }
         };
         let OpenedPart { part, plan, kept, forget, zeros, old, fresh, volatile } = opened;

@@ -197,7 +197,7 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
 pub fn try_again(error: &TransferError, was_open: bool, worked_before: bool) -> bool {
     match error.class {
         Class::Reconnect => true,
-        Class::Retry => !was_open || worked_before,
+        Class::Retry | Class::NoRoom => !was_open || worked_before,
         _ => false,
     }
 }

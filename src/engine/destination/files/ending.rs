@@ -62,6 +62,10 @@ impl Run<'_> {
                 return self.not_as_expected(handle, got.map(|g| g.hex.clone()).unwrap_or_default());
             }
         }
+        let rows = self.spec.rows.as_ref();
+        if let Some(why) = rows.and_then(|r| r.contradiction(file.planned.root, file.planned.size, Some(&digest))) {
+            return self.give_up(handle, Class::Verification, why);
+        }
         file.stage = Stage::Sealing;
         self.sealing += 1;
         self.expected_seen = Some((digest, checksums));

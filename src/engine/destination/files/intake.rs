@@ -197,6 +197,10 @@ impl Run<'_> {
                 self.resumed(key, *size);
             }
             (_, EntryKind::File { .. }) if dry_run => {}
+            (_, EntryKind::File { size, .. }) if self.wrong_size(entry.root, *size).is_some() => {
+                let why = self.wrong_size(entry.root, *size).unwrap_or_default();
+                self.fail(&path, Class::Verification, why);
+            }
             (action, EntryKind::File { size, sparse }) => {
                 let bytes = entry.path.as_bytes().len() + path.as_bytes().len() + NAME_OVERHEAD;
                 let planned = Planned {
@@ -219,6 +223,11 @@ impl Run<'_> {
             }
             (Action::Resumed | Action::Renamed(_) | Action::Prove | Action::Pack | Action::Fetch, _) => {}
         }
+    }
+
+    /// Of a file whose size is not the one that was asked for nothing is fetched.
+    fn wrong_size(&self, root: u16, size: u64) -> Option<String> {
+        self.spec.rows.as_ref()?.contradiction(root, size, None)
     }
 
     /// The digest of a file that is there already, as this or an earlier transfer has recorded it.

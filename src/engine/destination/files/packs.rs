@@ -63,7 +63,7 @@ impl Run<'_> {
     ) {
         let Some(pack) = self.packs.get_mut(&number) else { return };
         let mut write = Vec::new();
-        let mut failed = Vec::new();
+        let (mut failed, mut other) = (Vec::new(), Vec::new());
         for (entry, digest) in entries {
             // What is answered once is not answered again.
             let Some(at) = pack.open.iter().position(|h| *h == entry.handle) else { continue };
@@ -71,7 +71,14 @@ impl Run<'_> {
                 (Status::Ok, None) => self.carry.failed_chunks += 1, // stays open: asked for again
                 (Status::Ok, Some(digest)) => {
                     pack.open.swap_remove(at);
-                    write.push((entry, digest));
+                    let wrong = self.small.get(&entry.handle).and_then(|Small { planned }| {
+                        let whole = small_digest(planned.size, &digest);
+                        self.spec.rows.as_ref()?.contradiction(planned.root, planned.size, Some(&whole))
+                    });
+                    match wrong {
+                        Some(why) => other.push((entry.handle, why)),
+                        None => write.push((entry, digest)),
+                    }
                 }
                 (status, _) => {
                     pack.open.swap_remove(at);
@@ -83,6 +90,11 @@ impl Run<'_> {
             if let Some(small) = self.small.remove(&handle) {
                 let (class, why) = status_words(status).unwrap_or((Class::OtherSource, "cannot be read at the source"));
                 self.fail(&small.planned.to, class, why);
+            }
+        }
+        for (handle, why) in other {
+            if let Some(small) = self.small.remove(&handle) {
+                self.fail(&small.planned.to, Class::Verification, why);
             }
         }
         if last && let Some(pack) = self.packs.remove(&number) {
@@ -145,7 +157,7 @@ impl Run<'_> {
                     self.small.remove(&handle);
                     let error = disk_error(&error);
                     self.fail(&planned.to, error.class, error.what.clone());
-                    if error.class == Class::Retry {
+                    if matches!(error.class, Class::Retry | Class::NoRoom) {
                         return Err(error);
                     }
                 }

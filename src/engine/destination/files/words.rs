@@ -22,10 +22,10 @@ pub(super) fn write_error(
 ) -> TransferError {
     let (class, what) = match kind {
         std::io::ErrorKind::StorageFull => (
-            Class::Retry,
+            Class::NoRoom,
             "the destination is full: make room, then repeat the command; what is durable is kept".to_owned(),
         ),
-        std::io::ErrorKind::QuotaExceeded => (Class::Retry, "the disk quota is used up".to_owned()),
+        std::io::ErrorKind::QuotaExceeded => (Class::NoRoom, "the disk quota is used up".to_owned()),
         _ => (
             Class::Permanent,
             format!(
