@@ -156,10 +156,20 @@ impl Sandbox {
     }
 
     pub fn agent_at(&self, name: &str, root: &Path, wrap: &[&str], flags: &[&str]) -> Agent {
+        self.agent_with(name, Some(root), wrap, flags)
+    }
+
+    /// An agent that is main alone, without a root.
+    pub fn main_agent(&self, name: &str, flags: &[&str]) -> Agent {
+        self.agent_with(name, None, &[], &[&["--roles", "main"], flags].concat())
+    }
+
+    fn agent_with(&self, name: &str, root: Option<&Path>, wrap: &[&str], flags: &[&str]) -> Agent {
         let state = self.at(&format!("{name}.state"));
         let log = self.at(&format!("{name}.transfers"));
-        let mut args: Vec<OsString> = vec!["agent".into(), "--root".into(), root.into(), "--state".into()];
-        args.extend([state.clone().into(), "--transfer-log".into(), log.clone().into()]);
+        let mut args: Vec<OsString> = vec!["agent".into(), "--state".into(), state.clone().into()];
+        args.extend(["--transfer-log".into(), log.clone().into()]);
+        args.extend(root.into_iter().flat_map(|root| ["--root".into(), root.into()]));
         for (flag, default) in [("--http", "127.0.0.1:0"), ("--data", "127.0.0.1:0")] {
             if !flags.contains(&flag) {
                 args.extend([flag.into(), default.into()]);
@@ -180,7 +190,8 @@ impl Sandbox {
         };
         let ready: Value = serde_json::from_str(&line).unwrap();
         let port = |key: &str| ready[key].as_str().unwrap().parse::<SocketAddr>().unwrap().port();
-        Agent { http: port("http"), data: port("data"), ready, root: root.into(), state, log, running }
+        let root = root.unwrap_or(Path::new("")).into();
+        Agent { http: port("http"), data: port("data"), ready, root, state, log, running }
     }
 }
 
