@@ -653,15 +653,6 @@ impl Run<'_> {
         }
         self.table.remove_file(handle);
     }
-
-    /// The file does not arrive in this run. Its part file and journal stay: a later run keeps what is right.
-    pub(super) fn give_up(&mut self, handle: Handle, class: Class, why: impl Into<String>) {
-        let Some(file) = self.files.get(&handle) else { return };
-        let path = file.planned.to.clone();
-        let _ = self.peers[0].out.send(Message::Unbind(vec![handle]));
-        self.forget_file(handle);
-        self.fail(&path, class, why);
-    }
 }
 
 fn record_of(planned: &Planned) -> FileRecord {
