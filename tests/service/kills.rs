@@ -194,7 +194,7 @@ fn main_is_killed_under_load_and_nothing_is_lost_or_done_twice() {
     world.stop();
     world.start();
     let (acked, ends) = (acked.into_inner().unwrap(), ends.into_inner().unwrap());
-    println!("{kills} kills, {} requests, {} ends", acked.len(), ends.len());
+    println!("COUNT kills_of_main={kills} requests_acknowledged={} items_completed={}", acked.len(), ends.len());
     assert!(acked.len() >= kills / 2, "{} requests", acked.len());
     let mut epochs: BTreeMap<&str, u64> = BTreeMap::new();
     for (item, epoch) in &ends {
