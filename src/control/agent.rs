@@ -4,7 +4,8 @@ use super::api::{self, App};
 use super::client::ClientOptions;
 use super::database::DatabaseError;
 use super::destination::catalog::Catalog;
-use super::destination::{Destination, DestinationError, MainPin, Parts, Reach, local};
+use super::destination::uploads::Uploads;
+use super::destination::{Destination, DestinationError, MainPin, Parts, Reach, local, upload_routes};
 use super::http::{self, HttpLimits, HttpServer};
 use super::main_role::Main;
 use super::main_role::peers::HttpPeers;
@@ -368,6 +369,13 @@ fn service(
     let mut router = source::router(source.clone());
     let (Some(name), Some(catalog)) = (settings.name.clone(), catalog) else { return Ok(router) };
     router = router.merge(local::router(Arc::new(local::Local { app: app.clone(), catalog: catalog.clone() })));
+    let uploads = match config.roles.contains(&Role::Destination) {
+        true => Some(Uploads::open(&state.file("uploads.db"), app.root.clone(), catalog.clone())?),
+        false => None,
+    };
+    if let Some(uploads) = &uploads {
+        router = router.merge(upload_routes::router(app.clone(), uploads.clone()));
+    }
     let local = format!("lh://{}", dialable(ready.http));
     let main = match &settings.main {
         Some(main) => main.clone(),
@@ -391,7 +399,7 @@ fn service(
     };
     let url = settings.advertise_http.as_ref().map_or(local, |url| format!("lh://{}", url.authority()));
     let queue = state.file("queue.db");
-    let parts = Parts { app: app.clone(), reach, url, queue, catalog, source };
+    let parts = Parts { app: app.clone(), reach, url, queue, catalog, source, uploads };
     if config.roles.iter().any(|role| *role != Role::Main) {
         Destination::new(name, settings.clone(), parts)?.spawn(stop.clone());
     }

@@ -15,6 +15,7 @@ use super::third_party::{self, Jobs, MAX_SOURCES};
 use super::tokens::{Principal, Right, TokenStore};
 use super::url::decode;
 use crate::engine::error::Class;
+use crate::engine::is_reserved_name;
 use crate::engine::spec::{Access, DestinationSpec, Grant, SourceSpec, TransferOptions, Verify};
 use crate::ids::AgentId;
 use crate::limits::{MAX_ROOTS, TICKET_TTL_SECS};
@@ -35,8 +36,6 @@ use std::time::Instant;
 
 /// A request's body. A ticket for [`MAX_ROOTS`] paths of 250 bytes fits.
 pub const BODY_MAX: usize = 1 << 20;
-/// Where a destination keeps its journals; nobody else's to read or write.
-const RESERVED: &[u8] = b".longhaul";
 
 /// What the routes know.
 pub struct App {
@@ -223,9 +222,9 @@ impl App {
         let path =
             path.rel_path().map_err(|e| Problem::bad(format!("the path {}: {e}", crate::relpath::escape(&path.0))))?;
         principal.check(right, &path)?;
-        if path.components().any(|part| part == RESERVED) {
+        if path.components().any(is_reserved_name) {
             return Err(Problem::denied(
-                "`.longhaul` directories hold journals: nobody reads or writes them by request",
+                "`.longhaul` directories and part files are the agents' own: nobody reads or writes them by request",
             ));
         }
         Ok(path)

@@ -26,3 +26,5 @@ pub mod source;
 pub mod spec;
 pub mod sums;
 pub mod worker;
+
+pub use crate::disk::names::is_reserved_name;

@@ -4,6 +4,7 @@
 //! - [`session`] registers, keeps the lease, tells reports; [`claims`] takes work in
 //! - [`probe`] asks sources whether files are there; holds live here
 //! - [`run`] transfers, and what becomes of each file; [`queue`] and [`catalog`] what is durable
+//! - [`uploads`] files that plain clients bring; [`local`] what other agents ask of us
 
 pub mod catalog;
 mod claims;
@@ -12,6 +13,8 @@ mod probe;
 pub mod queue;
 mod run;
 mod session;
+pub mod upload_routes;
+pub mod uploads;
 
 #[cfg(test)]
 mod tests;
@@ -38,6 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use uploads::Uploads;
 
 /// Pause after something failed that is tried again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -195,6 +199,7 @@ pub struct Destination {
     catalog: Arc<Catalog>,
     /// What lies here, and how it is recalled: for pushes.
     source: Arc<Source>,
+    uploads: Option<Arc<Uploads>>,
     lease: watch::Sender<Option<Lease>>,
     running: Mutex<HashMap<u64, Running>>,
     /// Peers that are being asked.
@@ -227,6 +232,8 @@ pub struct Parts {
     pub catalog: Arc<Catalog>,
     /// Our other half.
     pub source: Arc<Source>,
+    /// Of a destination.
+    pub uploads: Option<Arc<Uploads>>,
 }
 
 /// Why the active half does not start.
@@ -243,7 +250,7 @@ pub enum DestinationError {
 impl Destination {
     /// Opens the queue; nothing is dialled.
     pub fn new(name: AgentName, service: ServiceConfig, parts: Parts) -> Result<Arc<Self>, DestinationError> {
-        let Parts { app, reach, url, queue, catalog, source } = parts;
+        let Parts { app, reach, url, queue, catalog, source, uploads } = parts;
         // A token that cannot be read is known at once.
         reach.main()?;
         let queue = Arc::new(Queue::open(&queue)?);
@@ -256,6 +263,7 @@ impl Destination {
             queue,
             catalog,
             source,
+            uploads,
             lease: watch::Sender::new(None),
             running: Mutex::default(),
             asked: Mutex::default(),
@@ -285,6 +293,7 @@ impl Destination {
         spawn(Box::pin(self.clone().probe_sources()));
         spawn(Box::pin(self.clone().start_transfers()));
         spawn(Box::pin(self.clone().tell_reports()));
+        spawn(Box::pin(self.clone().tell_uploads()));
     }
 
     /// Something of main.

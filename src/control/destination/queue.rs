@@ -16,6 +16,8 @@ use std::sync::{Mutex, PoisonError};
 pub const BIG: u64 = 64 << 20;
 /// Files of one transfer.
 pub const GROUP: u32 = 1000;
+/// No hold waits for longer. What seems to, does so because the clock was set back: it is due.
+const AHEAD_MS: i64 = 900_000;
 /// Groups that are looked through for one whose place is free.
 const LOOKED_AT: usize = 256;
 /// What a begun group's name begins with; a file of its own has its item's.
@@ -234,18 +236,18 @@ impl Queue {
         self.db.read(|c| {
             let peers = c
                 .prepare_cached(
-                    "SELECT peer FROM work WHERE state IN ('queued','hold') AND due<=?1 GROUP BY peer
+                    "SELECT peer FROM work WHERE state IN ('queued','hold') AND (due<=?1 OR due>?2) GROUP BY peer
                      ORDER BY max(priority) DESC, min(due)",
                 )?
-                .query_map([now], |r| r.get::<_, String>(0))?
+                .query_map([now, now + AHEAD_MS], |r| r.get::<_, String>(0))?
                 .collect::<rusqlite::Result<Vec<_>>>()?;
             let Some(peer) = peers.into_iter().find(|peer| !asked.contains(peer)) else { return Ok(None) };
             let found = c
                 .prepare_cached(
-                    "SELECT assignment, started, held FROM work WHERE peer=?1 AND state IN ('queued','hold') AND due<=?2
-                     ORDER BY priority DESC, item LIMIT ?3",
+                    "SELECT assignment, started, held FROM work WHERE peer=?1 AND state IN ('queued','hold')
+                     AND (due<=?2 OR due>?3) ORDER BY priority DESC, item LIMIT ?4",
                 )?
-                .query_map(params![peer, now, GROUP], work)?
+                .query_map(params![peer, now, now + AHEAD_MS, GROUP], work)?
                 .collect::<rusqlite::Result<Vec<_>>>()?;
             Ok(Some((peer, found)))
         })

@@ -1,8 +1,10 @@
 //! The tie to main: registration, session, heartbeats, reports. The lease ends here by our own clock, before main's.
 
+use super::uploads::Upload;
 use super::{Destination, Lease, PAUSE, Running, Stop};
 use crate::control::client::CallError;
 use crate::control::model::agent::{AgentRegistration, AgentStatus, AgentView, OpenSession, Renewal, Renewed, Session};
+use crate::control::model::catalog::{Locality, Record};
 use crate::control::model::item::{ItemProgress, ItemReport, MAX_REPORTS, ReportOutcome};
 use crate::control::model::name::{ItemId, SessionKey};
 use crate::control::settings::Role;
@@ -16,6 +18,8 @@ use tokio::time::Instant;
 
 /// The longest pause between tries to reach main.
 const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// How often old uploads are looked for.
+const TIDY: Duration = Duration::from_secs(3600);
 /// Of a lease, so much is left to stop in: a tenth.
 const STOP_SHARE: u32 = 10;
 
@@ -257,6 +261,76 @@ impl Destination {
                 }
             }
         }
+    }
+}
+
+impl Destination {
+    /// Tells main of files that clients have brought, until it has taken them.
+    pub(super) async fn tell_uploads(self: Arc<Self>) {
+        let Some(uploads) = self.uploads.clone() else { return };
+        loop {
+            let _ = tokio::time::timeout(TIDY, uploads.tell.notified()).await;
+            let tidied = uploads.clone();
+            let _ = tokio::task::spawn_blocking(move || tidied.forget_old()).await;
+            loop {
+                let asked = uploads.clone();
+                let untold = match tokio::task::spawn_blocking(move || asked.untold()).await {
+                    Ok(Ok(untold)) => untold,
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "uploads cannot be read; tried again");
+                        tokio::time::sleep(PAUSE_MAX).await;
+                        continue;
+                    }
+                    Err(_) => return,
+                };
+                if untold.is_empty() {
+                    break;
+                }
+                let told = self.enter_at_main(untold).await;
+                let kept = uploads.clone();
+                let kept = tokio::task::spawn_blocking(move || kept.told(&told).map(|()| told.is_empty())).await;
+                if !matches!(kept, Ok(Ok(false))) {
+                    tokio::time::sleep(PAUSE_MAX).await;
+                }
+            }
+        }
+    }
+
+    /// Those that main has taken, or never will: what it knows under such a name is another file.
+    async fn enter_at_main(&self, untold: Vec<Upload>) -> Vec<Upload> {
+        let record = |upload: &Upload| Record {
+            dataset: upload.spec.dataset.clone(),
+            block: upload.spec.block.clone(),
+            lfn: upload.spec.lfn.clone(),
+            bytes: upload.spec.bytes,
+            digest: upload.digest.clone(),
+            agent: self.name.clone(),
+            path: Some(upload.spec.place().clone()),
+            locality: Locality::Online,
+        };
+        let all: Vec<Record> = untold.iter().map(record).collect();
+        match self.call::<_, serde_json::Value>(Method::POST, "/v1/catalog/records", Some(&all)).await {
+            Ok(_) => return untold,
+            Err(error) if !matches!(error.status(), Some(409 | 422)) => {
+                tracing::warn!(%error, "uploads could not be told to main; tried again");
+                return Vec::new();
+            }
+            Err(_) => {}
+        }
+        // All or none: so one by one.
+        let mut told = Vec::new();
+        for upload in untold {
+            match self.call::<_, serde_json::Value>(Method::POST, "/v1/catalog/records", Some(&[record(&upload)])).await
+            {
+                Ok(_) => told.push(upload),
+                Err(error) if matches!(error.status(), Some(409 | 422)) => {
+                    tracing::error!(%error, lfn = %upload.spec.lfn, "main does not take an upload into its catalog");
+                    told.push(upload);
+                }
+                Err(_) => {}
+            }
+        }
+        told
     }
 }
 

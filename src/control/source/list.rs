@@ -3,6 +3,7 @@
 use super::{Answer, Errno, Lfn, Problem, Readable, RelPath, Request, Right, Role, Shared, Source, State, StatusCode};
 use super::{WirePath, blocking, problem_of, query, reply, rule};
 use crate::control::model::page::{DEFAULT_PAGE, MAX_PAGE, Page};
+use crate::engine::is_reserved_name;
 use serde::{Deserialize, Serialize};
 
 /// Directories below each other that are walked.
@@ -81,7 +82,7 @@ impl Walk<'_> {
             }
         }
         names.sort_by(|a, b| a.name.cmp(&b.name));
-        for entry in names.into_iter().filter(|entry| entry.name != b".longhaul") {
+        for entry in names.into_iter().filter(|entry| !is_reserved_name(&entry.name)) {
             let Ok(path) = path.join(&entry.name) else { continue };
             if self.after.is_some_and(|after| before(&path, after, entry.directory)) {
                 continue;

@@ -1,0 +1,12 @@
+//! The service as it runs: main, sources and destinations as processes of their own, driven over HTTP as their clients drive
+//! them, with real files, real transfers and real signals.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+#[path = "../service/http.rs"]
+#[allow(dead_code)]
+mod http;
+
+mod fleet;
+mod walk;
