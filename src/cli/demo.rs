@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 /// The share of the bytes at which the destination is killed.
 const CRASH_AT: f64 = 0.5;
@@ -80,10 +81,19 @@ fn execute(args: &Args) -> Result<u8, Fail> {
     let result = runtime.block_on(async {
         let listen = |kind| signal(kind).map_err(|e| Fail::new(1, format!("cannot listen for signals: {e}")));
         let (mut int, mut term) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
-        tokio::select! {
-            result = both(args, &work.dir, &interrupted) => result,
-            _ = int.recv() => Err(Fail::new(INTERRUPTED, "interrupted; the agents are ended")),
-            _ = term.recv() => Err(Fail::new(INTERRUPTED, "interrupted; the agents are ended")),
+        let stay = Stay { wanted: args.stay, ..Stay::default() };
+        let shown = both(args, &work.dir, &interrupted, &stay);
+        tokio::pin!(shown);
+        loop {
+            tokio::select! {
+                result = &mut shown => return result,
+                _ = int.recv() => {}
+                _ = term.recv() => {}
+            }
+            if !stay.up.load(Ordering::Relaxed) {
+                return Err(Fail::new(INTERRUPTED, "interrupted; the agents are ended"));
+            }
+            stay.enough.notify_one();
         }
     });
     interrupted.store(true, Ordering::Relaxed);
@@ -144,8 +154,19 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|e| Fail::new(1, format!("a thread ended early: {e}")))?
 }
 
+/// Whether the service stays up in the end, and until when.
+#[derive(Debug, Default)]
+pub struct Stay {
+    /// `--stay`.
+    pub wanted: bool,
+    /// It is up and nothing more happens: a signal is no interruption.
+    pub up: AtomicBool,
+    /// Somebody has seen enough.
+    pub enough: Notify,
+}
+
 /// The whole demo: what to print, and the exit code.
-async fn both(args: &Args, work: &Path, interrupted: &Arc<AtomicBool>) -> Result<(String, u8), Fail> {
+async fn both(args: &Args, work: &Path, interrupted: &Arc<AtomicBool>, stay: &Stay) -> Result<(String, u8), Fail> {
     let copied = match args.part.as_str() {
         "service" => None,
         _ => Some(story(args, work, interrupted).await?),
@@ -155,7 +176,7 @@ async fn both(args: &Args, work: &Path, interrupted: &Arc<AtomicBool>) -> Result
     }
     let program = std::env::current_exe().map_err(|e| Fail::new(1, format!("cannot find the own program: {e}")))?;
     let bytes = if args.dir.is_some() { u64::MAX } else { args.size };
-    let served = demo_service::story(&work.join("service"), &program, bytes, args.stay, interrupted).await?;
+    let served = demo_service::story(&work.join("service"), &program, bytes, stay, interrupted).await?;
     Ok(joined(args.json, copied, &served))
 }
 

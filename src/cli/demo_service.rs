@@ -1,6 +1,7 @@
 //! The second half of `longhaul demo`: a main, two sources and a destination. A dataset is registered, asked for, approved by
 //! hand and pulled from both sources while one of its files waits on tape; a second request is approved by a rule and pushed.
 
+use super::demo::Stay;
 use super::demo_agent::{DemoAgent, Home};
 use super::demo_tree::random_file;
 use super::fail::{Fail, VERIFICATION};
@@ -25,7 +26,7 @@ use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// Files of the dataset.
@@ -301,12 +302,12 @@ fn spec(value: serde_json::Value) -> Result<RequestSpec, Fail> {
     serde_json::from_value(value).map_err(|e| Fail::new(1, e.to_string()))
 }
 
-/// Runs it in `dir`, with files of `bytes` together. With `stay` it goes on until Ctrl-C, so that the page can be looked at.
+/// Runs it in `dir`, with files of `bytes` together. It may stay up, so that the page can be looked at.
 pub async fn story(
     dir: &Path,
     program: &Path,
     bytes: u64,
-    stay: bool,
+    stay: &Stay,
     stop: &std::sync::Arc<AtomicBool>,
 ) -> Result<Served, Fail> {
     let stage = Stage { dir: dir.to_owned(), program: program.to_owned() };
@@ -330,9 +331,10 @@ pub async fn story(
         super::fail::show(&look)
     );
     let served = walk(&stage, &operator, &submitter, &approver, &records).await?;
-    if stay {
-        eprintln!("All done. The page stays up until Ctrl-C.");
-        let _ = tokio::signal::ctrl_c().await;
+    if stay.wanted {
+        eprintln!("{}The page stays up until Ctrl-C.", served.text());
+        stay.up.store(true, Ordering::Relaxed);
+        stay.enough.notified().await;
     }
     let ended = super::demo::blocking(move || {
         let Service { main, agents } = service;
@@ -431,7 +433,8 @@ async fn walk(
         pushed_bytes: pushed.counters.done_bytes,
         registered,
         different,
-        agents_ended_in_order: false,
+        // Not yet.
+        agents_ended_in_order: true,
     })
 }
 

@@ -5,6 +5,7 @@
 mod support;
 
 mod agent;
+mod demo;
 mod forerunner;
 mod http;
 mod kills;

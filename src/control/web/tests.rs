@@ -310,6 +310,43 @@ fn another_site_changes_nothing() {
     assert_eq!(answer.status, 401);
 }
 
+/// What an approver saw is what he decides about: by version and digest, and once.
+#[test]
+fn a_decision_is_about_what_was_seen_and_counts_once() {
+    let main = TestMain::start();
+    main.agent("s1");
+    main.agent("d1");
+    main.files("s1", "/raw", 2);
+    let all = main.token("all", &Role::ALL);
+    let browser = log_in(&main, &all);
+    let spec = json!({"select": {"dataset": "/raw"}, "destinations": ["d1"]});
+    let made = browser.send("POST", "/v1/requests", &browser.honest(), &spec);
+    let path = made.header("location").unwrap().to_owned();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let seen = loop {
+        let seen = browser.get(&path);
+        if seen.json()["state"] == "pending_approval" {
+            break seen;
+        }
+        assert!(std::time::Instant::now() < until, "{}", seen.body);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    let digest = seen.json()["digest"].clone();
+    let decide = |tag: &str, digest: &Value| {
+        let head = [("cookie", browser.cookie.as_str()), ("if-match", tag), ("content-type", "application/json")];
+        let body = json!({"decision": "approve", "digest": digest}).to_string();
+        ask(&main, "POST", &format!("{path}/approval"), &[&head[..], &browser.honest()].concat(), &body)
+    };
+    let tag = seen.header("etag").unwrap();
+    assert_eq!(decide("\"0\"", &digest).status, 412, "another version");
+    assert_eq!(decide(tag, &json!("0".repeat(64))).status, 409, "another digest");
+    assert_eq!(browser.get(&path).json()["state"], "pending_approval");
+    assert_eq!(decide(tag, &digest).status, 200);
+    assert!(matches!(decide(tag, &digest).status, 409 | 412), "the same click twice");
+    let now = browser.get(&path).json();
+    assert_eq!((now["state"].as_str(), now["decisions"].as_array().unwrap().len()), (Some("active"), 1));
+}
+
 #[test]
 fn a_session_is_no_more_than_its_token() {
     let main = TestMain::start();
