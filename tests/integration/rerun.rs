@@ -130,6 +130,23 @@ fn what_is_there_decides_what_happens() {
     assert_eq!(left_over(&sandbox.at("dst")).len(), 0);
 }
 
+/// A final name is never truncated: who has the old file open goes on reading it, and so would a crash just before the rename.
+#[test]
+fn what_is_replaced_stays_whole_for_who_has_it_open() {
+    let sandbox = Sandbox::new();
+    // One that goes in a pack, and one that goes in chunks.
+    for (name, size) in [("small", 1 << 10), ("big", 9 << 20)] {
+        sandbox.write(&format!("src/{name}"), &noise(size, 5));
+        sandbox.write(&format!("dst/{name}"), &noise(size, 6));
+        let mut open = fs::File::open(sandbox.at(&format!("dst/{name}"))).unwrap();
+        sandbox.cp(&["-r", "--if-exists", "replace", "src", "dst"]).expect(0);
+        let mut old = Vec::new();
+        std::io::Read::read_to_end(&mut open, &mut old).unwrap();
+        assert!(old == noise(size, 6), "{name}: {} bytes are left of the old file", old.len());
+        assert!(fs::read(sandbox.at(&format!("dst/{name}"))).unwrap() == noise(size, 5), "{name}");
+    }
+}
+
 /// Size and time agree, nothing is recorded: only the digests can tell.
 #[test]
 fn equal_size_and_time_are_no_proof() {
