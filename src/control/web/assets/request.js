@@ -2,7 +2,7 @@
 import { get } from "./api.js";
 import { decisions, steering } from "./actions.js";
 import { fill, facts, h, table } from "./dom.js";
-import { placed, speed } from "./live.js";
+import { note, placed, speed } from "./live.js";
 import { progress } from "./requests.js";
 import { ITEM_STATES, bytes, count, from, hasEnded, itemChip, kind, rate, requestChip, span, stateName, what, when } from "./words.js";
 
@@ -130,6 +130,10 @@ export function mount(root, { rest, go }) {
       cursor = page.next;
     } while (cursor && found.length < shown);
     [items, next] = [found, cursor];
+    // Events tell of progress from now on; this is where it stands.
+    for (const item of items) {
+      if (["transferring", "verifying", "committing"].includes(item.state)) note({ kind: "item.progress", subject: id, data: { item: item.id, bytes: item.progress } });
+    }
     const here = new Set(items.map((item) => item.id));
     for (const item of [...open.keys()]) {
       if (here.has(item)) open.set(item, await get(`/v1/items/${item}/attempts`));
