@@ -94,10 +94,10 @@ fn what_was_taken_in_outlives_the_process_and_a_claim_counts_once() {
     // The same again changes nothing, not even of what has begun; a later claim begins anew, an older one never.
     kept.all_ready();
     assert_eq!(kept.begin(free), ["/d/a"]);
-    kept.take(1, &[a.clone()]);
+    kept.take(1, std::slice::from_ref(&a));
     assert_eq!(kept.queue.counts().unwrap(), Counts { queued: 1, holding: 0, running: 1 });
     let later = Assignment { epoch: 5, ..a.clone() };
-    kept.take(2, &[later.clone()]);
+    kept.take(2, std::slice::from_ref(&later));
     kept.take(3, &[Assignment { epoch: 4, ..a.clone() }]);
     let (_, works) = kept.queue.due(&HashSet::new()).unwrap().unwrap();
     assert_eq!((works[0].assignment.epoch, works[0].started), (5, true), "it had begun here before");
