@@ -1,6 +1,6 @@
 //! `longhaul demo`: a real tree moves between two agents on loopback, the destination is killed on the way, the copy is
 //! resumed, and both trees are compared. Then a main, two sources and a destination show the service
-//! ([`demo_service`](super::demo_service)).
+//! (`demo_service`).
 
 use super::demo_agent::{DemoAgent, Home};
 use super::demo_service;

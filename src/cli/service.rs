@@ -16,7 +16,7 @@ use std::path::PathBuf;
 /// Where main is, and how to talk to it.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct MainArgs {
-    /// Main, as lh://host[:port] [default: $LONGHAUL_MAIN]
+    /// Main, as `lh://host[:port]` [default: $LONGHAUL_MAIN]
     #[arg(long, value_name = "URL", value_parser = super::cp::parse_url, global = true)]
     pub main: Option<PeerUrl>,
     /// Print one JSON document

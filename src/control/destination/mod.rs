@@ -1,9 +1,9 @@
 //! Work that an agent takes for itself from main's queue: pulls as a destination, pushes as a source. Everything is
 //! written to a queue of its own before it acts and before it forgets; main may be away at any time.
 //!
-//! - [`session`] registers, keeps the lease, tells reports; [`claims`] takes work in
-//! - [`probe`] asks sources whether files are there; holds live here
-//! - [`run`] transfers, and what becomes of each file; [`queue`] and [`catalog`] what is durable
+//! - `session` registers, keeps the lease, tells reports; `claims` takes work in
+//! - `probe` asks sources whether files are there; holds live here
+//! - `run` transfers, and what becomes of each file; `queue` and `catalog` what is durable
 //! - [`uploads`] files that plain clients bring; [`local`] what other agents ask of us
 
 pub mod catalog;
