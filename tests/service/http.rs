@@ -97,7 +97,7 @@ impl Client {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
             }
-            None if headers.get("transfer-encoding").is_some() => drop(Chunked::new(reader).read_to_end(&mut body)?),
+            None if headers.contains_key("transfer-encoding") => drop(Chunked::new(reader).read_to_end(&mut body)?),
             None => drop(reader.read_to_end(&mut body)?),
         }
         let body = String::from_utf8(body).map_err(|_| io::ErrorKind::InvalidData)?;
