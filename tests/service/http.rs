@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For an answer, long-polls included.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,14 +52,24 @@ pub struct Client {
 
 impl Client {
     fn open(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> io::Result<TcpStream> {
+        self.open_with(method, path, headers, body, body.len())
+    }
+
+    fn open_with(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        length: usize,
+    ) -> io::Result<TcpStream> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let more: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let head = format!(
             "{method} {path} HTTP/1.1\r\nhost: main\r\nconnection: close\r\nauthorization: Bearer {}\r\n{more}\
-             content-length: {}\r\n\r\n",
-            self.token,
-            body.len()
+             content-length: {length}\r\n\r\n",
+            self.token
         );
         stream.write_all(&[head.as_bytes(), body].concat())?;
         Ok(stream)
@@ -68,6 +78,11 @@ impl Client {
     /// Sends and does not wait: the answer is lost when the stream is dropped.
     pub fn send_only(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> TcpStream {
         self.open(method, path, headers, body.to_string().as_bytes()).unwrap()
+    }
+
+    /// Sends `body`, which is to be followed by as much again, and hangs up.
+    pub fn cut_off(&self, method: &str, path: &str, body: &[u8]) {
+        drop(self.open_with(method, path, &[], body, 2 * body.len()).unwrap());
     }
 
     /// One request. An error: there was no whole answer.
@@ -82,7 +97,7 @@ impl Client {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
             }
-            None if headers.get("transfer-encoding").is_some() => drop(Chunked::new(reader).read_to_end(&mut body)?),
+            None if headers.contains_key("transfer-encoding") => drop(Chunked::new(reader).read_to_end(&mut body)?),
             None => drop(reader.read_to_end(&mut body)?),
         }
         let body = String::from_utf8(body).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -204,8 +219,10 @@ pub struct Events(BufReader<Chunked<BufReader<TcpStream>>>);
 impl Iterator for Events {
     type Item = Value;
 
-    /// The next event, `None` when the stream was cut. Its `id` and `event` lines must be those of its document.
+    /// The next event; `None` when the stream was cut, or nothing came for long but signs of life. Its `id` and `event` lines
+    /// must be those of its document.
     fn next(&mut self) -> Option<Value> {
+        let began = Instant::now();
         let (mut id, mut kind, mut data) = (String::new(), String::new(), String::new());
         loop {
             let mut line = String::new();
@@ -217,6 +234,7 @@ impl Iterator for Events {
                 Some(("event", value)) => kind = value.to_owned(),
                 Some(("data", value)) => data = value.to_owned(),
                 None if !data.is_empty() => break,
+                Some(("", _)) if began.elapsed() > PATIENCE => return None,
                 // A comment, the retry time, or an empty line between.
                 _ => {}
             }

@@ -61,3 +61,46 @@ pub async fn run(app: Arc<App>, mut stop: watch::Receiver<bool>) {
         more = once(&app).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::main_role::peers::HttpPeers;
+    use crate::control::model::states::ItemState;
+    use crate::control::state::StateDir;
+    use crate::control::store::conformance::kit::{named, spec_from};
+    use crate::control::store::conformance::{HandClock, Kit};
+    use crate::control::store::sqlite::SqliteStore;
+    use crate::control::tokens::TokenStore;
+
+    /// The store's clock jumps by an hour and back by two: whoever is heard keeps its session and its work.
+    #[tokio::test]
+    async fn a_clock_that_jumps_ends_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = HandClock::default();
+        let store = SqliteStore::open(dir.path(), clock.clock()).unwrap();
+        let kit = Kit { store: store.clone(), clock: clock.clone() };
+        let tokens = Arc::new(TokenStore::new(&StateDir::open(&dir.path().join("state")).unwrap()));
+        let app = App::new(store, tokens, Arc::new(HttpPeers::default()), Arc::default(), Duration::from_secs(30));
+        kit.agent("src", None).await;
+        let session = kit.agent("dst", None).await;
+        app.heard(session.session);
+        kit.active(spec_from("dst", &["src"]), 1).await;
+        let of = kit.pulls("dst", &session, 1, 1).await.remove(0);
+        for jump in [3600, -7200] {
+            clock.forward(jump);
+            once(&app).await;
+            kit.renew("dst", &session).await;
+            assert!(kit.store.agent(named("dst")).await.unwrap().alive);
+            assert_eq!(kit.state(of.item).await, ItemState::Claimed);
+        }
+        let overdue = kit.store.overdue().await.unwrap();
+        assert!(overdue.is_empty(), "after the jump back the source's lease ends later, not sooner");
+        // Both clocks say so: then it ends.
+        clock.forward(7200);
+        let overdue = kit.store.overdue().await.unwrap();
+        assert_eq!(overdue.len(), 2);
+        assert!(unheard(&app, overdue.clone(), Instant::now()).is_empty());
+        assert_eq!(unheard(&app, overdue, Instant::now() + app.lease).len(), 2);
+    }
+}

@@ -28,6 +28,7 @@ pub async fn a_pull_from_claim_to_catalog(kit: &Kit) {
     assert_eq!(first.len(), 2);
     assert_eq!((first[0].lfn.clone(), first[0].source.url.as_str()), (lfn(0), "lh://src:8443"));
     assert_eq!(kit.counted(request.id).await.counters.running, 2);
+    kit.clock.forward(3);
     assert_eq!(kit.pulls("dst", &dst, 1, 2).await, first, "the same number, the same answer");
     let rest = kit.pulls("dst", &dst, 2, 10).await;
     assert_eq!(rest.len(), 1);

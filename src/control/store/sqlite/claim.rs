@@ -11,6 +11,7 @@ use crate::control::model::item::{AgentEndpoint, Assignment, Claim, FailureClass
 use crate::control::model::name::{AgentName, BlockName, DatasetName, ItemId, Lfn, SessionKey};
 use crate::control::model::request::{Model, SourceChoice};
 use crate::control::model::states::{ItemEvent, ItemState};
+use crate::control::model::time::Time;
 use rusqlite::params;
 use std::collections::{HashMap, HashSet};
 
@@ -423,6 +424,15 @@ fn assignment(cx: &Cx<'_>, agents: &Agents, request: &Request, item: &Item) -> R
         |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
     )?;
     let (replica, block, dataset) = place.unwrap_or_default();
+    let hold_until = match item.hold_until {
+        Some(until) => until,
+        // From the claim on, so that its repetition says the same.
+        None => {
+            let claimed = "SELECT started FROM attempt WHERE item = ?1 AND epoch = ?2";
+            let claimed: Time = cx.sole(claimed, params![item.n, Int(item.epoch)], |row| row.get(0))?;
+            claimed.plus_secs(spec.stage_timeout_secs)
+        }
+    };
     Ok(Assignment {
         item: item.id,
         request: request.view.id,
@@ -439,7 +449,7 @@ fn assignment(cx: &Cx<'_>, agents: &Agents, request: &Request, item: &Item) -> R
         max_rate: spec.max_rate,
         if_exists: spec.if_exists,
         verify: spec.verify,
-        hold_until: item.hold_until.unwrap_or_else(|| cx.now.plus_secs(spec.stage_timeout_secs)),
+        hold_until,
         block,
         dataset,
     })
