@@ -29,7 +29,7 @@ fn assignment(request: RequestId, path: &str, priority: u8, bytes: u64) -> Assig
         max_rate: None,
         if_exists: IfExists::Prove,
         verify: None,
-        hold_until: Time(i64::MAX),
+        hold_until: Time::now().plus_secs(7 * 24 * 3600),
         block: None,
         dataset: None,
     }
