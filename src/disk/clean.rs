@@ -82,6 +82,41 @@ pub fn clean(root: &Root, older_than: Duration, dry_run: bool, each: &mut dyn Fn
     report
 }
 
+/// Removes what one transfer left in the directory `home`: its part files that stand there, and its state. What lives
+/// is left alone. For who knows that it will not go on, and where it had been; `false`: it lives, or could not be removed.
+///
+/// # Errors
+/// What the file system said of the directory.
+pub fn forget(root: &Root, home: &RelPath, id: &TransferId) -> Result<bool, DiskError> {
+    let cleaner = Cleaner { root, newest: i64::MAX, dry_run: false, deadline: Instant::now() };
+    let dir = root.open_dir(home)?;
+    let name = id.to_string();
+    let states = match dir.open_child_dir(STATE_DIR) {
+        Ok(fd) => DirHandle::new(fd, dir.child(STATE_DIR)),
+        Err(Errno::ENOENT) => return Ok(true),
+        Err(errno) => return Err(dir.fail(Doing::OpenDir, STATE_DIR)(errno)),
+    };
+    let mut bytes = 0;
+    // The state first: from then on nobody resumes it, and its part files are nobody's.
+    let removed = match states.open_child_dir(name.as_bytes()) {
+        Ok(_) => cleaner.state(&dir, &states, name.as_bytes(), &mut bytes)? == CleanVerdict::Removed,
+        Err(_) => true,
+    };
+    if !removed {
+        return Ok(false);
+    }
+    let mut parts = Vec::new();
+    for_each_name(&dir, &mut |part| {
+        if part_id(part).is_some_and(|digits| name.as_bytes().starts_with(digits)) {
+            parts.push(part.to_vec());
+        }
+        ControlFlow::Continue(())
+    })?;
+    let gone = parts.iter().all(|part| cleaner.part(&dir, part).verdict == CleanVerdict::Removed);
+    remove_states(&dir)?;
+    Ok(gone)
+}
+
 struct Cleaner<'a> {
     root: &'a Root,
     /// Unix seconds: what changed later is kept.

@@ -29,3 +29,13 @@ pub mod sums;
 pub mod worker;
 
 pub use crate::disk::names::is_reserved_name;
+
+/// Removes what a transfer left that will not go on: of one into the directory `home` below `base`, its part files there and its
+/// journal. One that lives is left alone. Blocks. `false`: something of it is still there.
+pub fn forget(base: &std::path::Path, home: &crate::relpath::RelPath, transfer: &crate::ids::TransferId) -> bool {
+    let Ok(root) = crate::disk::Root::open(base) else { return false };
+    crate::disk::clean::forget(&root, home, transfer).unwrap_or_else(|error| {
+        tracing::warn!(%error, %transfer, "what a transfer left could not be removed");
+        false
+    })
+}

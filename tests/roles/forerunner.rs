@@ -63,6 +63,8 @@ fn defect_02_and_03_holds_take_no_worker_and_end_when_they_end() {
     source.write("/online", 5000, 2);
     let other = json!({"select": {"files": ["/online"]}, "source": {"agents": ["src"]}, "destinations": ["dst"]});
     fleet.becomes(&fleet.active(&other), "succeeded");
+    wait_for("the tape is mounted", SOON, || !mounts(&library).is_empty());
+    std::thread::sleep(Duration::from_secs(3));
     assert_eq!(mounts(&library), [10], "asked once, whoever asks again");
     std::fs::write(&gate, b"").unwrap();
     let began = Instant::now();
@@ -78,10 +80,13 @@ fn defect_02_and_03_holds_take_no_worker_and_end_when_they_end() {
 fn defect_05_every_file_ends() {
     let stage = stage(&[], &[]);
     let files = stage.files(&[1000, 2000, 3000, 65 << 20]);
-    stage.target.write(&files[0].0, 1000, 1);
-    stage.target.write(&files[1].0, 2000, 77);
+    for (n, seed) in [(0, 1), (1, 77), (3, 4)] {
+        let (lfn, bytes) = &files[n];
+        stage.target.write(lfn, *bytes as usize, seed);
+        let time = std::fs::metadata(stage.source.at(lfn)).unwrap().modified().unwrap();
+        std::fs::File::options().append(true).open(stage.target.at(lfn)).unwrap().set_modified(time).unwrap();
+    }
     std::fs::create_dir_all(stage.target.at(&files[2].0)).unwrap();
-    stage.target.write(&files[3].0, 65 << 20, 4);
     let mut spec = dataset("/d", "dst");
     spec["tries"] = json!(2);
     let id = stage.fleet.active(&spec);

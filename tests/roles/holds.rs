@@ -184,5 +184,6 @@ fn many_holds_cost_nothing() {
     let began = std::time::Instant::now();
     fleet.admin().post(&format!("/v1/requests/{id}/cancel"), &Value::Null).expect(200);
     assert!(began.elapsed() < Duration::from_secs(5), "a cancel of all took {:?}", began.elapsed());
-    fleet.becomes_within(&id, "partial", long);
+    let view = fleet.becomes_within(&id, "cancelled", long);
+    assert_eq!((&view["counters"]["cancelled"], &view["counters"]["done"]), (&json!(many - 1), &json!(1)));
 }

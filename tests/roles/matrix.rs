@@ -86,7 +86,7 @@ fn a_destination_killed_in_the_middle_of_a_file_resumes_it() {
 #[ignore = "open: goes red since the branches were joined, see CHANGELOG"]
 fn a_destination_killed_between_rename_and_report_reports_again() {
     for (point, small) in
-        [("publish.renamed:1:kill", false), ("finish.verdict:1:kill", false), ("small.renamed:5:kill", true)]
+        [("publish.renamed:1:kill", false), ("finish.verdict:1:kill", false), ("commit.done:1:kill", true)]
     {
         let mut stage = stage(&[], &[]);
         stage.target.stop();

@@ -145,6 +145,8 @@ impl Reach {
 
     fn main(&self) -> Result<PeerClient, TransferError> {
         let pin = match self.main_fingerprint {
+            // Nobody else has our port on loopback: a handshake with ourselves would prove nothing.
+            MainPin::Itself if self.main.host.parse().is_ok_and(super::http::is_loopback) => None,
             MainPin::Itself => Some(self.own()),
             MainPin::Pinned(pin) => Some(pin),
             MainPin::Place => None,
@@ -288,6 +290,8 @@ impl Destination {
                 }
             });
         };
+        let this = self.clone();
+        spawn(Box::pin(async move { this.tidy_old().await }));
         spawn(Box::pin(self.clone().keep_session()));
         spawn(Box::pin(self.clone().claim_work()));
         spawn(Box::pin(self.clone().probe_sources()));

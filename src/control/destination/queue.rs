@@ -6,6 +6,8 @@ use crate::control::model::item::{Assignment, FailureClass, ItemReport};
 use crate::control::model::name::{ItemId, SessionKey, StageId};
 use crate::control::model::states::ItemEvent;
 use crate::control::model::time::Time;
+use crate::ids::TransferId;
+use crate::relpath::RelPath;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -20,6 +22,8 @@ pub const GROUP: u32 = 1000;
 const AHEAD_MS: i64 = 900_000;
 /// Groups that are looked through for one whose place is free.
 const LOOKED_AT: usize = 256;
+/// What a transfer left is kept for so long for a claim that goes on from it.
+const LEFT_SECS: u64 = 7 * 24 * 3600;
 /// What a begun group's name begins with; a file of its own has its item's.
 const RUN: &str = "run ";
 
@@ -31,6 +35,10 @@ CREATE TABLE IF NOT EXISTS work(
     held INTEGER NOT NULL DEFAULT 0, assignment TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS work_due ON work(state, due, peer, priority);
 CREATE INDEX IF NOT EXISTS work_peer ON work(peer, state, due);
+CREATE TABLE IF NOT EXISTS left(
+    transfer TEXT NOT NULL, item TEXT NOT NULL, home TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY(transfer, item))
+    WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS left_item ON left(item);
 CREATE TABLE IF NOT EXISTS outbox(
     seq INTEGER PRIMARY KEY AUTOINCREMENT, item TEXT NOT NULL, epoch INTEGER NOT NULL, report TEXT NOT NULL);
 ";
@@ -104,6 +112,15 @@ struct Ready {
     push: bool,
 }
 
+/// What a transfer left: where its journal and part files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Left {
+    /// The directory.
+    pub home: RelPath,
+    /// The transfer.
+    pub transfer: TransferId,
+}
+
 /// The queue.
 #[derive(Debug)]
 pub struct Queue {
@@ -150,6 +167,18 @@ fn put_report(t: &Transaction<'_>, report: &ItemReport) -> rusqlite::Result<()> 
     t.prepare_cached("INSERT INTO outbox(item, epoch, report) VALUES (?1, ?2, ?3)")?
         .execute(params![report.item.to_string(), report.epoch as i64, text])
         .map(|_| ())
+}
+
+/// Of these transfers, those that no item may go on from.
+fn unneeded(t: &Transaction<'_>, found: Vec<(String, String)>) -> rusqlite::Result<Vec<Left>> {
+    let mut left = Vec::new();
+    for (transfer, home) in found {
+        let needed = t.prepare_cached("SELECT 1 FROM left WHERE transfer=?1")?.exists([&transfer])?;
+        if let (false, Ok(transfer), Ok(home)) = (needed, transfer.parse(), RelPath::new(home.as_bytes())) {
+            left.push(Left { home, transfer });
+        }
+    }
+    Ok(left)
 }
 
 impl Queue {
@@ -397,6 +426,47 @@ impl Queue {
                 }
             }
             Ok(())
+        })
+    }
+
+    /// A transfer came to no good end, and has left what a later claim of `items` may go on from.
+    pub fn leave(&self, left: &Left, items: &[ItemId]) -> Result<(), DatabaseError> {
+        let home = std::str::from_utf8(left.home.as_bytes()).unwrap_or_default();
+        self.db.write(|t| {
+            let mut insert = t.prepare_cached("INSERT OR REPLACE INTO left VALUES (?1, ?2, ?3, ?4)")?;
+            items.iter().try_for_each(|item| {
+                insert.execute(params![left.transfer.to_string(), item.to_string(), home, Time::now().0]).map(|_| ())
+            })
+        })
+    }
+
+    /// `items` have ended here: what their earlier transfers left is of no use, unless other items may go on from it.
+    pub fn swept(&self, items: &[ItemId]) -> Result<Vec<Left>, DatabaseError> {
+        self.db.write(|t| {
+            let mut found = Vec::new();
+            for item in items {
+                let mut rows = t
+                    .prepare_cached("DELETE FROM left WHERE item=?1 RETURNING transfer, home")?
+                    .query_map([item.to_string()], |r| Ok((r.get::<_, String>(0)?, r.get::<_, String>(1)?)))?
+                    .collect::<rusqlite::Result<Vec<_>>>()?;
+                found.append(&mut rows);
+            }
+            found.sort();
+            found.dedup();
+            unneeded(t, found)
+        })
+    }
+
+    /// What was left so long ago that nobody will go on from it.
+    pub fn swept_old(&self) -> Result<Vec<Left>, DatabaseError> {
+        let before = Time::now().0.saturating_sub_unsigned(LEFT_SECS * 1000);
+        self.db.write(|t| {
+            let found = t
+                .prepare_cached("SELECT DISTINCT transfer, home FROM left WHERE at<?1")?
+                .query_map([before], |r| Ok((r.get(0)?, r.get(1)?)))?
+                .collect::<rusqlite::Result<Vec<_>>>()?;
+            t.execute("DELETE FROM left WHERE at<?1", [before])?;
+            unneeded(t, found)
         })
     }
 

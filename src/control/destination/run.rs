@@ -1,12 +1,12 @@
 //! Transfers: slots, directories that are in use, and what becomes of each file when the engine has ended.
 
-use super::queue::{Batch, Work, directory};
+use super::queue::{Batch, Left, Work, directory};
 use super::{Destination, FULL, PAUSE, Running, Stop};
 use crate::control::client::PeerTickets;
 use crate::control::destination::catalog::Known;
 use crate::control::messages::{PartialOptions, TicketRequest, WirePath};
 use crate::control::model::item::{Assignment, FailureClass, ItemReport};
-use crate::control::model::name::Lfn;
+use crate::control::model::name::{ItemId, Lfn};
 use crate::control::model::states::ItemEvent;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::rows::{Rows, Wanted};
@@ -92,8 +92,11 @@ impl Destination {
             self.running().insert(key, running);
             let this = self.clone();
             tokio::spawn(async move {
-                let ends = if push { this.push(key, &works).await } else { this.pull(key, &works, group).await };
-                this.conclude(key, works, ends).await;
+                let (ends, left) = match push {
+                    true => (this.push(key, &works).await, None),
+                    false => this.pull(key, &works, group).await,
+                };
+                this.conclude(key, works, ends, left).await;
                 drop(slot);
                 this.start.notify_one();
                 this.tell.notify_one();
@@ -135,10 +138,10 @@ impl Destination {
         watch.done.await.map_err(|_| stopped())
     }
 
-    async fn pull(&self, key: u64, works: &[Work], group: bool) -> Vec<End> {
-        let Some(Work { assignment: a, .. }) = works.first() else { return Vec::new() };
+    async fn pull(&self, key: u64, works: &[Work], group: bool) -> (Vec<End>, Option<Left>) {
+        let Some(Work { assignment: a, .. }) = works.first() else { return (Vec::new(), None) };
         let single = !group;
-        let all = |error: TransferError| works.iter().map(|_| self.whole(&error)).collect();
+        let all = |error: TransferError| (works.iter().map(|_| self.whole(&error)).collect(), None);
         let (root, dir) = (self.app.root.clone(), a.path.rel_path().split_last().map(|(d, _)| d).unwrap_or_default());
         let paths: Vec<_> = works.iter().map(|w| w.assignment.path.rel_path()).collect();
         let made = tokio::task::spawn_blocking({
@@ -154,9 +157,9 @@ impl Destination {
                     true => End::NoRoom(what.clone()),
                     false => End::Back(FailureClass::Permanent, what.clone(), None),
                 };
-                return works.iter().map(end).collect();
+                return (works.iter().map(end).collect(), None);
             }
-            Err(_) => return works.iter().map(|_| End::Stopped).collect(),
+            Err(_) => return (works.iter().map(|_| End::Stopped).collect(), None),
         };
         let client = match self.reach.peer(&a.source) {
             Ok(client) => Arc::new(client),
@@ -179,7 +182,7 @@ impl Destination {
         let rows = Arc::new(Rows::wanting(works.iter().map(wanted).collect()));
         let to = DestinationSpec {
             base: self.app.root.path().to_owned(),
-            path: if single { a.path.rel_path() } else { dir },
+            path: if single { a.path.rel_path() } else { dir.clone() },
             becomes: single,
             options,
             rows: Some(rows.clone()),
@@ -192,7 +195,7 @@ impl Destination {
         };
         let mut ends = self.judge(works, &there, &report, &rows);
         ends.iter_mut().zip(works).for_each(|(end, work)| compare(end, &work.assignment));
-        ends
+        (ends, report.transfer.map(|transfer| Left { home: dir, transfer }))
     }
 
     async fn push(&self, key: u64, works: &[Work]) -> Vec<End> {
@@ -219,18 +222,21 @@ impl Destination {
         made.map_err(crate::control::client::CallError::into_inner)?;
         let encrypt = options.encrypt;
         let request = TicketRequest::Write { path, becomes: true, options: PartialOptions::from(&options), encrypt };
+        let rows = Arc::new(Rows::default());
         let from = SourceSpec {
             base: self.app.root.path().to_owned(),
             roots: vec![a.source_path.rel_path()],
             recursive: false,
             encrypt,
-            rows: None,
+            // The destination tells the digest of what it has.
+            rows: Some(rows.clone()),
         };
         let tickets = Arc::new(PeerTickets::new(client.clone(), request));
         let watch = self.app.engine.push(self.name.to_string(), from, tickets, options).await;
         let report = self.follow(key, watch).await?;
-        let Some(digest) = report.digest.filter(|_| matches!(report.verdict, Verdict::Durable | Verdict::Verified))
-        else {
+        let good = matches!(report.verdict, Verdict::Durable | Verdict::Verified);
+        let told = rows.take().into_iter().find_map(|row| row.digest);
+        let Some(digest) = report.digest.or(told).filter(|_| good) else {
             return Ok(self.judge_push(&report));
         };
         let bytes = report.bytes + report.skipped_bytes;
@@ -261,7 +267,7 @@ impl Destination {
     }
 
     /// Catalog first, then the queue with its reports: who dies in between proves the file equal and comes here again.
-    async fn conclude(&self, key: u64, works: Vec<Work>, ends: Vec<End>) {
+    async fn conclude(&self, key: u64, works: Vec<Work>, ends: Vec<End>, left: Option<Left>) {
         let stop = self.running().get(&key).map(|r| r.stop.clone()).unwrap_or_default();
         let pushed = works.first().is_some_and(|w| w.assignment.destination.name != self.name);
         let (mut known, mut reports, mut again, mut lost) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -312,6 +318,17 @@ impl Destination {
             }
             tokio::time::sleep(PAUSE).await;
         }
+        let (mut ended, mut later) = (Vec::new(), Vec::new());
+        for report in &reports {
+            let goes_on = matches!(
+                report.class,
+                Some(FailureClass::Transient | FailureClass::Backpressure | FailureClass::DestinationBad)
+            );
+            if goes_on { later.push(report.item) } else { ended.push(report.item) }
+        }
+        // Whoever else has it now, or we again, may go on from what there is. Where all went well there is nothing.
+        let well = |report: &ItemReport| matches!(report.event, ItemEvent::Complete | ItemEvent::Skip);
+        let kept = !again.is_empty() || !lost.is_empty() || reports.iter().all(well);
         if !again.is_empty() {
             tokio::time::sleep(PAUSE).await;
         }
@@ -328,8 +345,40 @@ impl Destination {
                 break;
             }
         }
+        self.tidy(left.filter(|_| !kept), ended, later).await;
         self.running().remove(&key);
         self.probe.notify_one();
+    }
+
+    /// Removes what transfers of ended items left, and remembers what those may need that go on. `left`: the one that has ended
+    /// now; one that ended well has left nothing.
+    async fn tidy(&self, left: Option<Left>, ended: Vec<ItemId>, later: Vec<ItemId>) {
+        let base = self.app.root.path().to_owned();
+        self.queue(move |queue| {
+            let mut gone = queue.swept(&ended)?;
+            match left {
+                Some(left) if !later.is_empty() => queue.leave(&left, &later)?,
+                Some(left) => gone.push(left),
+                None => {}
+            }
+            for Left { home, transfer } in gone {
+                crate::engine::forget(&base, &home, &transfer);
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// Once, when it starts: what was left long ago.
+    pub(super) async fn tidy_old(&self) {
+        let base = self.app.root.path().to_owned();
+        self.queue(move |queue| {
+            for Left { home, transfer } in queue.swept_old()? {
+                crate::engine::forget(&base, &home, &transfer);
+            }
+            Ok(())
+        })
+        .await;
     }
 
     /// What becomes of a file that did not arrive.

@@ -27,7 +27,7 @@ fn start(hook: Option<&str>) -> Port {
         |app| {
             let dir = app.root.path().parent().unwrap().to_owned();
             let stages = hook.map(|hook| {
-                let command = vec![script(&dir, hook).display().to_string()];
+                let command = vec![script(&dir, "hook.sh", hook).display().to_string()];
                 let command = if hook.is_empty() { Vec::new() } else { command };
                 let stages = Stages::open(&dir.join("stages.db"), app.root.clone(), Rule(rule), command).unwrap();
                 let stages = Arc::new(stages);
@@ -44,8 +44,8 @@ fn start(hook: Option<&str>) -> Port {
     Port { all, source: made.get().unwrap().clone(), port }
 }
 
-fn script(dir: &std::path::Path, body: &str) -> PathBuf {
-    let path = dir.join("hook.sh");
+fn script(dir: &std::path::Path, name: &str, body: &str) -> PathBuf {
+    let path = dir.join(name);
     std::fs::write(&path, format!("#!/bin/sh\n{body}")).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     path
@@ -363,14 +363,14 @@ async fn a_hook_that_cannot_run_or_dies_is_said() {
 /// What was asked for outlives the agent; what a process had is asked of the next one again.
 #[tokio::test]
 async fn recalls_survive_a_restart() {
-    let port = start(Some(&hook("sleep 60")));
+    let port = start(Some(&hook("sleep 6")));
     port.tape("f", b"x");
     port.tape("g", b"x");
     let stage = port.stage(&["/f".to_owned()]).await.stage.unwrap();
     until("the hook has it", async || port.view(stage).await.recalling == 1).await;
     port.stage(&["/g".to_owned()]).await;
     // As a process that was killed leaves it: another one opens the same file.
-    let command = vec![script(&port.at("."), &hook(RECALL)).display().to_string()];
+    let command = vec![script(&port.at("."), "after.sh", &hook(RECALL)).display().to_string()];
     let root = port.source.app.root.clone();
     let after = Stages::open(&port.at("stages.db"), root, Rule(StageRule::Sidecar), command).unwrap();
     let after = Arc::new(after);
