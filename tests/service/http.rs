@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// For an answer, long-polls included.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -97,7 +97,7 @@ impl Client {
                     return Err(io::ErrorKind::UnexpectedEof.into());
                 }
             }
-            None if headers.get("transfer-encoding").is_some() => drop(Chunked::new(reader).read_to_end(&mut body)?),
+            None if headers.contains_key("transfer-encoding") => drop(Chunked::new(reader).read_to_end(&mut body)?),
             None => drop(reader.read_to_end(&mut body)?),
         }
         let body = String::from_utf8(body).map_err(|_| io::ErrorKind::InvalidData)?;
@@ -219,8 +219,10 @@ pub struct Events(BufReader<Chunked<BufReader<TcpStream>>>);
 impl Iterator for Events {
     type Item = Value;
 
-    /// The next event, `None` when the stream was cut. Its `id` and `event` lines must be those of its document.
+    /// The next event; `None` when the stream was cut, or nothing came for long but signs of life. Its `id` and `event` lines
+    /// must be those of its document.
     fn next(&mut self) -> Option<Value> {
+        let began = Instant::now();
         let (mut id, mut kind, mut data) = (String::new(), String::new(), String::new());
         loop {
             let mut line = String::new();
@@ -232,6 +234,7 @@ impl Iterator for Events {
                 Some(("event", value)) => kind = value.to_owned(),
                 Some(("data", value)) => data = value.to_owned(),
                 None if !data.is_empty() => break,
+                Some(("", _)) if began.elapsed() > PATIENCE => return None,
                 // A comment, the retry time, or an empty line between.
                 _ => {}
             }

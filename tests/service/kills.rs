@@ -6,8 +6,8 @@ use crate::http::Client;
 use crate::world::{Endpoint, World, by_manifest, long, manifest};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Files of one request.
@@ -132,6 +132,21 @@ fn follow(client: &Client, last: &Mutex<Option<i64>>, seen: &mut Vec<i64>) {
     }
 }
 
+/// Lets the threads of a test end, however it ends.
+struct Release<'a> {
+    stop: &'a AtomicBool,
+    over: &'a AtomicBool,
+    last: &'a Mutex<Option<i64>>,
+}
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.over.store(true, Ordering::SeqCst);
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(0);
+    }
+}
+
 /// 10 kills; 200 with `LONGHAUL_LONG=1`.
 #[test]
 fn main_is_killed_under_load_and_nothing_is_lost_or_done_twice() {
@@ -147,6 +162,7 @@ fn main_is_killed_under_load_and_nothing_is_lost_or_done_twice() {
     let (mut seen, last) = (Vec::new(), Mutex::new(None));
 
     std::thread::scope(|scope| {
+        let _release = Release { stop: &stop, over: &over, last: &last };
         let following = scope.spawn(|| follow(&viewer, &last, &mut seen));
         let submitting: Vec<_> = clients
             .iter()

@@ -334,8 +334,20 @@ fn a_large_request_is_cancelled_at_half() {
     let path = format!("/v1/requests/{id}/manifest");
     let began = Instant::now();
     let lines = manifest((0..all).map(|n| format!("/d/{n}")));
-    let view = stage.owner.raw("POST", &path, &[], lines.as_bytes()).unwrap().expect(200).json();
-    println!("{all} lines in {:?}", began.elapsed());
+    let (view, longest) = std::thread::scope(|scope| {
+        let uploading = scope.spawn(|| stage.owner.raw("POST", &path, &[], lines.as_bytes()).unwrap());
+        let mut longest = Duration::ZERO;
+        while !uploading.is_finished() {
+            let beat = Instant::now();
+            stage.agents[0].renew().expect(200);
+            stage.source.renew().expect(200);
+            longest = longest.max(beat.elapsed());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        (uploading.join().unwrap().expect(200).json(), longest)
+    });
+    println!("{all} lines in {:?}, the longest heartbeats beside it {longest:?}", began.elapsed());
+    assert!(longest < Duration::from_secs(10), "a third of a lease: {longest:?}");
     crate::world::approve(&stage.owner, &view);
     let mut done = 0;
     while done < all / 2 {

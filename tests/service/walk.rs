@@ -1,7 +1,8 @@
 //! One request from its creation to the catalog, and what clients build on: keys, versions, events that go on after a crash.
 
 use crate::agent::{TestAgent, complete, digest, event};
-use crate::support::{SOON, wait_for};
+use crate::http::Client;
+use crate::support::{SOON, Sandbox, wait_for};
 use crate::world::{Endpoint, World, active, approve, by_manifest, create, files, manifest};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -110,9 +111,7 @@ fn an_idempotency_key_makes_one_request() {
         TestAgent::join(&world, name, &endpoint.url(), None);
     }
     let spec = by_manifest(&["src"], "dst");
-    let ask = |client: &crate::http::Client, spec: &Value| {
-        client.ask("POST", "/v1/requests", &[("idempotency-key", "k-1")], spec)
-    };
+    let ask = |client: &Client, spec: &Value| client.ask("POST", "/v1/requests", &[("idempotency-key", "k-1")], spec);
     let first = ask(&ada, &spec).expect(201);
     assert_eq!(first.header("idempotent-replayed"), None);
     let again = ask(&ada, &spec).expect(201);
@@ -311,6 +310,33 @@ fn it_ends_cleanly_with_polls_and_streams_open() {
     assert_eq!(agent.epoch, 2);
     world.signal(Signal::SIGHUP);
     agent.renew().expect(200);
+}
+
+/// One agent with all roles answers for all of them; main alone serves nothing and listens on one port.
+#[test]
+fn roles_stand_beside_each_other() {
+    let sandbox = Sandbox::new();
+    let all = sandbox.agent("all", &["--roles", "main,source,destination"]);
+    let client = Client { port: all.http, token: all.token() };
+    let status = client.get("/v1/status").expect(200).json();
+    assert_eq!(status["roles"], json!(["main", "source", "destination"]));
+    assert_eq!(client.get("/v1/requests").expect(200).json()["items"], json!([]));
+    client.ask("PUT", "/v1/requests", &[], &Value::Null).refuses(405, "does not take that method");
+    client.get("/v1/nothing").refuses(404, "there is nothing here");
+    let metrics = client.get("/metrics").expect(200).body;
+    assert!(metrics.contains("longhaul_sessions 0") && metrics.contains("longhaul_main_agents_alive 0"));
+    assert_eq!(metrics.matches("# EOF").count(), 1);
+    all.stop().expect(0);
+
+    let alone = sandbox.main_agent("alone", &[]);
+    let client = Client { port: alone.http, token: alone.token() };
+    assert_eq!(alone.data, 0);
+    client.post("/v1/tickets", &json!({"direction": "read", "paths": ["/x"]})).refuses(409, "has not the role source");
+    client.get("/v1/stat?path=/etc").refuses(404, "is not there");
+    let without = sandbox.agent("without", &[]);
+    let client = Client { port: without.http, token: without.token() };
+    client.get("/v1/requests").refuses(404, "there is nothing here");
+    assert!(!sandbox.at("without.state/main").exists(), "no store without the role");
 }
 
 /// From the start of the process to the line that says it is ready. The best of several: what others do on this machine is

@@ -107,9 +107,9 @@ pub async fn claim(State(app): Shared, Extension(who): Who, Path(agent): Path<St
         return Err(super::web::invalid(format!("`limit` is 1 to {MAX_CLAIM}")));
     }
     let mut poll = Poll::new(&app, wait).await?;
+    // Asked first, whatever there is to claim: a repeated number gets what it got.
+    let mut given = app.store.claim(agent.clone(), claim.clone(), Vec::new()).await?;
     loop {
-        // Asked first, whatever there is to claim: a repeated number gets what it got.
-        let mut given = app.store.claim(agent.clone(), claim.clone(), Vec::new()).await?;
         if given.is_empty() {
             let chosen = choose_all(&app.store.claimable(agent.clone(), claim.clone()).await?);
             if !chosen.is_empty() {

@@ -50,8 +50,9 @@ const CACHE_KIB: i64 = 32 << 10;
 const LOG_KEPT: i64 = 64 << 20;
 /// Statements kept ready.
 const STATEMENTS: usize = 128;
-/// A larger database is not read through at every start: its pages are looked at when they are used.
-const CHECKED: u64 = 64 << 20;
+/// A larger database is not read through at every start, which would take longer than 100 ms: its pages are looked at when
+/// they are used.
+const CHECKED: u64 = 4 << 20;
 /// How long [`Store::wait_event`] waits: another process's events are seen then.
 const WAIT: Duration = Duration::from_secs(1);
 
