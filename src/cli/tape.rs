@@ -54,6 +54,9 @@ struct Recall {
     /// Nothing is read before this file is there
     #[arg(long, value_name = "FILE")]
     gate: Option<PathBuf>,
+    /// Say that they are on their way, and end: somebody else brings them
+    #[arg(long)]
+    submit: bool,
 }
 
 /// Runs the command; the exit code.
@@ -115,6 +118,12 @@ fn recall(how: &Recall, root: &Path, input: &mut impl BufRead, output: &mut impl
     }
     let mut mounts = File::options().append(true).create(true).open(how.library.join(MOUNTS))?;
     mounts.write_all(format!("{}\n", lines.len()).as_bytes())?;
+    if how.submit {
+        for (_, line) in lines {
+            writeln!(output, "{}", serde_json::json!({ "lfn": line.lfn, "state": "recalling" }))?;
+        }
+        return output.flush();
+    }
     for (path, _) in &lines {
         if let Ok(meta) = fs::metadata(how.library.join(path)) {
             fs::write(sidecar(&root.join(path)), format!("recalling {}\n", meta.len()))?;
@@ -177,7 +186,7 @@ mod tests {
         assert!(!root.join("d/f").exists());
         assert_eq!(fs::read(root.join("d/.f.tape")).unwrap(), b"offline 5\n");
         let gate = dir.path().join("gate");
-        let how = Recall { library: library.clone(), mount: 0.0, gate: Some(gate.clone()) };
+        let how = Recall { library: library.clone(), mount: 0.0, gate: Some(gate.clone()), submit: false };
         let lines = b"{\"lfn\":\"/d/f\",\"path\":\"d/f\",\"stage\":\"s\"}\n{\"lfn\":\"/g\",\"path\":\"g\"}\n";
         let said = std::thread::scope(|scope| {
             let at_work = scope.spawn(|| {

@@ -16,13 +16,15 @@ pub struct Member {
     pub root: PathBuf,
     flags: Vec<String>,
     ports: Option<(u16, u16)>,
+    /// A fault point, for the next start only.
+    pub fault: Option<String>,
     pub agent: Option<Agent>,
 }
 
 impl Member {
-    fn new(sandbox: &Sandbox, name: &str, flags: &[&str]) -> Self {
+    fn new(sandbox: &Sandbox, name: &str, root: &str, flags: &[&str]) -> Self {
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        Self { name: name.to_owned(), root: sandbox.dir(name), flags, ports: None, agent: None }
+        Self { name: name.to_owned(), root: sandbox.dir(root), flags, ports: None, fault: None, agent: None }
     }
 
     /// Starts it, on the ports that it had.
@@ -32,7 +34,9 @@ impl Member {
         if let Some((http, data)) = &ports {
             flags.extend(["--http", http, "--data", data]);
         }
-        let agent = sandbox.agent_at(&self.name, &self.root, &[], &flags);
+        let fault = self.fault.take().map(|fault| format!("LONGHAUL_FAULT={fault}"));
+        let wrap: Vec<&str> = fault.iter().flat_map(|fault| ["env", fault.as_str()]).collect();
+        let agent = sandbox.agent_at(&self.name, &self.root, &wrap, &flags);
         self.ports = Some((agent.http, agent.data));
         self.agent = Some(agent);
     }
@@ -47,9 +51,25 @@ impl Member {
 
     /// SIGKILL, and until it is gone.
     pub fn kill(&mut self) {
-        let agent = self.agent.take().unwrap();
-        agent.running.signal(Signal::SIGKILL);
-        agent.running.wait(SOON);
+        self.signal(Signal::SIGKILL);
+        self.dies();
+    }
+
+    /// Waits until it has died by itself.
+    pub fn dies(&mut self) {
+        self.agent.take().unwrap().running.wait(SOON);
+    }
+
+    /// Resident bytes.
+    pub fn memory(&self) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/statm", self.running().running.pid())).unwrap();
+        text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+    }
+
+    /// Payload that its sessions have sent as a source, by its own account.
+    pub fn sent(&self) -> u64 {
+        let all = self.running().transfers();
+        all.iter().filter(|t| t["role"] == "source").map(|t| t["sent_bytes"].as_u64().unwrap()).sum()
     }
 
     /// SIGTERM, and a clean end.
@@ -97,18 +117,23 @@ impl Fleet {
     }
 
     pub fn over(sandbox: Sandbox, flags: &[&str]) -> Self {
-        let mut main = Member::new(&sandbox, "main", &[&["--roles", "main"], flags].concat());
+        let mut main = Member::new(&sandbox, "main", "main", &[&["--roles", "main"], flags].concat());
         main.start(&sandbox);
         Self { sandbox, main }
     }
 
-    /// An agent of this main, started.
+    /// An agent of this main, started, that serves a directory of its own name.
     pub fn member(&self, name: &str, roles: &str, flags: &[&str]) -> Member {
+        self.member_over(name, name, roles, flags)
+    }
+
+    /// One that serves another's directory.
+    pub fn member_over(&self, name: &str, root: &str, roles: &str, flags: &[&str]) -> Member {
         let token =
             self.token_for(name, &self.main.name, &["--role", "agent"], &self.sandbox.at(&format!("{name}.main")));
         let main = format!("lh://127.0.0.1:{}", self.main.running().http);
         let given = ["--roles", roles, "--name", name, "--main", &main, "--main-token-file", &token];
-        let mut member = Member::new(&self.sandbox, name, &[&given, flags].concat());
+        let mut member = Member::new(&self.sandbox, name, root, &[&given, flags].concat());
         member.start(&self.sandbox);
         member
     }
@@ -225,6 +250,33 @@ impl Fleet {
         let file = self.admin().get(&format!("/v1/catalog/file?lfn={}", crate::support::percent(lfn.as_bytes())));
         let file = file.expect(200).json();
         file["replicas"].as_array().unwrap().iter().map(|r| r["agent"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+/// Lets a source recall with the tape simulator, `words` after its own; its library.
+pub fn tape(sandbox: &Sandbox, words: &[&str]) -> (PathBuf, Vec<String>) {
+    let library = sandbox.dir("library");
+    let mut flags = vec!["--stage-rule".to_owned(), "sidecar".to_owned()];
+    let own = [crate::support::BINARY, "tape", "recall", "--library", library.to_str().unwrap()];
+    for word in own.iter().chain(words) {
+        flags.extend(["--stage-command".to_owned(), (*word).to_owned()]);
+    }
+    (library, flags)
+}
+
+/// Files that each process of the simulator was given.
+pub fn mounts(library: &Path) -> Vec<u64> {
+    let text = std::fs::read_to_string(library.join("mounts")).unwrap_or_default();
+    text.lines().map(|line| line.parse().unwrap()).collect()
+}
+
+impl Member {
+    /// Moves a file onto tape.
+    pub fn migrate(&self, sandbox: &Sandbox, lfn: &str) {
+        let library = sandbox.arg("library");
+        let mut command = sandbox.command(&[], &["tape", "migrate", "--library", &library, lfn]);
+        command.current_dir(&self.root);
+        sandbox.start(command).wait(SOON).expect(0);
     }
 }
 

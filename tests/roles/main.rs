@@ -9,4 +9,15 @@ mod support;
 mod http;
 
 mod fleet;
+mod forerunner;
+mod holds;
+mod idle;
+mod matrix;
+mod push;
+mod shared;
 mod walk;
+
+/// The long form of a test: the sizes of the promise itself.
+fn long() -> bool {
+    std::env::var_os("LONGHAUL_LONG").is_some()
+}

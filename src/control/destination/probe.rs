@@ -16,8 +16,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A hold that lasts longer is given back, so that another source may win.
+/// A hold that the source says will last longer is given back, so that another source may win.
 const LONG_HOLD_SECS: u64 = 600;
+/// And one that has lasted for so long.
+const OLD_HOLD_SECS: u64 = 3600;
 /// How long to look again when nobody rings.
 const LOOK: Duration = Duration::from_secs(30);
 /// The same while a peer is being asked, whose items are due all the time.
@@ -101,12 +103,12 @@ impl Destination {
                     }
                     _ => {
                         ready.push(key(&work));
-                        if work.held {
+                        if work.held.is_some() {
                             reports.push(work.report(ItemEvent::Ready));
                         }
                     }
                 },
-                "queued" | "recalling" | "failed" if after > LONG_HOLD_SECS => {
+                "queued" | "recalling" | "failed" if after > LONG_HOLD_SECS || old(work.held) => {
                     let what = "the source needs long to recall it";
                     back.push(work.requeue(None, what, Some(after)));
                 }
@@ -150,13 +152,18 @@ impl Destination {
             (false, _) => (Some(FailureClass::SourceBad), None),
         };
         let back = works.iter().map(|w| {
-            let (class, after) = class(w.held);
+            let (class, after) = class(w.held.is_some());
             w.requeue(class, error.to_string(), after)
         });
         let back: Vec<ItemReport> = back.collect();
         self.queue(move |queue| queue.finish(&back)).await;
         tokio::time::sleep(PAUSE / 10).await;
     }
+}
+
+/// Whether a hold has lasted long.
+fn old(held: Option<Time>) -> bool {
+    held.is_some_and(|since| since.plus_secs(OLD_HOLD_SECS).0 <= Time::now().0)
 }
 
 /// A peer's word, if it is one of ours: others are not repeated.

@@ -42,8 +42,8 @@ pub struct Work {
     pub assignment: Assignment,
     /// A transfer of this claim or an earlier one was begun here: what stands at the final name may be ours.
     pub started: bool,
-    /// Main knows that it is on hold.
-    pub held: bool,
+    /// Since when it is on hold, under this claim; main knows.
+    pub held: Option<Time>,
 }
 
 impl Work {
@@ -115,7 +115,8 @@ pub struct Queue {
 fn work(row: &Row<'_>) -> rusqlite::Result<Work> {
     let text: String = row.get(0)?;
     let assignment = serde_json::from_str(&text).map_err(|_| rusqlite::Error::InvalidQuery)?;
-    Ok(Work { assignment, started: row.get(1)?, held: row.get(2)? })
+    let held = row.get::<_, i64>(2)?;
+    Ok(Work { assignment, started: row.get(1)?, held: (held > 0).then_some(Time(held)) })
 }
 
 /// The directory that `path` lies in, with its slash.
@@ -289,12 +290,13 @@ impl Queue {
 
     /// Not before `due`; those that main does not know to be on hold are told.
     pub fn hold(&self, works: &[Work], due: Time, stage: Option<StageId>, after: u64) -> Result<(), DatabaseError> {
+        let now = Time::now();
         self.db.write(|t| {
             for work in works {
                 let a = &work.assignment;
-                t.prepare_cached("UPDATE work SET state='hold', due=?3, held=1 WHERE item=?1 AND epoch=?2")?
-                    .execute(params![a.item.to_string(), a.epoch as i64, due.0])?;
-                if !work.held {
+                t.prepare_cached("UPDATE work SET state='hold', due=?3, held=?4 WHERE item=?1 AND epoch=?2")?
+                    .execute(params![a.item.to_string(), a.epoch as i64, due.0, work.held.unwrap_or(now).0])?;
+                if work.held.is_none() {
                     let report = ItemReport { stage, retry_after_secs: Some(after), ..work.report(ItemEvent::Hold) };
                     put_report(t, &report)?;
                 }

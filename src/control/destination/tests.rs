@@ -104,7 +104,7 @@ fn what_was_taken_in_outlives_the_process_and_a_claim_counts_once() {
     // What the older claim says at its end is nothing.
     let before = kept.told().len();
     kept.queue
-        .finish(&[super::queue::Work { assignment: a, started: true, held: false }.report(ItemEvent::Complete)])
+        .finish(&[super::queue::Work { assignment: a, started: true, held: None }.report(ItemEvent::Complete)])
         .unwrap();
     assert_eq!((kept.told().len(), kept.queue.counts().unwrap().queued), (before, 2));
 }
@@ -131,10 +131,10 @@ fn holds_outlive_the_process() {
     assert_eq!(kept.told().len(), 2);
     kept.queue.told(&[2]).unwrap();
     // Held again, main knows already.
-    let works: Vec<_> = works.into_iter().map(|w| super::queue::Work { held: true, ..w }).collect();
+    let works: Vec<_> = works.into_iter().map(|w| super::queue::Work { held: Some(Time::now()), ..w }).collect();
     kept.queue.hold(&works, Time::now(), None, 1).unwrap();
     let (_, due) = kept.queue.due(&HashSet::new()).unwrap().unwrap();
-    assert!(due[0].held);
+    assert!(due[0].held.is_some());
     kept.queue.ready(&[(a.item, 1)], &[due[0].report(ItemEvent::Ready)]).unwrap();
     assert_eq!(kept.told(), [(a.item, ItemEvent::Hold), (a.item, ItemEvent::Ready)]);
 }

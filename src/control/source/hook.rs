@@ -31,13 +31,24 @@ struct Said {
     reason: Option<String>,
 }
 
+/// What became of a file, by its word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is there.
+    Online,
+    /// It is on its way: the directory rule will say when it is there.
+    Accepted,
+    /// It is not.
+    Failed,
+}
+
 /// What it said of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Result {
     /// Which.
     pub lfn: String,
-    /// It is there.
-    pub online: bool,
+    /// What became of it.
+    pub outcome: Outcome,
     /// Why not.
     pub reason: Option<String>,
 }
@@ -125,8 +136,13 @@ fn read(mut output: impl BufRead, each: &mut impl FnMut(Vec<Result>)) -> std::io
         let count = output.by_ref().take(LINE_MAX).read_until(b'\n', &mut line)?;
         match serde_json::from_slice::<Said>(&line) {
             Ok(said) => {
-                let online = said.state == "online";
-                results.push(Result { lfn: said.lfn, online, reason: said.reason.filter(|_| !online) });
+                let outcome = match said.state.as_str() {
+                    "online" => Outcome::Online,
+                    "recalling" => Outcome::Accepted,
+                    _ => Outcome::Failed,
+                };
+                let reason = said.reason.filter(|_| outcome == Outcome::Failed);
+                results.push(Result { lfn: said.lfn, outcome, reason });
             }
             Err(_) if count == 0 || line.iter().all(u8::is_ascii_whitespace) => {}
             Err(error) => tracing::warn!(%error, "a line of the stage command cannot be understood"),

@@ -1,7 +1,7 @@
 //! Recalls, durable before they are acknowledged. A stage is what one client asked for; a recall is of one file, however
 //! many stages want it. The hook gets recalls of all stages together, up to 1000 a process.
 
-use super::hook;
+use super::hook::{self, Outcome};
 use super::{Readable, Rule};
 use crate::control::database::{Database, DatabaseError};
 use crate::control::model::name::{Lfn, StageId};
@@ -35,6 +35,8 @@ const PAUSE_SECS: u64 = 15;
 const PAUSE_MAX_SECS: u64 = 900;
 /// What `Retry-After` says at most: tapes take hours, but somebody waits.
 const RETRY_AFTER_MAX_SECS: u64 = 300;
+/// One that the hook has accepted is given to it again when it has not come for so long.
+const ACCEPTED_SECS: u64 = 24 * 3600;
 /// Ended recalls are forgotten after so long.
 const KEPT_SECS: u64 = 7 * 24 * 3600;
 
@@ -161,9 +163,7 @@ impl Stages {
 
     /// How a stage stands; `None`: there is none. Blocks.
     pub fn view(&self, stage: StageId) -> Result<Option<StageView>, StageError> {
-        if self.command.is_empty() {
-            self.look_at(stage)?;
-        }
+        self.look_at(stage)?;
         self.db.read(|c| {
             let mut view = StageView::default();
             let mut any = false;
@@ -187,13 +187,17 @@ impl Stages {
         })
     }
 
-    /// Without a hook the rule alone knows what has become of a recall.
+    /// Of a recall that nobody tells us the end of (there is no hook, or it only passes on what is wanted), the rule alone
+    /// knows what has become.
     fn look_at(&self, stage: StageId) -> Result<(), StageError> {
         let waiting = self.db.read(|c| {
             c.prepare_cached(
-                "SELECT r.lfn, r.path FROM member m JOIN recall r ON r.lfn=m.lfn WHERE m.stage=?1 AND r.state<>'online' LIMIT ?2",
+                "SELECT r.lfn, r.path FROM member m JOIN recall r ON r.lfn=m.lfn WHERE m.stage=?1 AND
+                 (r.state='recalling' AND r.not_before>0 OR r.state='queued' AND ?3) LIMIT ?2",
             )?
-            .query_map(params![stage.to_string(), LOOKED_AT], |r| Ok((r.get::<_, String>(0)?, r.get::<_, Vec<u8>>(1)?)))?
+            .query_map(params![stage.to_string(), LOOKED_AT, self.command.is_empty()], |r| {
+                Ok((r.get::<_, String>(0)?, r.get::<_, Vec<u8>>(1)?))
+            })?
             .collect::<rusqlite::Result<Vec<_>>>()
         })?;
         let there = waiting.into_iter().filter(|(_, path)| {
@@ -285,7 +289,7 @@ impl Stages {
                 })?
                 .collect::<rusqlite::Result<Vec<_>>>()?;
             for line in &batch {
-                t.prepare_cached("UPDATE recall SET state='recalling', tries=tries+1 WHERE lfn=?1")?.execute([&line.lfn])?;
+                t.prepare_cached("UPDATE recall SET state='recalling', tries=tries+1, not_before=0 WHERE lfn=?1")?.execute([&line.lfn])?;
             }
             Ok(batch)
         });
@@ -303,30 +307,31 @@ impl Stages {
             }
         };
         // Of those it did not name: the rule knows.
-        let rest: Vec<_> = batch
-            .iter()
-            .map(|line| {
-                let path = RelPath::new(line.path.as_bytes()).unwrap_or_default();
-                let online = matches!(self.rule.look(&self.root, &path), Ok(Readable::Online));
-                hook::Result { lfn: line.lfn.clone(), online, reason: (!online).then(|| silent.clone()) }
-            })
-            .collect();
-        self.settle(rest);
+        let rest = batch.iter().map(|line| {
+            let path = RelPath::new(line.path.as_bytes()).unwrap_or_default();
+            let online = matches!(self.rule.look(&self.root, &path), Ok(Readable::Online));
+            let outcome = if online { Outcome::Online } else { Outcome::Failed };
+            hook::Result { lfn: line.lfn.clone(), outcome, reason: (!online).then(|| silent.clone()) }
+        });
+        self.settle(rest.collect());
     }
 
-    /// Only what is still with the hook.
+    /// Only what is still with the hook and was not settled.
     fn settle(&self, results: Vec<hook::Result>) {
         let now = Time::now();
         let done = self.db.write(|t| {
             for result in &results {
                 let tries: Option<u32> = t
-                    .prepare_cached("SELECT tries FROM recall WHERE lfn=?1 AND state='recalling'")?
+                    .prepare_cached("SELECT tries FROM recall WHERE lfn=?1 AND state='recalling' AND not_before=0")?
                     .query_row([&result.lfn], |r| r.get(0))
                     .optional()?;
                 let Some(tries) = tries else { continue };
                 let pause = (PAUSE_SECS << tries.saturating_sub(1).min(10)).min(PAUSE_MAX_SECS);
-                let state = if result.online { RecallState::Online } else { RecallState::Failed };
-                let not_before = if result.online { 0 } else { now.plus_secs(pause).0 };
+                let (state, not_before) = match result.outcome {
+                    Outcome::Online => (RecallState::Online, 0),
+                    Outcome::Accepted => (RecallState::Recalling, now.plus_secs(ACCEPTED_SECS).0),
+                    Outcome::Failed => (RecallState::Failed, now.plus_secs(pause).0),
+                };
                 t.prepare_cached("UPDATE recall SET state=?2, not_before=?3, reason=?4 WHERE lfn=?1")?
                     .execute(params![result.lfn, state.word(), not_before, result.reason])?;
             }
@@ -343,7 +348,8 @@ struct Row {
     state: RecallState,
     stage: String,
     since: i64,
-    /// It is offline (again), so the hook has to run again; a failed one not before its pause is over.
+    /// It is offline (again), so the hook has to run again; for a failed one not before its pause is over, for one that was
+    /// accepted when it has not come for a day.
     again: bool,
 }
 
@@ -351,8 +357,14 @@ fn row(c: &Connection, lfn: &Lfn, now: Time) -> rusqlite::Result<Option<Row>> {
     c.prepare_cached("SELECT state, stage, since, not_before FROM recall WHERE lfn=?1")?
         .query_row([lfn.as_str()], |r| {
             let state = RecallState::from_word(&r.get::<_, String>(0)?);
-            let rested = r.get::<_, i64>(3)? <= now.0;
-            let again = state == RecallState::Online || state == RecallState::Failed && rested;
+            let not_before = r.get::<_, i64>(3)?;
+            let rested = not_before <= now.0;
+            let again = match state {
+                RecallState::Online => true,
+                RecallState::Failed => rested,
+                RecallState::Recalling => rested && not_before > 0,
+                RecallState::Queued => false,
+            };
             Ok(Row { state, stage: r.get(1)?, since: r.get(2)?, again })
         })
         .optional()

@@ -332,6 +332,22 @@ async fn a_recall_that_fails_is_said_and_rests_before_it_is_tried_again() {
     assert_eq!(port.runs(), 1, "it has to rest");
 }
 
+/// A library that only takes orders: one process, and the directory says when it is there.
+#[tokio::test]
+async fn a_hook_may_only_pass_on_what_is_wanted() {
+    let port = start(Some(&hook(r#"printf '{"lfn":"%s","state":"recalling"}\n' "$lfn""#)));
+    port.tape("f", b"later");
+    let stage = port.stage(&["/f".to_owned()]).await.stage.unwrap();
+    until("it is ordered", async || port.runs() == 1).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(port.view(stage).await, StageView { recalling: 1, ..StageView::default() });
+    assert_eq!(port.stage(&["/f".to_owned()]).await.stage, Some(stage));
+    port.file("f", b"later");
+    std::fs::remove_file(port.at("root/.f.tape")).unwrap();
+    assert_eq!(port.view(stage).await, StageView { online: 1, ..StageView::default() });
+    assert_eq!((port.get("/v1/files/f/data", "").await.status, port.runs()), (200, 1));
+}
+
 #[tokio::test]
 async fn a_hook_that_cannot_run_or_dies_is_said() {
     for (body, word) in [("echo broken >&2; exit 3", "broken"), ("exit 0", "said nothing")] {
