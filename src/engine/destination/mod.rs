@@ -65,6 +65,8 @@ pub(super) struct Carry {
     pub unread_files: u64,
     /// Since when no data stream is there, though something is to be asked for.
     pub streamless: Option<Instant>,
+    /// What streams took over from others, and what that has cost.
+    takeovers: files::Takeovers,
     pub latency: Histogram<u64>,
     pub notes: BTreeSet<String>,
     /// Waits of dead sessions' streams, ns: for the network, for the disk.
@@ -103,6 +105,7 @@ impl Carry {
             unread: false,
             unread_files: 0,
             streamless: None,
+            takeovers: files::Takeovers::default(),
             // Three digits from 1 µs to an hour.
             latency: Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("bounds are constants"),
             notes: BTreeSet::new(),
