@@ -104,9 +104,10 @@ impl SourceStream {
         }
     }
 
-    /// Whether a frame has been on its way since before `then` and nothing of it has moved.
+    /// Whether a frame has been on its way since before `then` and nothing of it has moved. What comes in are small frames:
+    /// one that has not come in whole since then is only there to hold its buffer.
     pub fn stalled_before(&self, then: u64) -> bool {
-        self.link.stalled_before(then)
+        self.link.stalled_before(then) || self.link.incomplete_since(then)
     }
 
     /// Whether it waits for a slot.
