@@ -28,7 +28,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -230,12 +230,13 @@ pub struct Tickets(HashMap<TicketId, Issued>);
 struct Issued {
     key: Secret,
     grant: Grant,
-    expires: u64,
+    /// By the monotonic clock: the wall clock may jump between a ticket's making and its use.
+    expires: Instant,
 }
 
 impl Tickets {
     fn purge(&mut self) {
-        let now = clock::unix_now();
+        let now = clock::now();
         self.0.retain(|_, issued| issued.expires > now);
     }
 
@@ -252,8 +253,8 @@ impl Tickets {
         let random = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut key));
         random.map_err(|_| TransferError::new(Class::Retry, "the system gives no random numbers"))?;
         let (id, key) = (TicketId(id), Secret(key));
-        let expires = clock::unix_now() + grant.ttl_secs;
-        self.0.insert(id, Issued { key: key.clone(), grant, expires });
+        let (ttl, expires) = (Duration::from_secs(grant.ttl_secs), clock::unix_now().saturating_add(grant.ttl_secs));
+        self.0.insert(id, Issued { key: key.clone(), grant, expires: clock::now() + ttl });
         crate::sys::points::at("ticket.issued");
         Ok(Ticket { id, key, data, agent, expires })
     }
@@ -668,5 +669,35 @@ mod tests {
         assert!(tickets.spend(ticket.id).is_none() && tickets.key_of(ticket.id).is_none());
         let stale = tickets.issue(grant(0), AgentId([1; 16]), vec![]).unwrap();
         assert!(tickets.key_of(stale.id).is_none());
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn a_clock_that_jumps_ends_no_ticket() {
+        struct Hand(Cell<Instant>, Cell<u64>);
+        impl clock::VirtualClock for Hand {
+            fn now(&self) -> Instant {
+                self.0.get()
+            }
+            fn unix(&self) -> u64 {
+                self.1.get()
+            }
+            fn pause(&self, _: Duration) {}
+        }
+        let hand = Rc::new(Hand(Cell::new(Instant::now()), Cell::new(1_700_000_000)));
+        clock::install(Some(hand.clone()));
+        let spec = SourceSpec { base: "/".into(), roots: vec![], recursive: true, encrypt: None, rows: None };
+        let mut tickets = Tickets::default();
+        let grant = Grant { principal: "p".into(), access: Access::Read(spec), ttl_secs: 60 };
+        let ticket = tickets.issue(grant, AgentId([1; 16]), vec![]).unwrap();
+        for wall in [1_800_000_000, 1_600_000_000, 1_700_000_000] {
+            hand.1.set(wall);
+            assert!(tickets.key_of(ticket.id).is_some(), "at {wall}");
+        }
+        hand.0.set(hand.0.get() + Duration::from_secs(59));
+        assert!(tickets.key_of(ticket.id).is_some());
+        hand.0.set(hand.0.get() + Duration::from_secs(1));
+        assert!(tickets.key_of(ticket.id).is_none(), "sixty seconds are sixty seconds");
+        clock::install(None);
     }
 }

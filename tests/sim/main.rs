@@ -18,7 +18,7 @@ mod scenario;
 mod tree;
 mod world;
 
-use scenario::{FAULTS, Outcome, run, slow_link};
+use scenario::{FAULTS, Outcome, jumping_clock, run, slow_link};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -194,7 +194,7 @@ fn every_seed_holds_every_rule() {
     let (failed, calm) = run_all(0..12, |seed| run(seed, false));
     assert!(failed.is_empty(), "{}", failed.concat());
     assert!(calm.iter().all(|outcome| !outcome.counts.contains_key("command repeated")));
-    let found = twice_on_slow_links();
+    let found = [twice_on_slow_links(), ended_by_a_clock_that_jumps()].concat();
     assert!(found.is_empty(), "{found:#?}");
 }
 
@@ -218,5 +218,15 @@ fn twice_on_slow_links() -> Vec<String> {
     }
     let time = outcomes.iter().map(|outcome| outcome.virtual_time).max().unwrap_or_default();
     println!("  slow links: {} KiB twice at most, {twice} of {} times; {time:?} at most", worst >> 10, outcomes.len());
+    found
+}
+
+fn ended_by_a_clock_that_jumps() -> Vec<String> {
+    let (mut found, outcomes) = run_all(0..8, jumping_clock);
+    for outcome in outcomes {
+        if outcome.counts["clock jump"] < 10 || outcome.counts.contains_key("command repeated") {
+            found.push(format!("clock that jumps {}: {:?}", outcome.seed, outcome.counts));
+        }
+    }
     found
 }

@@ -458,6 +458,20 @@ pub fn slow_link(seed: u64) -> Outcome {
     run_scenario(seed, false, scenario)
 }
 
+/// The wall clock jumps all the time, hours to and fro; nothing else happens.
+pub fn jumping_clock(seed: u64) -> Outcome {
+    let weather = Weather {
+        latency: Duration::from_millis(40),
+        jitter_us: 0,
+        bytes_per_sec: 5_000_000,
+        capacity: 128 << 10,
+        segment: usize::MAX,
+    };
+    let mut scenario = quiet(tree(seed % SHAPES), weather, 2, seed.is_multiple_of(2));
+    scenario.plan.extend((0..1_000).map(|n| (Duration::from_millis(5 * n), "clock jump")));
+    run_scenario(seed, false, scenario)
+}
+
 fn run_scenario(seed: u64, faults: bool, scenario: Scenario) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let here = place().join(format!("seed-{seed}-{:?}", std::thread::current().id()));
