@@ -443,7 +443,7 @@ fn quiet(tree: &'static Tree, weather: Weather, streams: u16, push: bool) -> Sce
     Scenario { tree, weather, build, push, options, plan: Vec::new(), calm_at: Duration::from_secs(10_000) }
 }
 
-/// A slow link with buffers that hold more than a chunk, and one stream on it that is slower than the others, or faster.
+/// A slow link with buffers that may hold more than a chunk; with an `uneven` seed one stream on it is slower than the others.
 pub fn slow_link(seed: u64) -> Outcome {
     let mut rng = Rng::new(seed, "slow link");
     let weather = Weather {
@@ -454,7 +454,9 @@ pub fn slow_link(seed: u64) -> Outcome {
         segment: 16 << 10,
     };
     let mut scenario = quiet(tree(SHAPES), weather, rng.range(2..6) as u16, rng.percent(50));
-    scenario.plan.push((Duration::from_millis(rng.range(500..9_000)), "slow stream"));
+    if crate::SLOW_LINKS.contains(&seed) {
+        scenario.plan.push((Duration::from_millis(rng.range(500..9_000)), "slow stream"));
+    }
     run_scenario(seed, false, scenario)
 }
 

@@ -26,10 +26,13 @@ impl Takeovers {
     fn begin(&mut self, stream: StreamKey, (handle, chunk): (Handle, u32), may_cost: u64, total: u64) -> bool {
         let open: u64 = self.open.values().map(|(may, so_far)| may.max(so_far)).sum();
         let fits = self.cost + open + may_cost <= (total / 100).max(CHUNK_SIZE);
-        if fits {
-            self.open.insert((stream, handle, chunk), (may_cost, 0));
+        // A stream may have a chunk back that it gave away: not twice, while the first time is not settled.
+        let key = (stream, handle, chunk);
+        let begins = fits && !self.open.contains_key(&key);
+        if begins {
+            self.open.insert(key, (may_cost, 0));
         }
-        fits
+        begins
     }
 
     /// The chunk is free; so much of it had come.
@@ -145,6 +148,7 @@ mod tests {
         assert!(small.begin(7, id(0), CHUNK_SIZE, 10 * CHUNK_SIZE), "a chunk in any case");
         assert!(!small.begin(7, id(1), CHUNK_SIZE, 10 * CHUNK_SIZE), "not a second one while the first may come twice");
         assert!(small.begin(7, id(1), 0, 10 * CHUNK_SIZE), "what cannot come twice costs nothing");
+        assert!(!small.begin(7, id(1), 0, 10 * CHUNK_SIZE), "it is given away already");
         small.settled(7, Handle(1), 0, 0);
         assert!(small.begin(8, id(2), CHUNK_SIZE, 10 * CHUNK_SIZE), "the first did not come");
         small.released(8, Handle(1), 2, 1000);
