@@ -17,7 +17,7 @@ pub fn since(earlier: Instant) -> Duration {
     now().saturating_duration_since(earlier)
 }
 
-/// The wall clock, Unix time in seconds. It may jump, so it decides about nothing but tickets and texts.
+/// The wall clock, Unix time in seconds. It may jump, so it decides about nothing but the end of tokens, and texts.
 pub fn unix_now() -> u64 {
     #[cfg(feature = "testing")]
     if let Some(now) = virtual_time::with(|clock| clock.unix()) {

@@ -51,6 +51,19 @@ pub struct Taken {
     pub count: u32,
 }
 
+/// A chunk that a stream could be relieved of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who holds it.
+    pub holder: StreamKey,
+    /// Which.
+    pub id: ChunkId,
+    /// Its bytes.
+    pub len: u64,
+    /// Bytes of what the holder has to bring until it is through with it, itself included.
+    pub through: u64,
+}
+
 impl ClaimTable {
     /// Adds a file of which `missing` ranges (first, one past the last) are to be fetched.
     pub fn add_file(&mut self, handle: Handle, grid: Grid, missing: &[(u32, u32)], sessions: Vec<SessionKey>) {
@@ -177,35 +190,32 @@ impl ClaimTable {
         freed
     }
 
-    /// A chunk for an idle stream to take over, with its holder, which is to be told to release it: the last of what the
-    /// most loaded stream holds, or, of a stream that is `slow`, even its only one.
-    pub fn steal(&mut self, idle: StreamKey, slow: impl Fn(StreamKey) -> bool) -> Option<(StreamKey, ChunkId)> {
+    /// The chunk that `idle` gains most by taking over, of the last ones that other streams hold. Nothing has changed yet.
+    pub fn best_to_take(&self, idle: StreamKey, gain: impl Fn(&Candidate) -> Option<u64>) -> Option<Candidate> {
         if !self.open.is_empty() {
             return None;
         }
         let session = self.streams.get(&idle)?.session;
-        let pick = |holder: &Stream, at_least: usize| {
-            let free = holder.held.len() - holder.releasing.len();
-            if free < at_least {
-                return None;
-            }
+        let pick = |(key, holder): (&StreamKey, &Stream)| {
             let allowed = |id: &&ChunkId| {
                 !holder.releasing.contains(*id) && self.files.get(&id.0).is_some_and(|f| f.sessions.contains(&session))
             };
-            holder.held.iter().rev().find(allowed).map(|id| (free, *id))
+            let at = holder.held.iter().rposition(|id| allowed(&id))?;
+            let len = |id: &ChunkId| self.files.get(&id.0).and_then(|f| f.grid.span(id.1)).map_or(0, |span| span.len);
+            let through = holder.held.iter().take(at + 1).map(len).sum();
+            let id = holder.held[at];
+            let candidate = Candidate { holder: *key, id, len: len(&id), through };
+            Some((gain(&candidate)?, candidate))
         };
-        let best = self
-            .streams
-            .iter()
-            .filter(|(key, _)| **key != idle)
-            .filter_map(|(key, holder)| {
-                let at_least = if slow(*key) { 1 } else { 3 };
-                pick(holder, at_least).map(|(load, id)| (load, *key, id))
-            })
-            .max()?;
-        let (_, victim, id) = best;
-        self.streams.get_mut(&victim)?.releasing.insert(id);
-        Some((victim, id))
+        let others = self.streams.iter().filter(|(key, _)| **key != idle);
+        others.filter_map(pick).max_by_key(|(gain, _)| *gain).map(|(_, candidate)| candidate)
+    }
+
+    /// The holder is told to release a chunk; it is free with its answer.
+    pub fn take(&mut self, holder: StreamKey, id: ChunkId) {
+        if let Some(holder) = self.streams.get_mut(&holder) {
+            holder.releasing.insert(id);
+        }
     }
 
     /// Chunks that a stream holds.
@@ -283,15 +293,20 @@ mod tests {
     fn stealing_waits_for_the_release() {
         let mut table = table(4);
         table.next_run(10, 4).unwrap();
-        let (victim, id) = table.steal(20, |_| false).unwrap();
-        assert_eq!((victim, id), (10, (Handle(1), 3)));
+        let (all, none) = (|c: &Candidate| Some(c.through), |_: &Candidate| None);
+        assert_eq!(table.best_to_take(20, none), None);
+        let best = table.best_to_take(20, all).unwrap();
+        let id = (Handle(1), 3);
+        assert_eq!((best.holder, best.id, best.len, best.through), (10, id, CHUNK_SIZE, 4 * CHUNK_SIZE));
+        table.take(10, id);
         assert_eq!(table.next_run(20, 1), None, "not before the holder has let go");
         assert!(table.freed(10, id));
         assert_eq!(table.next_run(20, 1), Some(Taken { handle: Handle(1), first: 3, count: 1 }));
         assert!(table.placed(10, (Handle(1), 0)) && table.placed(10, (Handle(1), 1)));
-        assert_eq!(table.steal(20, |_| false), None, "one chunk is left to a stream that is not slow");
-        assert_eq!(table.steal(20, |_| true), Some((10, (Handle(1), 2))));
-        assert_eq!(table.steal(20, |_| true), None, "asked for once");
+        let last = table.best_to_take(20, all).unwrap();
+        assert_eq!((last.id, last.through), ((Handle(1), 2), CHUNK_SIZE));
+        table.take(10, last.id);
+        assert_eq!(table.best_to_take(20, all), None, "asked for once");
         table.assert_invariants();
     }
 
@@ -309,7 +324,11 @@ mod tests {
                     0 => drop(table.next_run(stream, count)),
                     1 => drop(table.placed(stream, id)),
                     2 => drop(table.freed(stream, id)),
-                    3 => drop(table.steal(stream, |s| s % 20 == 0)),
+                    3 => {
+                        if let Some(best) = table.best_to_take(stream, |c| (c.holder % 20 == 0).then_some(c.through)) {
+                            table.take(best.holder, best.id);
+                        }
+                    }
                     4 => {
                         table.remove_stream(stream);
                         streams.retain(|s| *s != stream);

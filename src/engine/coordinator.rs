@@ -3,6 +3,9 @@
 
 #[cfg(feature = "testing")]
 pub mod simulated;
+mod tickets;
+
+pub use tickets::Tickets;
 
 use super::commit::CommitIo;
 use super::conn::Conn;
@@ -12,15 +15,14 @@ use super::fence::Fences;
 use super::handle::{EngineConfig, TransferStatus, TransferWatch};
 use super::pool::Pool;
 use super::session::{self, Joinable, Opened};
-use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Secret, Snapshot, SourceSpec, Ticket};
+use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
 use super::{destination, handle::Request, source};
 
-use crate::clock;
 use crate::disk::{ProbeCache, Resolver};
-use crate::ids::{AgentId, SessionId, TicketId};
-use crate::limits::{MAX_SESSIONS, MAX_STREAMS, MAX_TICKETS};
+use crate::ids::SessionId;
+use crate::limits::{MAX_SESSIONS, MAX_STREAMS};
 use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSource, open_queue};
 use crate::wire::handshake::Refusal;
 use std::cell::{Cell, RefCell};
@@ -219,63 +221,6 @@ impl Ctx {
                 });
             }
         }
-    }
-}
-
-/// Tickets issued and not yet used.
-#[derive(Debug, Default)]
-pub struct Tickets(HashMap<TicketId, Issued>);
-
-#[derive(Debug)]
-struct Issued {
-    key: Secret,
-    grant: Grant,
-    expires: u64,
-}
-
-impl Tickets {
-    fn purge(&mut self) {
-        let now = clock::unix_now();
-        self.0.retain(|_, issued| issued.expires > now);
-    }
-
-    /// Makes a ticket.
-    pub fn issue(&mut self, grant: Grant, agent: AgentId, data: Vec<SocketAddr>) -> Result<Ticket, TransferError> {
-        self.purge();
-        if self.0.len() >= MAX_TICKETS {
-            return Err(TransferError::new(
-                Class::Retry,
-                "too many tickets are waiting to be used: try again in a minute",
-            ));
-        }
-        let (mut id, mut key) = ([0; 16], [0; 32]);
-        let random = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut key));
-        random.map_err(|_| TransferError::new(Class::Retry, "the system gives no random numbers"))?;
-        let (id, key) = (TicketId(id), Secret(key));
-        let expires = clock::unix_now() + grant.ttl_secs;
-        self.0.insert(id, Issued { key: key.clone(), grant, expires });
-        crate::sys::points::at("ticket.issued");
-        Ok(Ticket { id, key, data, agent, expires })
-    }
-
-    /// The key of a ticket that is still good.
-    pub fn key_of(&mut self, id: TicketId) -> Option<[u8; 32]> {
-        self.purge();
-        self.0.get(&id).map(|issued| issued.key.0)
-    }
-
-    /// Whether our end lets the session go without encryption.
-    pub fn allows_plain(&self, id: TicketId) -> bool {
-        let wish = self.0.get(&id).map(|issued| match &issued.grant.access {
-            Access::Read(spec) => spec.encrypt,
-            Access::Write(spec) => spec.options.encrypt,
-        });
-        wish == Some(Some(false))
-    }
-
-    /// Uses a ticket up.
-    pub fn spend(&mut self, id: TicketId) -> Option<Grant> {
-        self.0.remove(&id).map(|issued| issued.grant)
     }
 }
 
@@ -655,18 +600,5 @@ mod tests {
         assert_eq!(key("2001:db8::1"), key("2001:db8::ffff"));
         assert_ne!(key("2001:db8::1"), key("2001:db8:0:1::1"));
         assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
-    }
-
-    #[test]
-    fn tickets_open_once_and_expire() {
-        let mut tickets = Tickets::default();
-        let spec = SourceSpec { base: "/".into(), roots: vec![], recursive: true, encrypt: None, rows: None };
-        let grant = |ttl_secs| Grant { principal: "p".into(), access: Access::Read(spec.clone()), ttl_secs };
-        let ticket = tickets.issue(grant(60), AgentId([1; 16]), vec![]).unwrap();
-        assert!(tickets.key_of(ticket.id).is_some() && !tickets.allows_plain(ticket.id));
-        assert!(tickets.spend(ticket.id).is_some());
-        assert!(tickets.spend(ticket.id).is_none() && tickets.key_of(ticket.id).is_none());
-        let stale = tickets.issue(grant(0), AgentId([1; 16]), vec![]).unwrap();
-        assert!(tickets.key_of(stale.id).is_none());
     }
 }

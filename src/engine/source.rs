@@ -96,8 +96,15 @@ pub async fn push(
         let before = sent.get();
         let opened_one = Cell::new(false);
         let attempt = async {
-            let ticket = to.ticket().await?;
-            let opened = session::open(ctx, &ticket, options.streams, spec.encrypt == Some(false), &sockets).await?;
+            let plain = spec.encrypt == Some(false);
+            let mut opened = session::open(ctx, &to.ticket().await?, options.streams, plain, &sockets).await;
+            if opened.as_ref().is_err_and(|error| error.class == Class::Denied)
+                && let Ok(fresh) = to.ticket().await
+            {
+                // It may have waited too long on its way, or its agent has been started anew since: a fresh one tells.
+                opened = session::open(ctx, &fresh, options.streams, plain, &sockets).await;
+            }
+            let opened = opened?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             opened_one.set(true);
             Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await

@@ -170,7 +170,8 @@ pub struct Ticket {
     pub data: Vec<SocketAddr>,
     /// The issuing agent's identity: part of the transfer id.
     pub agent: crate::ids::AgentId,
-    /// Unix seconds after which it opens nothing.
+    /// Unix seconds after which it opens nothing, as the issuer's wall clock was when it made it. For people: the issuer goes
+    /// by its monotonic clock.
     pub expires: u64,
 }
 

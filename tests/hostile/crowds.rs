@@ -104,14 +104,22 @@ fn idle_connections_keep_nobody_out() {
     }
 }
 
+/// Ends what goes on beside a test, also when the test fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Streams that have every right to be there, in both roles, and do nothing: ten times as many as the agent has buffers. It
 /// keeps none for them, and little else.
 #[test]
 fn idle_streams_of_open_sessions_keep_no_buffers() {
     let mut stage = Stage::new();
     let wanted = room(crate::count(1_200, 5_500)).min(crate::count(1_200, 5_000)) as usize;
-    let stop = AtomicBool::new(false);
-    let controls = std::sync::Mutex::new(Vec::<Session>::new());
+    let (stop, controls) = (AtomicBool::new(false), std::sync::Mutex::new(Vec::<Session>::new()));
     let mut idle = Vec::new();
     let (mut growth, mut took) = (Vec::new(), Duration::ZERO);
     std::thread::scope(|scope| {
@@ -123,6 +131,7 @@ fn idle_streams_of_open_sessions_keep_no_buffers() {
                 std::thread::sleep(Duration::from_secs(1));
             }
         });
+        let _end = SetOnDrop(&stop);
         while idle.len() < wanted {
             let number = controls.lock().unwrap().len();
             let mut session = match number % 2 {
@@ -138,7 +147,6 @@ fn idle_streams_of_open_sessions_keep_no_buffers() {
         }
         growth.push(stage.growth());
         took = stage.honest();
-        stop.store(true, Ordering::Relaxed);
     });
     println!("COUNT idle_streams={} rss_growth={growth:?} honest_pair_ms={}", idle.len(), took.as_millis());
     assert!(took < SOON / 3, "honest copies took {took:?}");

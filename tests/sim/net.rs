@@ -80,6 +80,8 @@ pub struct Weather {
     pub jitter_us: u64,
     pub bytes_per_sec: u64,
     pub capacity: usize,
+    /// Bytes that travel together, and come at one time, at most.
+    pub segment: usize,
 }
 
 pub struct Net {
@@ -216,7 +218,7 @@ impl Net {
         if room == 0 {
             return Err(Errno::EAGAIN);
         }
-        let len = room.min(bytes.len());
+        let len = room.min(bytes.len()).min(self.weather.segment);
         if link.data {
             let host = link.hosts[side];
             self.data_sent[host].set(self.data_sent[host].get() + len as u64);

@@ -92,6 +92,7 @@ fn choose(seed: u64, faults: bool) -> Scenario {
         jitter_us: rng.pick(&[0, 500, 5_000]),
         bytes_per_sec,
         capacity: rng.pick(&[32 << 10, 128 << 10, 512 << 10]),
+        segment: usize::MAX,
     };
     let block = rng.pick(&[64 << 10, 256 << 10, 1 << 20]);
     let build = Build { workers: rng.range(1..3) as usize, block, slots: rng.pick(&[16, 40]) };
@@ -431,10 +432,52 @@ impl Run {
 
 /// Runs one seed. `faults`: whether anything befalls it.
 pub fn run(seed: u64, faults: bool) -> Outcome {
+    run_scenario(seed, faults, choose(seed, faults))
+}
+
+fn quiet(tree: &'static Tree, weather: Weather, streams: u16, push: bool) -> Scenario {
+    let block = 256 << 10;
+    let options =
+        TransferOptions { streams: Some(streams), block, verify: Verify::Wire, recursive: true, ..Default::default() };
+    let build = Build { workers: 1, block, slots: 40 };
+    Scenario { tree, weather, build, push, options, plan: Vec::new(), calm_at: Duration::from_secs(10_000) }
+}
+
+/// A slow link with buffers that may hold more than a chunk; with an `uneven` seed one stream on it is slower than the others.
+pub fn slow_link(seed: u64) -> Outcome {
+    let mut rng = Rng::new(seed, "slow link");
+    let weather = Weather {
+        latency: Duration::from_millis(rng.pick(&[5, 40, 150])),
+        jitter_us: rng.pick(&[0, 5_000]),
+        bytes_per_sec: rng.pick(&[20_000, 250_000, 1_000_000, 3_000_000]),
+        capacity: rng.pick(&[512 << 10, 6 << 20]),
+        segment: 16 << 10,
+    };
+    let mut scenario = quiet(tree(SHAPES), weather, rng.range(2..6) as u16, rng.percent(50));
+    if crate::SLOW_LINKS.contains(&seed) {
+        scenario.plan.push((Duration::from_millis(rng.range(500..9_000)), "slow stream"));
+    }
+    run_scenario(seed, false, scenario)
+}
+
+/// The wall clock jumps all the time, hours to and fro; nothing else happens.
+pub fn jumping_clock(seed: u64) -> Outcome {
+    let weather = Weather {
+        latency: Duration::from_millis(40),
+        jitter_us: 0,
+        bytes_per_sec: 5_000_000,
+        capacity: 128 << 10,
+        segment: usize::MAX,
+    };
+    let mut scenario = quiet(tree(seed % SHAPES), weather, 2, seed.is_multiple_of(2));
+    scenario.plan.extend((0..1_000).map(|n| (Duration::from_millis(5 * n), "clock jump")));
+    run_scenario(seed, false, scenario)
+}
+
+fn run_scenario(seed: u64, faults: bool, scenario: Scenario) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     let here = place().join(format!("seed-{seed}-{:?}", std::thread::current().id()));
     let outcome = runtime.block_on(async {
-        let scenario = choose(seed, faults);
         let world = World::new(seed);
         world.faults.set(faults);
         let disk = Disk::new(world.clone(), &here, Checker::new(scenario.tree));

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// Trees that seeds choose from.
+/// Trees that seeds choose from. The one behind them is a single file of many chunks.
 pub const SHAPES: u64 = 12;
+/// Chunks of it.
+const MANY: u64 = 14;
 const CHUNK: u64 = 4 << 20;
 
 pub struct TreeFile {
@@ -49,7 +51,7 @@ pub fn clean_up() {
 /// The tree of a shape.
 pub fn tree(shape: u64) -> &'static Tree {
     static TREES: OnceLock<Vec<OnceLock<Tree>>> = OnceLock::new();
-    let trees = TREES.get_or_init(|| (0..SHAPES).map(|_| OnceLock::new()).collect());
+    let trees = TREES.get_or_init(|| (0..=SHAPES).map(|_| OnceLock::new()).collect());
     trees[shape as usize].get_or_init(|| make(shape))
 }
 
@@ -66,9 +68,11 @@ fn make(shape: u64) -> Tree {
     let mut rng = Rng::new(shape, "tree");
     let base = place().join(format!("tree-{shape}"));
     let root = base.join("src");
-    let single = shape % 6 == 5;
+    let single = shape % 6 == 5 || shape == SHAPES;
     let mut sizes: Vec<(u64, bool)> = Vec::new();
-    if single {
+    if shape == SHAPES {
+        sizes.push((MANY * CHUNK + 77_777, false));
+    } else if single {
         sizes.push((2 * CHUNK + 77_777, false));
     } else {
         for _ in 0..rng.range(1..4) {

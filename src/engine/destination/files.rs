@@ -1,6 +1,7 @@
 //! The files of a session: planned, bound, opened, fetched by chunks or in packs, sealed, and handed to the commit.
 
 mod ending;
+mod events;
 mod intake;
 mod opening;
 mod packs;
@@ -32,6 +33,7 @@ use crate::sys::SLOT_HEAD;
 use crate::wire::control::{BATCH_MAX, Bind, Bound, Message, Sealed};
 use crate::wire::data::{PackEntry, PackItem, Run as ChunkRun, Status};
 use opening::{digest_existing, open_part};
+pub(super) use relief::Takeovers;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,8 +52,6 @@ const DEPTH_FAR: usize = 8;
 /// what the kernel allows.
 const SOCKETS_NEAR: u64 = 2 << 20;
 const SOCKETS_FAR: u64 = 8 << 20;
-/// How long the last chunks may be out before idle streams take some over.
-const STEAL_AFTER: Duration = Duration::from_millis(250);
 /// Chunks in one claim: neighbours, so that the source's disk reads on.
 const RUN_CHUNKS: u32 = 2;
 /// Tries of a chunk, a pack or a poisoned file before its file fails.
@@ -425,7 +425,9 @@ impl Run<'_> {
         let depth = if self.near { DEPTH_NEAR } else { DEPTH_FAR };
         let all: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
         let well: Vec<_> = all.iter().copied().filter(|(stream, peer)| !self.hangs(*stream, *peer)).collect();
-        let streams = if well.is_empty() { all } else { well };
+        let mut streams = if well.is_empty() { all } else { well };
+        // Who has least to do comes first, and who was relieved of something last: it is not to have it back.
+        streams.sort_by_key(|(stream, _)| (self.relieved.contains_key(stream), self.table.held_by(*stream)));
         // What is asked for and not durable is what a crash can cost at most: the bound of DESIGN, however slow the
         // disk is while everything asked for arrives.
         let buffers = if self.near { SOCKETS_NEAR } else { SOCKETS_FAR };
@@ -447,16 +449,8 @@ impl Run<'_> {
                 }
             }
         }
-        if self.table.any_free() || !self.small_queue.is_empty() || self.table.held() == 0 {
-            self.tail_since = None;
-        } else {
-            // What was asked last is on its way by now, and would travel twice: only what stays out for longer than
-            // chunks take here is asked of another stream.
-            let usual = Duration::from_nanos(self.carry.latency.value_at_quantile(0.9));
-            let since = *self.tail_since.get_or_insert_with(clock::now);
-            if clock::since(since) > usual.max(STEAL_AFTER) {
-                self.steal(&streams);
-            }
+        if !self.table.any_free() && self.small_queue.is_empty() && self.table.held() > 0 {
+            self.steal(&streams);
         }
     }
 
@@ -475,94 +469,6 @@ impl Run<'_> {
             first += count;
         }
         true
-    }
-
-    /// Takes an event of a worker.
-    pub(super) fn event(&mut self, event: Event) -> Result<(), TransferError> {
-        match event {
-            Event::Placed { stream, handle, chunk, digest, sums, latency_ns } => {
-                if self.table.placed(stream, (handle, chunk)) {
-                    let _ = self.carry.latency.record(latency_ns.clamp(1_000, 3_600_000_000_000));
-                    self.chunk_placed(stream, handle, chunk, digest, sums);
-                }
-            }
-            Event::ChunkFailed { stream, handle, chunk, why } => return self.chunk_failed(stream, handle, chunk, why),
-            Event::ChunkDigest { stream, handle, chunk, digest }
-                if self.files.get(&handle).is_some_and(|file| file.old.contains_key(&chunk)) =>
-            {
-                self.old_compared(stream, handle, chunk, digest);
-            }
-            Event::ChunkDigest { stream, handle, chunk, digest } => {
-                if self.table.placed(stream, (handle, chunk)) {
-                    self.chunk_compared(handle, chunk, digest);
-                }
-            }
-            Event::Released { stream, handle, chunk, arrived } => {
-                if self.table.freed(stream, (handle, chunk)) && arrived > 0 {
-                    self.clear_chunk(handle, chunk);
-                }
-            }
-            Event::Pack { number, body, entries, last, .. } => self.pack_arrived(number, body, entries, last),
-            Event::Dead { stream, why } => self.stream_dead(stream, &why),
-        }
-        Ok(())
-    }
-
-    fn chunk_placed(&mut self, stream: StreamKey, handle: Handle, chunk: u32, digest: Digest, sums: (u32, u32)) {
-        let peer = self.stream_peer.get(&stream).copied().unwrap_or(0);
-        let several = self.peers.len() > 1;
-        let Some(file) = self.files.get_mut(&handle) else { return };
-        let Some(part) = file.part.clone() else { return };
-        let Some(span) = file.grid.span(chunk) else { return };
-        file.digests.insert(chunk, digest);
-        for combiner in &mut file.sums {
-            let value = if combiner.kind() == Combinable::Crc32c { sums.0 } else { sums.1 };
-            // Each chunk is placed once; a second value would be the same.
-            let _ = combiner.add(chunk, span.len, value);
-        }
-        if several {
-            file.served.resize(file.grid.chunks() as usize, 0);
-            file.served[chunk as usize] = peer as u8;
-        }
-        let key = file.planned.key;
-        if file.write_behind {
-            let part = part.clone();
-            self.ctx.pool.submit(move || part.write_behind(span));
-        }
-        self.pending_bytes += span.len;
-        self.counts.placed_bytes += span.len;
-        self.placed(key, handle, &part, (chunk, digest));
-        self.look_if_whole(handle);
-    }
-
-    /// The source's digest of a chunk that an earlier version left: kept if it is the same, else fetched.
-    fn old_compared(&mut self, stream: StreamKey, handle: Handle, chunk: u32, digest: Digest) {
-        let Some(file) = self.files.get_mut(&handle) else { return };
-        let same = file.old.get(&chunk) == Some(&digest);
-        let len = file.grid.span(chunk).map_or(0, |span| span.len);
-        if !same {
-            if self.table.freed(stream, (handle, chunk)) {
-                file.old.remove(&chunk);
-            }
-        } else if self.table.placed(stream, (handle, chunk)) {
-            file.old.remove(&chunk);
-            self.counts.resumed_bytes += len;
-            self.chunk_placed(stream, handle, chunk, digest, (0, 1));
-        }
-    }
-
-    fn chunk_compared(&mut self, handle: Handle, chunk: u32, digest: Digest) {
-        let Some(file) = self.files.get_mut(&handle) else { return };
-        let same = file.local.as_ref().and_then(|l| l.get(chunk as usize)) == Some(&digest);
-        if !same {
-            return self.give_up(
-                handle,
-                Class::Permanent,
-                "exists already with the same size and time but other content; --if-exists replace takes the source's",
-            );
-        }
-        file.digests.insert(chunk, digest);
-        self.look_if_whole(handle);
     }
 
     /// Walk 12: what a commit has made durable is told; what it could not is fetched again or given up.

@@ -65,6 +65,8 @@ pub(super) struct Carry {
     pub unread_files: u64,
     /// Since when no data stream is there, though something is to be asked for.
     pub streamless: Option<Instant>,
+    /// What streams took over from others, and what that has cost.
+    takeovers: files::Takeovers,
     pub latency: Histogram<u64>,
     pub notes: BTreeSet<String>,
     /// Waits of dead sessions' streams, ns: for the network, for the disk.
@@ -103,6 +105,7 @@ impl Carry {
             unread: false,
             unread_files: 0,
             streamless: None,
+            takeovers: files::Takeovers::default(),
             // Three digits from 1 µs to an hour.
             latency: Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("bounds are constants"),
             notes: BTreeSet::new(),
@@ -156,8 +159,7 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
         let before = carry.received;
         let opened_one = std::cell::Cell::new(false);
         let attempt = async {
-            let ticket = primary.ticket().await?;
-            let opened = dial(ctx, &spec, &ticket).await?;
+            let opened = dial_with(ctx, &spec, &**primary).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             let streams = opened.streams;
             opened_one.set(true);
@@ -218,6 +220,18 @@ pub async fn pull_with(ctx: &Rc<Ctx>, spec: DestinationSpec, ticket: Ticket, ent
 async fn dial(ctx: &Rc<Ctx>, spec: &DestinationSpec, ticket: &Ticket) -> Result<Opened, TransferError> {
     let options = &spec.options;
     session::open(ctx, ticket, options.streams, options.encrypt == Some(false), &socket_options(options)).await
+}
+
+/// With a fresh ticket. One that is refused may have waited too long on its way, or its agent has been started anew since:
+/// another one tells.
+async fn dial_with(ctx: &Rc<Ctx>, spec: &DestinationSpec, from: &dyn TicketSource) -> Result<Opened, TransferError> {
+    match dial(ctx, spec, &from.ticket().await?).await {
+        Err(error) if error.class == Class::Denied => match from.ticket().await {
+            Ok(fresh) => dial(ctx, spec, &fresh).await,
+            Err(_) => Err(error),
+        },
+        done => done,
+    }
 }
 
 /// Where things go, decided once the offer is there.

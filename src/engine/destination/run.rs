@@ -182,8 +182,6 @@ pub(super) struct Run<'a> {
     pub counts: Counts,
     pub how: BTreeSet<String>,
     pub held_back_since: Option<Instant>,
-    /// Since when nothing is left to ask for, but something to wait for.
-    pub tail_since: Option<Instant>,
     pub expected_seen: Option<(Digest, Vec<crate::engine::spec::Expected>)>,
     pub durable_storage: bool,
     /// The home directory's file system is memory.
@@ -293,7 +291,6 @@ pub(super) async fn run(
         counts: Counts::default(),
         how: BTreeSet::new(),
         held_back_since: None,
-        tail_since: None,
         expected_seen: None,
         durable_storage: !begun.volatile,
         digests: Vec::new(),
@@ -484,6 +481,7 @@ impl Run<'_> {
     /// Ends a stream's claims; where this end dials, it is dialled again.
     pub(super) fn stream_dead(&mut self, stream: StreamKey, why: &Fault) {
         self.table.remove_stream(stream);
+        self.carry.takeovers.gone(stream);
         if let Some(peer) = self.stream_peer.remove(&stream).or_else(|| self.retired.remove(&stream)) {
             self.peers[peer].links.dead(stream, why);
         }
@@ -624,6 +622,7 @@ impl Run<'_> {
 
     /// Adds this session's counters to the run's.
     fn gather(&mut self) {
+        self.carry.takeovers.all_gone();
         for peer in &self.peers {
             let totals = peer.links.totals();
             self.carry.received += totals.payload;

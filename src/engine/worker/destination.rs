@@ -292,6 +292,7 @@ impl DestinationStream {
         let chunk = self.chunks[number as usize].take().expect("seen above");
         self.free.push(number);
         if chunk.dropped {
+            turn.events.push(Event::Drained { stream, handle, chunk: index, in_vain: chunk.arrived });
             return;
         }
         points::at("destination.placed");

@@ -54,6 +54,8 @@ pub struct Link {
     have: usize,
     header: Option<Header>,
     receiving: bool,
+    /// When the frame that is coming in began to.
+    begun: u64,
     /// The socket has something to receive.
     readable: bool,
     /// Bytes of the next frame that came with the last one.
@@ -86,6 +88,7 @@ impl Link {
             have: 0,
             header: None,
             receiving: false,
+            begun: 0,
             readable: false,
             over: ([0; OVERREAD], 0),
             sending_since: None,
@@ -184,6 +187,9 @@ impl Link {
         };
         self.stats.last_progress.store(turn.now, Ordering::Relaxed);
         let before = self.have;
+        if before <= OVERREAD {
+            self.begun = turn.now;
+        }
         self.have += count;
         let mut slot = slot;
         if self.header.is_none() && self.have >= HEADER_LEN {
@@ -234,6 +240,11 @@ impl Link {
     pub fn stalled_before(&self, then: u64) -> bool {
         let inward = self.have > 0 && self.stats.last_progress.load(Ordering::Relaxed) < then;
         inward || self.sending_since.is_some_and(|since| since < then)
+    }
+
+    /// Whether part of a frame has lain here since before `then`, however often a byte of it comes.
+    pub fn incomplete_since(&self, then: u64) -> bool {
+        self.have > 0 && self.begun < then
     }
 
     /// Small frames that wait to be sent.

@@ -211,6 +211,17 @@ pub enum Event {
         /// Payload bytes that had arrived of it.
         arrived: u64,
     },
+    /// Nothing more comes of a released chunk: the source has left it out, or its last byte has come all the same.
+    Drained {
+        /// Which stream.
+        stream: StreamKey,
+        /// The file.
+        handle: Handle,
+        /// The chunk.
+        chunk: u32,
+        /// Payload bytes that came of it, in vain.
+        in_vain: u64,
+    },
     /// Small files, checked, in memory.
     Pack {
         /// Which stream.
@@ -241,6 +252,7 @@ impl Event {
             | Event::ChunkFailed { stream, .. }
             | Event::ChunkDigest { stream, .. }
             | Event::Released { stream, .. }
+            | Event::Drained { stream, .. }
             | Event::Pack { stream, .. }
             | Event::Dead { stream, .. } => *stream,
         }

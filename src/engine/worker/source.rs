@@ -104,9 +104,10 @@ impl SourceStream {
         }
     }
 
-    /// Whether a frame has been on its way since before `then` and nothing of it has moved.
+    /// Whether a frame has been on its way since before `then` and nothing of it has moved. What comes in are small frames:
+    /// one that has not come in whole since then is only there to hold its buffer.
     pub fn stalled_before(&self, then: u64) -> bool {
-        self.link.stalled_before(then)
+        self.link.stalled_before(then) || self.link.incomplete_since(then)
     }
 
     /// Whether it waits for a slot.
@@ -236,6 +237,14 @@ impl SourceStream {
 
     /// Marks whole chunks of runs that have not begun; a chunk that has begun is sent to its end.
     fn unwant(&mut self, gone: Run) {
+        // Of the run that is being answered only one chunk has begun.
+        if let Some(Cursor { run, .. }) = &mut self.cursor
+            && run.count > 1
+            && (run.handle, run.digests_only) == (gone.handle, gone.digests_only)
+        {
+            self.wants.push_front(Want::Run(Run { first: run.first + 1, count: run.count - 1, ..*run }));
+            run.count = 1;
+        }
         let mut kept = VecDeque::with_capacity(self.wants.len());
         for want in self.wants.drain(..) {
             match want {

@@ -88,3 +88,56 @@ fn idle_streams_hold_no_buffers() {
         assert!(arena.free() >= SLOTS - SLOTS_KEPT, "{} of {SLOTS} are free", arena.free());
     }
 }
+
+/// Peers that begin a Want and go on by a byte now and then, until all buffers are theirs: they give way.
+#[cfg(feature = "testing")]
+#[test]
+fn a_want_that_never_ends_gives_its_buffer_back() {
+    use std::cell::Cell;
+    struct Hand(Cell<Instant>);
+    impl crate::clock::VirtualClock for Hand {
+        fn now(&self) -> Instant {
+            self.0.get()
+        }
+        fn unix(&self) -> u64 {
+            0
+        }
+        fn pause(&self, _: Duration) {}
+    }
+    let _ = now_ns();
+    let hand = std::rc::Rc::new(Hand(Cell::new(Instant::now())));
+    crate::clock::install(Some(hand.clone()));
+    let bytes = SLOTS * (BLOCK as usize + 8192);
+    let arena = Arena::new(ArenaConfig { bytes, block: BLOCK, explicit_huge_pages: false }).unwrap();
+    let queue = open_queue(QueueChoice::Auto, &arena, 64).unwrap();
+    let inbox = Arc::new(Mailbox::new(queue.waker()));
+    let outbox = Arc::new(Mailbox::new(WakeSource::new().unwrap().waker()));
+    let mut worker = Worker::new(queue, arena.clone(), inbox.clone(), outbox.clone(), Arc::default());
+    let mut desk = Desk::default();
+    let runs = vec![Run { handle: Handle(9), first: 0, count: 1, digests_only: false }; 100];
+    let want = Sealer::new(FrameKey::plain()).frame(FrameType::Want, 0, 0, 0, &encode_runs(&runs));
+    let mut peers = Vec::new();
+    for stream in 0..SLOTS as u64 + 4 {
+        let (attach, mut far) = attach(stream, true);
+        inbox.send(Command::AttachSource(attach));
+        far.write_all(&want[..HEADER_LEN]).unwrap();
+        peers.push(far);
+    }
+    let mut dead = 0;
+    for second in 0..30 {
+        for peer in &mut peers {
+            let _ = peer.write_all(&want[HEADER_LEN + second..][..1]); // one that gave way is closed
+        }
+        for _ in 0..10 {
+            worker.turn(Wait::AtMost(Duration::from_millis(1)), &mut desk).unwrap();
+            hand.0.set(hand.0.get() + Duration::from_millis(100));
+        }
+        while let Some(event) = outbox.take() {
+            assert!(matches!(event, Event::Dead { .. }), "{event:?}");
+            dead += 1;
+        }
+        assert!(dead == 0 || second >= 9, "{dead} after {second} s");
+    }
+    crate::clock::install(None);
+    assert!(dead >= SLOTS && arena.free() > 0, "{dead} gave way, {} buffers are free", arena.free());
+}
