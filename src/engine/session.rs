@@ -10,6 +10,7 @@ use crate::ids::{SessionId, StreamIndex};
 use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
 use crate::net::{self, DialError, DialOptions, SocketOptions};
 use crate::sys::SendPath;
+use crate::wire::control::Message;
 use crate::wire::crypt::{FrameKey, Opener, Sealer};
 use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
@@ -48,6 +49,8 @@ pub const NEAR_RTT_US: u32 = 1_000;
 pub struct Joined {
     /// Which stream of its session.
     pub index: StreamIndex,
+    /// Which dial of it.
+    pub attempt: u32,
     /// The socket, out of tokio's hands.
     pub socket: Parked,
     /// Opens what comes in.
@@ -232,7 +235,7 @@ pub async fn open(
         let socket = socket.park().map_err(|error| io_error(error, addr))?;
         return Ok(Opened {
             id: hello.session,
-            control: Joined { index: StreamIndex(0), socket, opener, sealer, notes },
+            control: Joined { index: StreamIndex(0), attempt: 1, socket, opener, sealer, notes },
             streams: hello.streams.clamp(1, MAX_STREAMS).min(wanted.max(1)),
             encrypted: hello.encrypted,
             peer: addr,
@@ -260,7 +263,7 @@ async fn dial_stream(
     crate::sys::points::at("session.stream-dialled");
     let (sealer, opener) = keys(&agreed, true);
     let socket = socket.park().map_err(|error| io_error(error, plan.addr))?;
-    Ok(Joined { index, socket, opener, sealer, notes })
+    Ok(Joined { index, attempt, socket, opener, sealer, notes })
 }
 
 /// One stream of a session at a worker.
@@ -268,6 +271,7 @@ async fn dial_stream(
 pub struct Live {
     /// Which stream of the session.
     pub index: StreamIndex,
+    attempt: u32,
     /// Counters.
     pub stats: Arc<StreamStats>,
     /// A second handle of the socket, by which it can be cut.
@@ -419,7 +423,7 @@ impl Links {
 
     /// Gives a connected stream to a worker.
     pub fn attach(&mut self, joined: Joined) -> std::io::Result<StreamKey> {
-        let Joined { index, socket, opener, sealer, notes, .. } = joined;
+        let Joined { index, attempt, socket, opener, sealer, notes } = joined;
         let notes = notes.into_iter().chain(tune(&socket, &self.options, self.near));
         for note in notes {
             if !self.notes.contains(&note) {
@@ -445,7 +449,7 @@ impl Links {
         let command =
             if self.packer.is_some() { Command::AttachSource(attach) } else { Command::AttachDestination(attach) };
         self.ctx.workers[worker].inbox.send(command);
-        self.live.insert(stream, Live { index, stats, socket: spare, worker, since: clock::now() });
+        self.live.insert(stream, Live { index, attempt, stats, socket: spare, worker, since: clock::now() });
         Ok(stream)
     }
 
@@ -456,19 +460,30 @@ impl Links {
         }
     }
 
-    /// Takes note of a dead stream and dials it again where this end dials.
-    pub fn dead(&mut self, stream: StreamKey, why: &Fault) -> bool {
+    /// Takes note of a dead stream and dials it again where this end dials; where the peer does, returns what is to be
+    /// told to it.
+    pub fn dead(&mut self, stream: StreamKey, why: &Fault) -> Option<Message> {
         self.ctx.unroute(stream);
-        let Some(live) = self.live.remove(&stream) else { return false };
+        let live = self.live.remove(&stream)?;
         self.gone.add(&live.stats);
         self.gone_paths.push(live.stats.send_path.get());
         self.gone_paths.dedup();
-        if !matches!(why, Fault::Detached) {
-            self.lost += 1;
-            tracing::info!(session = %self.id, stream = live.index.0, %why, "data stream lost");
-            self.dial(live.index, REDIAL_FIRST);
+        if matches!(why, Fault::Detached) {
+            return None;
         }
-        true
+        self.lost += 1;
+        tracing::info!(session = %self.id, stream = live.index.0, %why, "data stream lost");
+        self.dial(live.index, REDIAL_FIRST);
+        let accepts = matches!(self.source, StreamSource::Accept);
+        accepts.then_some(Message::Lost { stream: live.index, attempt: live.attempt })
+    }
+
+    /// The peer has lost a stream that may look well from here.
+    pub fn lost_at_peer(&self, index: StreamIndex, attempt: u32) {
+        self.live
+            .values()
+            .filter(|live| (live.index, live.attempt) == (index, attempt))
+            .for_each(|live| live.socket.cut());
     }
 
     /// Cuts a stream that hangs: its worker notices, and it is dialled again like any that was lost.
@@ -579,7 +594,7 @@ async fn accept_inner(
     let local = socket.local_addr().map_err(broken)?;
     let socket = socket.park().map_err(broken)?;
     let rtt_us = socket.rtt_us();
-    let joined = Joined { index: hello.stream, socket, opener, sealer, notes: Vec::new() };
+    let joined = Joined { index: hello.stream, attempt: hello.attempt, socket, opener, sealer, notes: Vec::new() };
     match opening {
         None => {
             let session = agreed.hello.session;

@@ -492,6 +492,10 @@ impl<'a> Session<'a> {
                 rows.for_each(|rows| files.iter().for_each(|(key, digest)| rows.arrived(*key, *digest)));
                 Ok(())
             }
+            Message::Lost { stream, attempt } => {
+                self.links.lost_at_peer(stream, attempt);
+                Ok(())
+            }
             Message::StatsRequest => {
                 self.channel.send(Message::Stats(self.stats()));
                 Ok(())

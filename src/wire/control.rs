@@ -5,7 +5,7 @@ use super::data::Status;
 use super::{Reader, WireError, put_long, put_short};
 use crate::digest::Digest;
 use crate::grid::Span;
-use crate::ids::{AgentId, Epoch, Handle, PathKey, TransferId};
+use crate::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use crate::limits::{CONTROL_BODY_MAX, MAX_ROOTS};
 use crate::manifest::Mtime;
 use crate::relpath::RelPath;
@@ -212,6 +212,14 @@ pub enum Message {
     Bye,
     /// Destination, if the offer asks for it: these files are there, with these digests.
     Digests(Vec<(PathKey, Digest)>),
+    /// Destination, to a source that dials: this stream of yours, of this attempt, has ended here. What stands between the
+    /// two may have let only one of them know.
+    Lost {
+        /// Which stream.
+        stream: StreamIndex,
+        /// Which dial of it: one that was dialled since is not meant.
+        attempt: u32,
+    },
 }
 
 fn json<T: Serialize>(out: &mut Vec<u8>, tag: u8, value: &T) {
@@ -302,6 +310,11 @@ impl Message {
                     out.extend_from_slice(&digest.0);
                 }
             }
+            Message::Lost { stream, attempt } => {
+                out.push(20);
+                out.extend_from_slice(&stream.0.to_le_bytes());
+                out.extend_from_slice(&attempt.to_le_bytes());
+            }
         }
         out
     }
@@ -344,6 +357,7 @@ impl Message {
             17 => Message::Ping,
             18 => Message::Bye,
             19 => Message::Digests(batch(&mut fields, |f| Ok((PathKey(f.array()?), Digest(f.array()?))))?),
+            20 => Message::Lost { stream: StreamIndex(fields.u16()?), attempt: fields.u32()? },
             _ => return Err(WireError::Range("message")),
         };
         fields.end()?;
@@ -450,6 +464,7 @@ mod tests {
             Message::Ping,
             Message::Bye,
             Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16])), (PathKey([3; 16]), Digest([4; 16]))]),
+            Message::Lost { stream: StreamIndex(3), attempt: 1001 },
         ]
     }
 

@@ -86,9 +86,33 @@ fn all_streams_reset_make_a_new_session() {
     scene.moving(&mut run);
     scene.relay.reset_all();
     let report = run.succeeds(PATIENCE);
-    assert!(number(&report, "reconnects") >= 1 && scene.relay.connections() == 10, "{report:#}");
+    // Five more, and at most one try of each data stream at the session that is gone.
+    let connections = scene.relay.connections();
+    assert!(number(&report, "reconnects") >= 1 && (10..=14).contains(&connections), "{connections} {report:#}");
     assert!(number(&report, "received_bytes") <= 192 * MIB + 4 * CHUNK, "what was placed is kept: {report:#}");
     scene.equal();
+}
+
+/// What stands between the two may end a stream towards one of them only: when the destination loses a stream that the
+/// source dialled, the source hears of it and dials again.
+#[test]
+fn a_stream_that_only_the_destination_lost_is_dialled_again() {
+    let scene = Scene::new(MIB, &[]);
+    let here = scene.dir.path().join("here");
+    data_file(&here, 96 * MIB, 9);
+    let (from, to) = (here.to_str().unwrap(), scene.agent.url("there"));
+    let words = ["--streams", "1", "--rate", "32MiB", from, &to];
+    let mut run = copy(scene.dir.path(), &scene.agent.token_file(), &words);
+    let end = Instant::now() + Duration::from_secs(30);
+    while scene.relay.connections() < 2 || scene.relay.carried_up(1) < 8 * MIB {
+        assert!(Instant::now() < end && run.runs_for(Duration::from_millis(5)), "the stream carries nothing");
+    }
+    scene.relay.half_open(1);
+    let began = Instant::now();
+    let report = run.succeeds(PATIENCE);
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}: {report:#}", began.elapsed());
+    assert_eq!((scene.relay.connections(), number(&report, "reconnects")), (3, 1), "{report:#}");
+    assert_eq!(difference(&here, &scene.agent.root().join("there")), None);
 }
 
 #[test]

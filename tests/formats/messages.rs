@@ -3,7 +3,7 @@
 use crate::{every_variant, golden, same_as_golden};
 use longhaul::digest::Digest;
 use longhaul::grid::Span;
-use longhaul::ids::{AgentId, Epoch, Handle, PathKey, TransferId};
+use longhaul::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use longhaul::manifest::Mtime;
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
@@ -95,6 +95,7 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("Ping", Message::Ping),
         ("Bye", Message::Bye),
         ("Digests", Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16]))])),
+        ("Lost", Message::Lost { stream: StreamIndex(3), attempt: 1001 }),
     ]
 }
 

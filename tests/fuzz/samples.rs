@@ -5,7 +5,7 @@
 use crate::Random;
 use longhaul::digest::{Digest, chunk, path_key, wire_check};
 use longhaul::grid::{CHUNK_SIZE, Span};
-use longhaul::ids::{AgentId, Epoch, Handle, PathKey, TransferId};
+use longhaul::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use longhaul::journal::{DoneFile, Ended, FileRecord, Forget, Header, Publishing, Record, Run as ChunkRun, Writer};
 use longhaul::manifest::{Entry, EntryKind, Mtime, SegmentBuilder};
 use longhaul::relpath::RelPath;
@@ -90,6 +90,7 @@ pub fn messages() -> Vec<Message> {
         Message::Error(PeerError { class: "retry".into(), what: "full".into() }),
         Message::Ping,
         Message::Bye,
+        Message::Lost { stream: StreamIndex(3), attempt: 1001 },
     ]
 }
 

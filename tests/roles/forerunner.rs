@@ -40,7 +40,6 @@ impl Stage {
 /// There: a hold sleeps in its worker; as many files on tape as workers stop the agent, and the pause follows the try that it
 /// should precede. Here ten holds and one slot: what is online passes, and what is released arrives without waiting out a pause.
 #[test]
-#[ignore = "open: goes red since the branches were joined, see CHANGELOG"]
 fn defect_02_and_03_holds_take_no_worker_and_end_when_they_end() {
     let sandbox = crate::support::Sandbox::in_memory();
     let gate = sandbox.at("gate");
@@ -76,7 +75,6 @@ fn defect_02_and_03_holds_take_no_worker_and_end_when_they_end() {
 /// There: a file that is at the destination already stays "transferring" and comes back every minute, as does any odd answer.
 /// Here each ends: equal, as skipped; another file of that name, as failed, with a reason; a name that is no file, too.
 #[test]
-#[ignore = "open: goes red since the branches were joined, see CHANGELOG"]
 fn defect_05_every_file_ends() {
     let stage = stage(&[], &[]);
     let files = stage.files(&[1000, 2000, 3000, 65 << 20]);

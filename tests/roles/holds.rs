@@ -119,7 +119,6 @@ fn a_hold_is_cancelled() {
 /// A hold of 100,000 (20,000 unless `LONGHAUL_LONG=1`) starts one process a thousand, uses no transfer and little memory, bars
 /// nobody's way, and outlives the destination.
 #[test]
-#[ignore = "open: goes red since the branches were joined, see CHANGELOG"]
 fn many_holds_cost_nothing() {
     let many: usize = if crate::long() { 100_000 } else { 20_000 };
     let fleet = Fleet::over(Sandbox::in_memory(), &[]);

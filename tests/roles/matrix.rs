@@ -83,7 +83,6 @@ fn a_destination_killed_in_the_middle_of_a_file_resumes_it() {
 
 /// Destination dies after the rename and before its report, at two places: it says so when it is back, once for all.
 #[test]
-#[ignore = "open: goes red since the branches were joined, see CHANGELOG"]
 fn a_destination_killed_between_rename_and_report_reports_again() {
     for (point, small) in
         [("publish.renamed:1:kill", false), ("finish.verdict:1:kill", false), ("commit.done:1:kill", true)]
@@ -188,7 +187,6 @@ impl Drop for Broken {
 
 /// Source returns 5xx: after a minute of patience its files go to another replica; it is not asked on and on meanwhile.
 #[test]
-#[ignore = "open: goes red since the branches were joined, see CHANGELOG"]
 fn a_source_that_answers_500_is_left_for_another() {
     let stage = stage(&["--lease-secs", "600"], &[]);
     let broken = Broken::new();
@@ -217,7 +215,6 @@ fn a_source_that_answers_500_is_left_for_another() {
 /// The source's file is not what the catalog has: neither a size nor a digest of another version gets a name here, and the
 /// right replica is found.
 #[test]
-#[ignore = "open: goes red since the branches were joined, see CHANGELOG"]
 fn a_changed_replica_is_refused_and_another_one_serves() {
     let fleet = Fleet::new(&[]);
     let bad = fleet.member("a-bad", "source", &[]);

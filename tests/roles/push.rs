@@ -23,7 +23,6 @@ fn stage() -> Stage {
 }
 
 #[test]
-#[ignore = "open: goes red since the branches were joined, see CHANGELOG"]
 fn a_source_pushes_and_the_destination_registers() {
     let stage = stage();
     let sizes = [0, 1, 5000, (4 << 20) + 1, 70 << 20];

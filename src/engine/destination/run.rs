@@ -483,7 +483,10 @@ impl Run<'_> {
         self.table.remove_stream(stream);
         self.carry.takeovers.gone(stream);
         if let Some(peer) = self.stream_peer.remove(&stream).or_else(|| self.retired.remove(&stream)) {
-            self.peers[peer].links.dead(stream, why);
+            let at = &mut self.peers[peer];
+            if let Some(lost) = at.links.dead(stream, why) {
+                let _ = at.out.send(lost);
+            }
         }
         let lost: Vec<u32> = self.packs.iter().filter(|(_, pack)| pack.stream == stream).map(|(n, _)| *n).collect();
         for number in lost {
