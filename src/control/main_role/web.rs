@@ -134,6 +134,10 @@ impl Poll {
             return Ok(false);
         }
         let _ = tokio::time::timeout(left, app.store.wait_event(self.seen)).await;
+        if Instant::now() >= self.until && app.store.last_event().await? == self.seen {
+            // What only time has made ready is found by the next poll.
+            return Ok(false);
+        }
         tokio::time::sleep(PAUSE.min(left)).await;
         self.seen = app.store.last_event().await?;
         Ok(true)

@@ -408,6 +408,8 @@ pub struct Desk {
 const SLOTS_KEPT: usize = 8;
 /// The longest wait: mail wakes a worker, so this only bounds what a lost wake-up would cost.
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
+/// The same for a worker without streams, which has nothing to be late with.
+const IDLE_WAIT: Duration = Duration::from_secs(5);
 
 impl<Q: IoQueue> Worker<Q> {
     /// A worker over `queue`; `inbox` must wake that queue.
@@ -469,9 +471,9 @@ impl<Q: IoQueue> Worker<Q> {
         let busy = any || mail || pushed;
         add(&self.stats.busy, now_ns() - now);
         Ok(Some(match (busy, starved) {
-            (true, _) => LONGEST_WAIT,
             (false, true) => Duration::from_millis(1),
-            (false, false) => LONGEST_WAIT,
+            _ if self.by_key.is_empty() && self.queue.in_flight() == 0 => IDLE_WAIT,
+            _ => LONGEST_WAIT,
         }))
     }
 

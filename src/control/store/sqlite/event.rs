@@ -33,7 +33,6 @@ pub(super) fn events(cx: &Cx<'_>, after: i64, filter: &EventFilter, limit: usize
 }
 
 pub(super) fn last(cx: &Cx<'_>) -> R<i64> {
-    // Not the largest id that is there: old events are dropped.
     let last = cx.one("SELECT seq FROM sqlite_sequence WHERE name = 'outbox'", [], |row| row.get(0))?;
     Ok(last.unwrap_or(0))
 }

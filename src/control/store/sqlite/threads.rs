@@ -35,7 +35,9 @@ pub(super) struct Threads {
 
 impl Threads {
     pub(super) fn start(writer: Connection, readers: Vec<Connection>, clock: &Clock, leases: Leases) -> R<Self> {
-        let last = Cell::new(writer.query_row("SELECT coalesce(max(id), 0) FROM outbox", [], |row| row.get(0))?);
+        // Not the largest id that is there: old events are dropped.
+        let last = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox'";
+        let last = Cell::new(writer.query_row(last, [], |row| row.get(0))?);
         let (tell, events) = watch::channel(last.get());
         let (write, mut jobs) = mpsc::channel::<Job>(QUEUE);
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
