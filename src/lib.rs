@@ -16,7 +16,8 @@
 //! - [`sys`] the only `unsafe`: rings, buffers the kernel writes into, system calls
 //!
 //! The vocabulary does no I/O and is free to all: [`clock`], [`units`], [`ids`], [`grid`] (the only chunk arithmetic), [`limits`]
-//! (every bound), [`relpath`], [`digest`], [`checksum`], [`manifest`], [`config`].
+//! (every bound), [`relpath`], [`digest`], [`checksum`], [`manifest`], [`config`],
+//! [`profile`] (what a link is, and what is set on it).
 //!
 //! # Four domains of execution
 //! 1. *Control*: tokio and axum, work per request.
@@ -63,6 +64,7 @@ pub mod journal;
 pub mod limits;
 pub mod manifest;
 pub mod net;
+pub mod profile;
 pub mod relpath;
 pub mod sys;
 pub mod units;

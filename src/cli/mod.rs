@@ -17,6 +17,7 @@ pub mod report;
 pub mod third_party;
 pub mod token;
 pub mod tree;
+pub mod tuning;
 pub mod verify;
 
 use clap::{Parser, Subcommand};

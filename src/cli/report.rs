@@ -63,6 +63,10 @@ pub fn text(report: &Report) -> String {
         let secret = if report.encrypted { "encrypted" } else { "NOT encrypted" };
         lines.add("streams", format!("{}{again}, {secret}", report.streams));
     }
+    if let Some(measured) = report.profile_measured {
+        let unproved = if measured { "" } else { ", not measured" };
+        lines.add("profile", format!("{} ({}){unproved}", report.profile, report.profile_why));
+    }
     lines.ends("engine", &report.engine);
     lines.ends("file I/O", &report.io);
     if let Some(cpu) = cpu(report) {

@@ -11,6 +11,7 @@ pub mod known_peers;
 pub mod messages;
 pub mod metrics;
 pub mod problem;
+pub mod profiles;
 pub mod root;
 pub mod settings;
 pub mod state;

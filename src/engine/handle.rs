@@ -4,6 +4,7 @@ use super::coordinator;
 use super::error::{Class, TransferError};
 use super::spec::{DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec, Ticket, TransferOptions};
 use crate::ids::{AgentId, TransferId};
+use crate::profile::SharedProfiles;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -30,6 +31,8 @@ pub struct EngineConfig {
     pub agent: AgentId,
     /// How long a client keeps asking for new tickets when its peer is gone.
     pub retry_for: Duration,
+    /// Profiles for sessions whose options name none. A client fills its options itself and gives none here.
+    pub profiles: SharedProfiles,
 }
 
 /// Fetches a fresh ticket, again after a peer's restart.

@@ -5,6 +5,7 @@
 //! - [`session`] connections through their handshake, a session's streams; [`conn`] one connection; [`channel`] the control stream
 //! - [`source`] the end that answers; [`destination`] the end that drives
 //! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
+//! - [`tuning`] what options and profiles mean for sockets
 //! - [`rows`] names and digests of a transfer, for its manifest
 //! - [`worker`] bridge 2 and the threads that move bytes
 
@@ -25,4 +26,5 @@ pub mod session;
 pub mod source;
 pub mod spec;
 pub mod sums;
+pub mod tuning;
 pub mod worker;

@@ -137,7 +137,7 @@ async fn connect(ctx: &Ctx, addr: SocketAddr, options: &SocketOptions) -> Result
         let end = network.connect(addr).await.map_err(|error| io_error(error, addr))?;
         return Ok((Parked::Simulated(end), Vec::new()));
     }
-    let options = DialOptions { timeout: DIAL_TIMEOUT, bind: None, socket: options.clone() };
+    let options = DialOptions { timeout: DIAL_TIMEOUT, socket: options.clone() };
     let dialled = ctx.pool.run(move || net::dial(addr, &options)).await;
     let (socket, notes) = dialled.map_err(|error| dial_error(&error, addr))?;
     socket.set_nonblocking(true).map_err(|error| io_error(error, addr))?;
@@ -157,6 +157,7 @@ fn tune(socket: &Parked, options: &SocketOptions, near: bool) -> Vec<String> {
     if near && options.window.is_none() {
         notes.extend(net::set_buffers(socket, NEAR_BUFFER));
     }
+    notes.extend(options.mss.and_then(|mss| net::socket::check_segments(socket, mss)));
     notes.iter().map(ToString::to_string).collect()
 }
 

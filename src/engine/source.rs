@@ -12,6 +12,7 @@ use super::handle::TicketSource;
 use super::rows::Rows;
 use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
 use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
+use super::tuning::{at_source, for_peer, socket_options};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
@@ -21,7 +22,6 @@ use crate::disk::{self, Expect, IoWish, Root, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
 use crate::limits::{MAX_BLOCK, MIN_BLOCK, SEGMENT_CREDIT};
-use crate::net::SocketOptions;
 use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
 use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
@@ -51,11 +51,6 @@ const BOUND_BYTES: usize = 128 << 10;
 /// Elements of a list in a peer's report, and keys of a map, that are kept.
 const REPORT_LIST_MAX: usize = 100;
 
-/// An idle stream is probed after so long.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Sent data may stay unacknowledged for so long: above the longest stall of a disk that is tolerated (60 s).
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// The source's path for lists and logs, escaped.
 pub fn describe(spec: &SourceSpec) -> String {
     let roots: Vec<String> = spec.roots.iter().take(3).map(|root| root.to_string()).collect();
@@ -66,8 +61,9 @@ pub fn describe(spec: &SourceSpec) -> String {
 /// An accepted session: somebody pulls from us.
 pub async fn serve(ctx: &Rc<Ctx>, spec: SourceSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
     let sent = Rc::new(Cell::new(0));
-    let sockets = socket_options(&TransferOptions::default());
-    let result = Session::run(ctx, spec, sockets, opened, entry, &sent).await;
+    let own = &TransferOptions::default();
+    let own = for_peer(&ctx.config.profiles.get(), own, &[], &[opened.peer], clock::unix_now());
+    let result = Session::run(ctx, spec, &own, opened, entry, &sent).await;
     counted(result.unwrap_or_else(|error| super::destination::failed_report(&error)), &sent)
 }
 
@@ -99,7 +95,7 @@ pub async fn push(
             let opened = session::open(ctx, &ticket, options.streams, spec.encrypt == Some(false), &sockets).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             opened_one.set(true);
-            Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await
+            Session::run(ctx, spec.clone(), &options, opened, entry, &sent).await
         };
         let error = tokio::select! {
             biased;
@@ -127,18 +123,6 @@ pub(super) fn interrupted() -> TransferError {
     TransferError::new(Class::Interrupted, "stopped on request; the same command resumes it")
 }
 
-/// What a transfer's options mean for its sockets.
-pub fn socket_options(options: &TransferOptions) -> SocketOptions {
-    SocketOptions {
-        window: options.window,
-        congestion: options.congestion.clone(),
-        nodelay: true,
-        keepalive: Some(KEEPALIVE),
-        user_timeout: Some(USER_TIMEOUT),
-        ..SocketOptions::default()
-    }
-}
-
 struct Session<'a> {
     ctx: &'a Rc<Ctx>,
     entry: &'a Rc<Entry>,
@@ -156,9 +140,16 @@ struct Session<'a> {
     worker_ns: (u64, u64),
 }
 
-/// Blocks tile chunks, and the arithmetic of the workers rests on it.
-fn block_is_sound(block: u32) -> bool {
-    block.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block)
+/// Refuses what no source can do. The error is a sentence.
+fn can_be(accept: &Accept) -> Result<(), String> {
+    let block = accept.block;
+    // Blocks tile chunks, and the arithmetic of the workers rests on it.
+    if !block.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block) {
+        return Err(format!(
+            "the destination asks for blocks of {block} bytes; a block is a power of two, {MIN_BLOCK} to {MAX_BLOCK}"
+        ));
+    }
+    accept.tuning.check().map_err(|(key, why)| format!("the destination asks for a `{key}` that cannot be: {why}"))
 }
 
 /// How a session ends that is not lost.
@@ -260,7 +251,7 @@ impl<'a> Session<'a> {
     async fn run(
         ctx: &'a Rc<Ctx>,
         spec: SourceSpec,
-        mut sockets: SocketOptions,
+        own: &TransferOptions,
         opened: Opened,
         entry: &'a Rc<Entry>,
         sent: &Rc<Cell<u64>>,
@@ -287,25 +278,15 @@ impl<'a> Session<'a> {
             digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
-        let accept = match accepted(&mut channel).await {
-            Ok(accept) if block_is_sound(accept.block) => accept,
-            Ok(accept) => {
-                let what = format!(
-                    "the destination asks for blocks of {} bytes; a block is a power of two, {MIN_BLOCK} to {MAX_BLOCK}",
-                    accept.block
-                );
-                let error = TransferError::new(Class::Permanent, what);
-                tell_error(channel, &error).await;
-                return Err(error);
-            }
-            Err(error) => return Err(error),
-        };
+        let accept = accepted(&mut channel).await?;
+        if let Err(what) = can_be(&accept) {
+            let error = TransferError::new(Class::Permanent, what);
+            tell_error(channel, &error).await;
+            return Err(error);
+        }
         entry.status.borrow_mut().transfer = Some(accept.transfer);
-        sockets.congestion = accept.congestion.clone().or(sockets.congestion);
-        sockets.window = accept.window.or(sockets.window);
         let near = rtt_us < NEAR_RTT_US;
         let used = accept.streams.clamp(1, streams);
-        sockets.pacing_bytes_per_sec = accept.rate.map(|bits| (bits / 8 / u64::from(used)).max(1));
         let roots = Arc::new(prepared.roots);
         let packer = Arc::new(SourcePacker {
             root: prepared.root.clone(),
@@ -319,11 +300,14 @@ impl<'a> Session<'a> {
             id,
             block: accept.block.min(ctx.config.block),
             extra: Extra::default(),
-            options: sockets,
+            options: at_source(own, &accept, used),
             near,
         };
         let mut links = Links::new(ctx.clone(), config, Some(packer), events);
         links.tally = Some(sent.clone());
+        if let Some(used) = &own.profile {
+            links.notes.push(format!("profile {} fills in what was not asked for ({})", used.name, used.why));
+        }
         let splice = accept.io == SPLICE && !encrypted;
         if accept.io == SPLICE && encrypted {
             links.notes.push("--io splice needs --encrypt off at both ends: files are read and sealed".to_owned());

@@ -5,9 +5,10 @@ use super::rows::Rows;
 pub use crate::checksum::{ChecksumKind, Expected};
 use crate::digest::Digest;
 use crate::ids::{SessionId, TicketId, TransferId};
+pub use crate::profile::{ProfileUse, Tuning};
 use crate::relpath::RelPath;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -62,7 +63,7 @@ pub struct TransferOptions {
     pub streams: Option<u16>,
     /// Block in bytes, a power of two, 64 KiB to 1 MiB.
     pub block: u32,
-    /// TCP congestion control by its kernel name.
+    /// TCP congestion controls by their kernel names, in order of preference, with commas between.
     pub congestion: Option<String>,
     /// Socket buffers in bytes; `None` is kernel autotuning (1 MiB below 1 ms RTT).
     pub window: Option<u64>,
@@ -86,6 +87,15 @@ pub struct TransferOptions {
     pub recursive: bool,
     /// Read and write through the page cache, with O_DIRECT, by `sendfile`, or as probed.
     pub io: IoChoice,
+    /// What else is set on sockets and claims.
+    #[serde(skip_serializing_if = "Tuning::is_empty")]
+    pub tuning: Tuning,
+    /// The profile that has filled in what nobody said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ProfileUse>,
+    /// This end's address to dial from. It means nothing to the other end and is not told.
+    #[serde(skip)]
+    pub bind: Option<IpAddr>,
 }
 
 impl Default for TransferOptions {
@@ -105,6 +115,9 @@ impl Default for TransferOptions {
             checksums: Vec::new(),
             recursive: false,
             io: IoChoice::Auto,
+            tuning: Tuning::default(),
+            profile: None,
+            bind: None,
         }
     }
 }
@@ -288,8 +301,12 @@ pub struct Report {
     pub engine: Ends<String>,
     /// How files were read and written.
     pub io: Ends<String>,
-    /// The tuning profile in use.
+    /// The tuning profile in use; `default (near)` or `default (far)` without.
     pub profile: String,
+    /// Why that one.
+    pub profile_why: String,
+    /// Whether its values were tried on such a link; of the defaults nothing is said.
+    pub profile_measured: Option<bool>,
     /// What held the transfer back most, in a word.
     pub limiter: String,
     /// Shares of time behind `limiter`, as fractions of one.

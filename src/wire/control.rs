@@ -8,6 +8,7 @@ use crate::grid::Span;
 use crate::ids::{AgentId, Epoch, Handle, PathKey, TransferId};
 use crate::limits::{CONTROL_BODY_MAX, MAX_ROOTS};
 use crate::manifest::Mtime;
+use crate::profile::Tuning;
 use crate::relpath::RelPath;
 use serde::{Deserialize, Serialize};
 
@@ -73,6 +74,9 @@ pub struct Accept {
     pub credit: u32,
     /// Data streams in use.
     pub streams: u16,
+    /// What else the source is to set on its sockets.
+    #[serde(default, skip_serializing_if = "Tuning::is_empty")]
+    pub tuning: Tuning,
 }
 
 /// The source's counters at the end.

@@ -5,6 +5,7 @@ use longhaul::digest::Digest;
 use longhaul::grid::Span;
 use longhaul::ids::{AgentId, Epoch, Handle, PathKey, TransferId};
 use longhaul::manifest::Mtime;
+use longhaul::profile::Tuning;
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
     Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Sealed, SourceStats,
@@ -40,6 +41,18 @@ fn accept(full: bool) -> Accept {
         io: "auto".to_owned(),
         credit: 8,
         streams: 4,
+        tuning: Tuning::default(),
+    }
+}
+
+fn tuning() -> Tuning {
+    Tuning {
+        pacing: Some(2_000_000_000),
+        notsent_lowat: Some(1 << 20),
+        user_timeout_ms: Some(120_000),
+        mss: Some(8948),
+        dscp: Some(10),
+        depth: Some(16),
     }
 }
 
@@ -71,6 +84,7 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("Offer", Message::Offer(offer())),
         ("Accept", Message::Accept(accept(true))),
         ("Accept-short", Message::Accept(accept(false))),
+        ("Accept-tuned", Message::Accept(Accept { tuning: tuning(), ..accept(false) })),
         ("Segment", Message::Segment(vec![1, 2, 3])),
         ("ManifestEnd", Message::ManifestEnd(4)),
         ("Problem", Message::Problem { root: 1, path: b"p\xff".to_vec(), what: "no \u{e9}".into() }),

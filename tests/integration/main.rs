@@ -13,6 +13,7 @@ mod matrix;
 mod operands;
 mod paths;
 mod peers;
+mod profiles;
 mod rerun;
 mod secrecy;
 mod sources;

@@ -8,6 +8,7 @@ use crate::disk::{self, Meta, Replace, Root, TreeLock, finish_directory, make_sy
 use crate::engine::error::{Class, TransferError};
 use crate::engine::source::{disk_error, escape_text, worker_totals};
 use crate::engine::spec::{Ends, Latency, Report, Verdict, Verify};
+use crate::engine::tuning::profile_note;
 use crate::ids::TransferId;
 use crate::journal::{Ended, Record};
 use crate::manifest::EntryKind;
@@ -238,7 +239,9 @@ impl Run<'_> {
                 self.carry.unread_files
             ));
         }
+        notes.extend(profile_note(&self.spec.options));
         notes.dedup();
+        let by_distance = || if self.near { "default (near)" } else { "default (far)" }.to_owned();
         Report {
             transfer: Some(self.id),
             session: Some(self.session),
@@ -268,7 +271,9 @@ impl Run<'_> {
                 source: self.peers[0].stats.as_ref().map(|s| escape_text(&s.io)).unwrap_or_default(),
                 destination: self.how.iter().cloned().collect::<Vec<_>>().join(", "),
             },
-            profile: if self.near { "default (near)" } else { "default (far)" }.to_owned(),
+            profile: self.spec.options.profile.as_ref().map_or_else(by_distance, |used| used.name.clone()),
+            profile_why: self.spec.options.profile.as_ref().map(|used| used.why.clone()).unwrap_or_default(),
+            profile_measured: self.spec.options.profile.as_ref().map(|used| used.measured),
             limiter,
             limiter_shares: shares,
             cpu_ns: Ends {

@@ -17,8 +17,9 @@ use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
-use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, socket_options, tell_error};
+use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, tell_error};
 use super::spec::{DestinationSpec, Report, Ticket, Verdict, Verify};
+use super::tuning::{for_peer, socket_options};
 use crate::clock;
 use crate::digest;
 use crate::disk::{self, Existing, LockError, Made, Root, TreeLock};
@@ -136,6 +137,7 @@ impl Carry {
 pub async fn receive(ctx: &Rc<Ctx>, spec: DestinationSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
     let mut carry = Carry::new(ctx);
     let streams = opened.streams;
+    let spec = tuned(ctx, &spec, &[], &[opened.peer]);
     match one_session(ctx, &spec, opened, &[], &mut carry, entry).await {
         Ok(report) => report,
         Err(error) => carry.failed(&error, streams),
@@ -156,6 +158,7 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
         let opened_one = std::cell::Cell::new(false);
         let attempt = async {
             let ticket = primary.ticket().await?;
+            let spec = tuned(ctx, &spec, &[host_of(&primary.peer())], &ticket.data);
             let opened = dial(ctx, &spec, &ticket).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             let streams = opened.streams;
@@ -212,6 +215,17 @@ pub async fn pull_with(ctx: &Rc<Ctx>, spec: DestinationSpec, ticket: Ticket, ent
         Ok(report) => report,
         Err(error) => carry.failed(&error, 0),
     }
+}
+
+/// The spec with what this end's profile for the peer fills in.
+fn tuned(ctx: &Ctx, spec: &DestinationSpec, names: &[&str], at: &[std::net::SocketAddr]) -> DestinationSpec {
+    let options = for_peer(&ctx.config.profiles.get(), &spec.options, names, at, clock::unix_now());
+    DestinationSpec { options, ..spec.clone() }
+}
+
+/// A peer's name without the port that may follow it.
+fn host_of(peer: &str) -> &str {
+    peer.rsplit_once(':').map_or(peer, |(host, _)| host)
 }
 
 async fn dial(ctx: &Rc<Ctx>, spec: &DestinationSpec, ticket: &Ticket) -> Result<Opened, TransferError> {
@@ -498,6 +512,7 @@ fn accept_message(
         io: io.to_owned(),
         credit,
         streams,
+        tuning: options.tuning.clone(),
     })
 }
 
