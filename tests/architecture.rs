@@ -14,9 +14,10 @@ const VOCABULARY: &[&str] =
 /// `cli -> control -> engine -> {net, disk, wire, journal}` and `{engine, net, disk} -> sys`.
 const EDGES: &[(&str, &[&str])] = &[
     ("main", &["cli", "sys"]),
-    ("cli", &["control", "engine", "disk", "journal"]),
+    ("cli", &["control", "engine", "disk", "journal", "doctor"]),
     ("control", &["engine"]),
     ("engine", &["net", "disk", "wire", "journal", "sys"]),
+    ("doctor", &["net", "disk", "sys"]),
     ("net", &["sys"]),
     ("disk", &["sys"]),
     ("wire", &[]),

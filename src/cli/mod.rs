@@ -8,6 +8,7 @@ pub mod cp_manifest;
 pub mod demo;
 pub mod demo_agent;
 pub mod demo_tree;
+pub mod doctor;
 pub mod fail;
 pub mod journal;
 pub mod manifest_file;
@@ -49,6 +50,8 @@ enum Command {
     Verify(verify::Args),
     /// Makes, lists and revokes tokens
     Token(token::Args),
+    /// Audits this host and the way to a peer; changes nothing
+    Doctor(doctor::Args),
 }
 
 /// Clap's own code for a command line that cannot be meant.
@@ -74,6 +77,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Journal(args) => journal::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Token(args) => token::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }
 
@@ -96,7 +100,7 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token"]);
+        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token", "doctor"]);
     }
 
     #[test]

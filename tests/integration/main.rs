@@ -7,6 +7,7 @@ mod tickets;
 
 mod agents;
 mod checks;
+mod doctor;
 #[cfg(feature = "testing")]
 mod fallbacks;
 mod matrix;
