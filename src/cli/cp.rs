@@ -117,6 +117,9 @@ pub struct Args {
     /// auto, buffered, dontcache, direct or splice (unencrypted bytes go from the page cache to the socket) [default: auto]
     #[arg(long, value_name = "HOW", value_parser = parse_word::<IoChoice>)]
     pub io: Option<IoChoice>,
+    /// Say what held it back: the evidence, and what to change
+    #[arg(long)]
+    pub explain: bool,
     /// Profiles.
     #[command(flatten)]
     pub tuning: TuningArgs,
@@ -190,7 +193,8 @@ fn parse_url(text: &str) -> Result<PeerUrl, String> {
 }
 
 impl PeerArgs {
-    fn client(&self, url: &PeerUrl, is_source: bool) -> Result<PeerClient, Fail> {
+    /// A client of that agent.
+    pub(super) fn client(&self, url: &PeerUrl, is_source: bool) -> Result<PeerClient, Fail> {
         let own = self.source_token_file.clone().filter(|_| is_source);
         let options = ClientOptions {
             token_file: own.or_else(|| self.token_file.clone()),
@@ -298,7 +302,7 @@ fn execute(args: Args) -> Result<u8, Fail> {
         let rows = ended.rows.map(|rows| rows.take()).unwrap_or_default();
         more.push(("manifest", manifest(args, &plan, path, rows, &mut report)?));
     }
-    say(&if args.json { format!("{}\n", json(&report, &more)) } else { text(&report) });
+    say(&if args.json { format!("{}\n", json(&report, &more)) } else { text(&report, args.explain) });
     if ended.interrupted {
         eprintln!("longhaul: interrupted; repeating the same command resumes the copy");
         return Ok(INTERRUPTED);

@@ -13,6 +13,7 @@ pub mod fail;
 pub mod journal;
 pub mod manifest_file;
 pub mod operands;
+pub mod probe;
 pub mod progress;
 pub mod report;
 pub mod third_party;
@@ -50,6 +51,8 @@ enum Command {
     Verify(verify::Args),
     /// Makes, lists and revokes tokens
     Token(token::Args),
+    /// Measures the path to an agent and writes a profile
+    Probe(probe::Args),
     /// Audits this host and the way to a peer; changes nothing
     Doctor(doctor::Args),
 }
@@ -77,6 +80,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Journal(args) => journal::run(args),
         Command::Verify(args) => verify::run(args),
         Command::Token(args) => token::run(args),
+        Command::Probe(args) => probe::run(args),
         Command::Doctor(args) => doctor::run(args),
     }
 }
@@ -100,7 +104,7 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token", "doctor"]);
+        assert_eq!(names, ["demo", "cp", "agent", "clean", "journal", "verify", "token", "probe", "doctor"]);
     }
 
     #[test]

@@ -82,6 +82,18 @@ pub enum TicketRequest {
         #[serde(default)]
         encrypt: Option<bool>,
     },
+    /// No files: bytes that mean nothing, for a while, to measure the path.
+    Probe {
+        /// Whether the agent sends, or the client does.
+        agent_sends: bool,
+        /// Streams.
+        streams: u16,
+        /// How long.
+        duration_ms: u32,
+        /// Congestion control and window of the sender; nothing else of it counts.
+        #[serde(default)]
+        options: PartialOptions,
+    },
 }
 
 /// [`TransferOptions`] of which only some were said.

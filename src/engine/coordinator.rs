@@ -14,7 +14,7 @@ use super::session::{self, Joinable, Opened};
 use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Secret, Snapshot, SourceSpec, Ticket};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
-use super::{destination, handle::Request, source};
+use super::{destination, handle::Request, probe, source};
 
 use crate::clock;
 use crate::disk::{ProbeCache, Resolver};
@@ -215,6 +215,17 @@ impl Ctx {
                     ctx.end(&entry, &report);
                 });
             }
+            Access::Probe(spec) => {
+                let role = if spec.agent_sends { "source" } else { "destination" };
+                let entry = self.list(&grant.principal, role, "(a probe of the path)".to_owned());
+                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) =
+                    (Some(opened.peer), Some(opened.local));
+                tokio::task::spawn_local(async move {
+                    let began = clock::now();
+                    let outcome = probe::serve(&ctx, &spec, opened).await;
+                    ctx.end(&entry, &probe::report(outcome, began));
+                });
+            }
         }
     }
 }
@@ -266,6 +277,7 @@ impl Tickets {
         let wish = self.0.get(&id).map(|issued| match &issued.grant.access {
             Access::Read(spec) => spec.encrypt,
             Access::Write(spec) => spec.options.encrypt,
+            Access::Probe(_) => None,
         });
         wish == Some(Some(false))
     }
@@ -423,6 +435,12 @@ async fn main(
                     let report = local(&ctx, from, to, addr, &entry).await;
                     ctx.end(&entry, &report);
                     let _ = done.send(report);
+                });
+            }
+            Request::Probe { spec, from, reply } => {
+                let ctx = ctx.clone();
+                tokio::task::spawn_local(async move {
+                    let _ = reply.send(probe::trial(&ctx, &spec, &*from).await);
                 });
             }
             Request::Transfers(reply) => {

@@ -2,6 +2,7 @@
 
 use super::coordinator;
 use super::error::{Class, TransferError};
+use super::probe::{ProbeSpec, Trial};
 use super::spec::{DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec, Ticket, TransferOptions};
 use crate::ids::{AgentId, TransferId};
 use crate::profile::SharedProfiles;
@@ -112,6 +113,15 @@ pub enum Request {
         /// The answer.
         reply: oneshot::Sender<Result<TransferWatch, TransferError>>,
     },
+    /// See [`EngineHandle::probe`].
+    Probe {
+        /// The trial.
+        spec: ProbeSpec,
+        /// The agent.
+        from: Arc<dyn TicketSource>,
+        /// The answer.
+        reply: oneshot::Sender<Result<Trial, TransferError>>,
+    },
     /// See [`EngineHandle::transfers`].
     Transfers(oneshot::Sender<Vec<TransferStatus>>),
     /// See [`EngineHandle::shutdown`].
@@ -211,6 +221,11 @@ impl EngineHandle {
     /// Both ends here, over this engine's own loopback streams. The engine must listen.
     pub async fn local(&self, from: SourceSpec, to: DestinationSpec) -> Result<TransferWatch, TransferError> {
         self.ask(|reply| Request::Local { from, to, reply }).await.ok_or_else(stopped)?
+    }
+
+    /// One trial of the path to an agent whose ticket for it `from` gets.
+    pub async fn probe(&self, spec: ProbeSpec, from: Arc<dyn TicketSource>) -> Result<Trial, TransferError> {
+        self.ask(|reply| Request::Probe { spec, from, reply }).await.ok_or_else(stopped)?
     }
 
     /// Running transfers, and the last hundred ended ones.

@@ -14,8 +14,9 @@ use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
     SERVER_HELLO_LEN, ServerHello, refuse,
 };
+use crate::wire::views::SenderView;
 use std::cell::Cell;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -260,6 +261,19 @@ async fn dial_stream(
     Ok(Joined { index, socket, opener, sealer, notes })
 }
 
+/// Dials one stream, once: for who has no [`Links`].
+pub(super) async fn dial_once(
+    ctx: &Ctx,
+    source: &StreamSource,
+    index: StreamIndex,
+    options: &SocketOptions,
+) -> Result<Joined, TransferError> {
+    match source {
+        StreamSource::Dial(plan) => dial_stream(ctx, plan, index, 1, options).await,
+        StreamSource::Accept => Err(TransferError::new(Class::Permanent, "the peer dials the streams of this session")),
+    }
+}
+
 /// One stream of a session at a worker.
 #[derive(Debug)]
 pub struct Live {
@@ -296,6 +310,8 @@ pub struct Links {
     pub notes: Vec<String>,
     /// How streams that are gone sent their blocks.
     gone_paths: Vec<SendPath>,
+    /// What the kernel said of streams that are gone, and how many round trips are summed up in it.
+    gone_tcp: Connections,
     /// Takes the payload bytes of all streams when this is dropped.
     pub tally: Option<Rc<Cell<u64>>>,
 }
@@ -328,6 +344,46 @@ impl Totals {
         self.send_wait += stats.send_wait.load(Ordering::Relaxed);
         self.disk_wait += stats.disk_wait.load(Ordering::Relaxed);
         self.idle += stats.idle.load(Ordering::Relaxed);
+    }
+}
+
+/// Sums over connections.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Connections {
+    sum: SenderView,
+    count: u64,
+    congestion: BTreeSet<String>,
+}
+
+impl Connections {
+    pub(super) fn of(sockets: &[Parked]) -> Self {
+        let mut all = Self::default();
+        sockets.iter().for_each(|socket| all.add(socket));
+        all
+    }
+
+    fn add(&mut self, socket: &Parked) {
+        let Some(info) = socket.tcp_info() else { return };
+        let sum = &mut self.sum;
+        sum.busy_us += info.busy_time_us;
+        sum.rwnd_limited_us += info.rwnd_limited_us;
+        sum.sndbuf_limited_us += info.sndbuf_limited_us;
+        sum.bytes_sent += info.bytes_sent;
+        sum.bytes_retransmitted += info.bytes_retrans;
+        sum.segment = sum.segment.max(info.snd_mss);
+        // A connection that has been cut does not know its round trip any more.
+        if info.rtt_us > 0 {
+            let least = u64::from(info.min_rtt_us);
+            sum.rtt_us += u64::from(info.rtt_us);
+            sum.min_rtt_us = if self.count == 0 { least } else { sum.min_rtt_us.min(least) };
+            self.count += 1;
+        }
+        self.congestion.insert(socket.congestion());
+    }
+
+    pub(super) fn view(self, paced: u64) -> SenderView {
+        let congestion = self.congestion.into_iter().filter(|name| !name.is_empty()).collect::<Vec<_>>().join(",");
+        SenderView { rtt_us: self.sum.rtt_us / self.count.max(1), congestion, paced, ..self.sum }
     }
 }
 
@@ -375,6 +431,7 @@ impl Links {
             near,
             notes: Vec::new(),
             gone_paths: Vec::new(),
+            gone_tcp: Connections::default(),
             tally: None,
         }
     }
@@ -450,6 +507,7 @@ impl Links {
         self.ctx.unroute(stream);
         let Some(live) = self.live.remove(&stream) else { return false };
         self.gone.add(&live.stats);
+        self.gone_tcp.add(&live.socket);
         self.gone_paths.push(live.stats.send_path.get());
         self.gone_paths.dedup();
         if !matches!(why, Fault::Detached) {
@@ -472,6 +530,14 @@ impl Links {
         let mut totals = self.gone;
         self.live.values().for_each(|live| totals.add(&live.stats));
         totals
+    }
+
+    /// What the kernel says of the connections, those that are gone included.
+    pub fn sender(&self) -> SenderView {
+        let mut all = self.gone_tcp.clone();
+        self.live.values().for_each(|live| all.add(&live.socket));
+        let paced = self.options.pacing_bytes_per_sec.map_or(0, |bytes| bytes.saturating_mul(8));
+        all.view(paced)
     }
 
     /// How blocks were sent, each way named once.

@@ -26,6 +26,7 @@ use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
 use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
+use crate::wire::views::{EndView, SourceView};
 pub(super) use opening::SPLICE;
 pub use opening::mode_word;
 use opening::{open_one, place, source_io, status_of, wish};
@@ -137,7 +138,7 @@ struct Session<'a> {
     how: BTreeSet<String>,
     began: Instant,
     cpu_ns: u64,
-    worker_ns: (u64, u64),
+    workers: WorkerTotals,
 }
 
 /// Refuses what no source can do. The error is a sentence.
@@ -339,7 +340,7 @@ impl<'a> Session<'a> {
             how: BTreeSet::new(),
             began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
-            worker_ns: worker_totals(ctx),
+            workers: worker_totals(ctx),
         };
         let ended = session.drive(accept.credit, peer, &mut joining, &mut happened, &mut scanned).await;
         match ended? {
@@ -514,7 +515,7 @@ impl<'a> Session<'a> {
 
     fn stats(&self) -> SourceStats {
         let totals = self.links.totals();
-        let (busy, _) = worker_totals(self.ctx);
+        let workers = worker_totals(self.ctx).since(self.workers);
         let mut how = self.how.clone();
         let mut notes = self.links.notes.clone();
         for path in self.links.send_paths() {
@@ -531,9 +532,23 @@ impl<'a> Session<'a> {
             send_wait_ns: totals.send_wait,
             read_wait_ns: totals.disk_wait,
             idle_ns: totals.idle,
-            busy_ns: busy - self.worker_ns.0,
+            busy_ns: workers.busy,
             io: how.into_iter().collect::<Vec<_>>().join(", "),
             notes,
+            view: Some(SourceView {
+                end: EndView {
+                    wall_ns: clock::since(self.began).as_nanos() as u64,
+                    streams: self.links.live.len() as u64,
+                    workers: self.ctx.workers.len() as u64,
+                    cpu_ns: workers.cpu,
+                    delay_ns: workers.delay,
+                    idle_ns: totals.idle,
+                    disk_ns: totals.disk_wait,
+                    send_ns: totals.send_wait,
+                    held_back_ns: 0,
+                },
+                sender: self.links.sender(),
+            }),
         }
     }
 
@@ -549,11 +564,34 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Sums of busy and waiting time over the workers, ns.
-pub fn worker_totals(ctx: &Ctx) -> (u64, u64) {
-    ctx.workers.iter().fold((0, 0), |(busy, waiting), worker| {
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        (busy + load(&worker.stats.busy), waiting + load(&worker.stats.waiting))
+/// Sums over the workers, ns.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WorkerTotals {
+    /// Outside of waits.
+    pub busy: u64,
+    /// CPU.
+    pub cpu: u64,
+    /// Time in which they could have run and had no core.
+    pub delay: u64,
+}
+
+impl WorkerTotals {
+    /// What has been added since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            busy: self.busy.saturating_sub(before.busy),
+            cpu: self.cpu.saturating_sub(before.cpu),
+            delay: self.delay.saturating_sub(before.delay),
+        }
+    }
+}
+
+/// Sums over the workers, of all that they do.
+pub fn worker_totals(ctx: &Ctx) -> WorkerTotals {
+    ctx.workers.iter().fold(WorkerTotals::default(), |sum, worker| {
+        let (cpu, delay) = worker.stats.thread_times();
+        let busy = worker.stats.busy.load(Ordering::Relaxed);
+        WorkerTotals { busy: sum.busy + busy, cpu: sum.cpu + cpu, delay: sum.delay + delay }
     })
 }
 

@@ -1,6 +1,8 @@
 //! What a transfer is asked to do, and what it says when it has ended. Owned by the engine; `control` and `cli` fill
 //! and read these.
 
+use super::limiter::Evidence;
+use super::probe::ProbeSpec;
 use super::rows::Rows;
 pub use crate::checksum::{ChecksumKind, Expected};
 use crate::digest::Digest;
@@ -170,6 +172,8 @@ pub enum Access {
     Read(SourceSpec),
     /// The agent is the destination.
     Write(DestinationSpec),
+    /// Bytes that mean nothing, to measure the path.
+    Probe(ProbeSpec),
 }
 
 /// A credential that opens one session. The key is secret: never in a log, URL or argv.
@@ -311,6 +315,10 @@ pub struct Report {
     pub limiter: String,
     /// Shares of time behind `limiter`, as fractions of one.
     pub limiter_shares: std::collections::BTreeMap<String, f64>,
+    /// What the shares are made of.
+    pub evidence: Option<Evidence>,
+    /// The evidence in words, and what to change.
+    pub explanation: Vec<String>,
     /// CPU time of each end during the transfer. One process with both ends counts it once, under `destination`.
     pub cpu_ns: Ends<u64>,
     /// Chunk latency at the destination, from Want to verified.

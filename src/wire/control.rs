@@ -10,6 +10,7 @@ use crate::limits::{CONTROL_BODY_MAX, MAX_ROOTS};
 use crate::manifest::Mtime;
 use crate::profile::Tuning;
 use crate::relpath::RelPath;
+use crate::wire::views::SourceView;
 use serde::{Deserialize, Serialize};
 
 /// Files in one Bind, Bound, Seal or Sealed message.
@@ -99,6 +100,9 @@ pub struct SourceStats {
     pub io: String,
     /// Clamped options, fallbacks.
     pub notes: Vec<String>,
+    /// Where this end's time went, and what its kernel says about its connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub view: Option<SourceView>,
 }
 
 /// Progress for a source whose user waits there.

@@ -1,7 +1,7 @@
 //! `scripts/lab.sh`: the link is what was asked for. Round trip, loss, queue and rate, before and after live changes, seen
 //! with UDP and TCP from threads inside its namespaces.
 
-use crate::support::skip;
+use crate::support::{Agent, BINARY, data_file, scratch, skip};
 use nix::sched::{CloneFlags, setns};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -194,7 +194,8 @@ fn a_lab_has_the_rate_and_the_queue_that_were_asked_for() {
     let (count, longest) = (burst.len(), most(&burst));
     eprintln!("{count} of 500 came through a queue of 256 KiB, the last after {longest:.1} ms");
     assert!((210..=260).contains(&count), "{count} packets");
-    assert!((105.0..125.0).contains(&longest), "{longest} ms");
+    // Its own delay on top, and what the machine adds when it is busy.
+    assert!((114.0..160.0).contains(&longest), "{longest} ms");
 
     lab.set(&["--rate", "100mbit", "--queue", "1.0bdp"]);
     let server = lab.inside('b', || {
@@ -227,4 +228,66 @@ fn a_lab_has_the_rate_and_the_queue_that_were_asked_for() {
     eprintln!("{rate:.1} Mbit/s of payload at 100 Mbit/s");
     // Headers leave 96.5 % for payload.
     assert!((85.0..97.5).contains(&rate), "{rate} Mbit/s");
+}
+
+/// Needs root: network namespaces, and a TUN device where the kernel has no netem; skipped without.
+#[test]
+fn a_probe_finds_what_the_lab_is_and_cp_takes_its_profile() {
+    let Some(lab) = Lab::up('p', &["--rtt", "40ms", "--rate", "100mbit"]) else { return };
+    let dir = scratch(64 << 20);
+    let space = |side: char| ["ip".to_owned(), "netns".to_owned(), "exec".to_owned(), format!("{}-{side}", lab.name)];
+    let far = space('b');
+    let far: Vec<&str> = far.iter().map(String::as_str).collect();
+    let agent = Agent::start_in(&dir.path().join("source"), &far, FAR, &[]);
+    data_file(&agent.root().join("file"), 8 << 20, 5);
+    let pin = agent.ready["fingerprint"].as_str().unwrap().to_owned();
+    let run = |words: &[&str]| {
+        let near = space('a');
+        let mut command = Command::new(&near[0]);
+        command.args(&near[1..]).arg(BINARY).args(words);
+        command.args(["--json", "--peer-fingerprint", &pin, "--token-file"]).arg(agent.token_file());
+        command.env("HOME", dir.path()).env_remove("XDG_CONFIG_HOME").env("XDG_STATE_HOME", dir.path().join("state"));
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{said}"));
+        assert!(output.status.success(), "{json:#}\n{said}");
+        json
+    };
+    let picture = dir.path().join("ramp.svg");
+    let peer = agent.url("").trim_end_matches('/').to_owned();
+    for direction in ["push", "pull"] {
+        let began = Instant::now();
+        let found = run(&[
+            "probe",
+            &peer,
+            "--for",
+            "12s",
+            "--direction",
+            direction,
+            "--save",
+            "lab",
+            "--svg",
+            picture.to_str().unwrap(),
+        ]);
+        assert!(began.elapsed() < Duration::from_secs(20), "a bounded time: {:?}", began.elapsed());
+        let profile = &found["profile"];
+        let (rate, rtt) = (profile["path"]["rate"].as_str().unwrap(), profile["path"]["rtt_min"].as_str().unwrap());
+        let mbit = longhaul::units::parse_rate(rate).unwrap() as f64 / 1e6;
+        let ms = longhaul::units::parse_span(rtt).unwrap().as_secs_f64() * 1e3;
+        eprintln!("{direction}: {mbit:.1} Mbit/s, {ms:.2} ms, {} trials", found["trials"].as_array().unwrap().len());
+        // Headers leave 96.5 % of the link for payload.
+        assert!((80.0..97.5).contains(&mbit) && (40.0..44.0).contains(&ms), "{found:#}");
+        assert_eq!((profile["path"]["mtu"].as_u64(), profile["measured"].as_bool()), (Some(1500), Some(true)));
+        let sockets = std::fs::read_to_string(dir.path().join(".config/longhaul/profiles/lab.toml")).unwrap();
+        assert!(sockets.contains(&format!("peers = [\"{FAR}\"]")), "{sockets}");
+    }
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("<polyline"));
+    let to = dir.path().join("copy");
+    let report = run(&["cp", &agent.url("file"), to.to_str().unwrap()]);
+    assert_eq!(
+        (report["profile"].as_str(), report["profile_measured"].as_bool()),
+        (Some("lab"), Some(true)),
+        "{report:#}"
+    );
+    assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(agent.root().join("file")).unwrap());
 }

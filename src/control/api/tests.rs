@@ -82,7 +82,7 @@ async fn grants_carry_root_paths_and_the_agents_policy() {
     assert_eq!((source.encrypt, source.recursive, grants[0].ttl_secs), (Some(true), true, TICKET_TTL_SECS));
     let destination = |at: usize| match &grants[at].access {
         Access::Write(spec) => (spec.options.verify, spec.options.encrypt, spec.options.streams, spec.becomes),
-        Access::Read(_) => panic!(),
+        _ => panic!(),
     };
     assert_eq!(destination(1), (Verify::Disk, Some(true), None, true));
     assert_eq!(destination(2), (Verify::Wire, Some(true), Some(3), true), "a client cannot switch encryption off");

@@ -49,7 +49,7 @@ pub fn describe(spec: &DestinationSpec) -> String {
 pub(super) struct Carry {
     pub began: Instant,
     pub cpu_ns: u64,
-    pub worker_ns: (u64, u64),
+    pub workers: super::source::WorkerTotals,
     pub received: u64,
     pub wasted: u64,
     pub sent: u64,
@@ -77,10 +77,8 @@ const NOTES_MAX: usize = 1000;
 /// Where time went, ns over all streams.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Waits {
-    pub source_send: u64,
-    pub source_read: u64,
-    pub source_idle: u64,
     pub destination_idle: u64,
+    pub destination_disk: u64,
     /// Time in which claims were held back because too much waited for the disk.
     pub commit: u64,
 }
@@ -90,7 +88,7 @@ impl Carry {
         Self {
             began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
-            worker_ns: super::source::worker_totals(ctx),
+            workers: super::source::worker_totals(ctx),
             received: 0,
             wasted: 0,
             sent: 0,

@@ -622,6 +622,7 @@ impl Run<'_> {
             self.carry.wasted += totals.wasted;
             self.carry.reconnects += peer.links.lost;
             self.carry.waits.destination_idle += totals.idle;
+            self.carry.waits.destination_disk += totals.disk_wait;
             self.carry.notes.extend(peer.links.notes.iter().cloned());
         }
     }

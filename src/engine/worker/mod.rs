@@ -9,20 +9,22 @@ pub mod link;
 pub mod mailbox;
 mod room;
 pub mod source;
+mod stats;
 
 use crate::digest::Digest;
 use crate::grid::Span;
 use crate::ids::Handle;
-use crate::sys::{Arena, Completion, FileRef, IoQueue, Op, SendPath, Slot, SocketRef, Wait};
+use crate::sys::{Arena, Completion, FileRef, IoQueue, Op, Slot, SocketRef, Wait};
 use crate::wire::WireError;
 use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::data::{PackEntry, PackItem, Run, Status};
 use mailbox::Mailbox;
+pub use stats::{SendPathCell, StreamStats, WorkerStats};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A stream of this process; never used twice.
@@ -277,51 +279,6 @@ pub enum Fault {
     Protocol(&'static str),
 }
 
-/// Counters of one stream, written by its worker, read by anyone.
-#[derive(Debug, Default)]
-pub struct StreamStats {
-    /// Payload bytes received or sent.
-    pub payload: AtomicU64,
-    /// Of these, bytes that had come before or were discarded.
-    pub wasted: AtomicU64,
-    /// Nanoseconds (process clock) of the last byte in or out.
-    pub last_progress: AtomicU64,
-    /// Time a Send was in flight, ns.
-    pub send_wait: AtomicU64,
-    /// Time the next block was still being read (source) or written (destination), ns.
-    pub disk_wait: AtomicU64,
-    /// Time nothing was asked of the stream, ns.
-    pub idle: AtomicU64,
-    /// How its blocks are sent.
-    pub send_path: SendPathCell,
-}
-
-/// A [`SendPath`] that others read.
-#[derive(Debug, Default)]
-pub struct SendPathCell(AtomicU8);
-
-impl SendPathCell {
-    const ALL: [SendPath; 4] = [SendPath::Plain, SendPath::ZeroCopy, SendPath::Copies, SendPath::Refused];
-
-    fn set(&self, path: SendPath) {
-        self.0.store(path as u8, Ordering::Relaxed);
-    }
-
-    /// As last seen by the worker.
-    pub fn get(&self) -> SendPath {
-        Self::ALL.get(usize::from(self.0.load(Ordering::Relaxed))).copied().unwrap_or_default()
-    }
-}
-
-/// Counters of one worker.
-#[derive(Debug, Default)]
-pub struct WorkerStats {
-    /// Time outside of waits, ns.
-    pub busy: AtomicU64,
-    /// Time in waits, ns.
-    pub waiting: AtomicU64,
-}
-
 /// Nanoseconds since the process first asked.
 pub fn now_ns() -> u64 {
     static START: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
@@ -467,6 +424,7 @@ impl<Q: IoQueue> Worker<Q> {
 
     /// The loop: reap, read mail, step, push. Returns after [`Command::Stop`], all ops done, or when the queue fails.
     pub fn run(&mut self) -> io::Result<()> {
+        self.stats.thread.store(nix::unistd::gettid().as_raw() as u32, Ordering::Relaxed);
         let mut desk = Desk::default();
         let mut wait = Wait::No;
         while let Some(next) = self.turn(wait, &mut desk)? {

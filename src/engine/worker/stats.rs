@@ -1,0 +1,85 @@
+//! Counters that workers write and others read.
+
+use crate::sys::SendPath;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+/// Counters of one stream, written by its worker, read by anyone.
+#[derive(Debug, Default)]
+pub struct StreamStats {
+    /// Payload bytes received or sent.
+    pub payload: AtomicU64,
+    /// Of these, bytes that had come before or were discarded.
+    pub wasted: AtomicU64,
+    /// Nanoseconds (process clock) of the last byte in or out.
+    pub last_progress: AtomicU64,
+    /// Time a Send was in flight, ns.
+    pub send_wait: AtomicU64,
+    /// Time the next block was still being read (source) or written (destination), ns.
+    pub disk_wait: AtomicU64,
+    /// Time nothing was asked of the stream, ns.
+    pub idle: AtomicU64,
+    /// How its blocks are sent.
+    pub send_path: SendPathCell,
+}
+
+/// A [`SendPath`] that others read.
+#[derive(Debug, Default)]
+pub struct SendPathCell(AtomicU8);
+
+impl SendPathCell {
+    const ALL: [SendPath; 4] = [SendPath::Plain, SendPath::ZeroCopy, SendPath::Copies, SendPath::Refused];
+
+    pub(super) fn set(&self, path: SendPath) {
+        self.0.store(path as u8, Ordering::Relaxed);
+    }
+
+    /// As last seen by the worker.
+    pub fn get(&self) -> SendPath {
+        Self::ALL.get(usize::from(self.0.load(Ordering::Relaxed))).copied().unwrap_or_default()
+    }
+}
+
+/// Counters of one worker.
+#[derive(Debug, Default)]
+pub struct WorkerStats {
+    /// Time outside of waits, ns.
+    pub busy: AtomicU64,
+    /// Time in waits, ns.
+    pub waiting: AtomicU64,
+    /// The worker's thread, as the kernel numbers it; 0 until it runs.
+    pub thread: AtomicU32,
+}
+
+impl WorkerStats {
+    /// CPU time of the worker's thread, and time in which it could have run and had no core; ns. Zeros where the kernel
+    /// does not keep them, and for a simulated worker.
+    pub fn thread_times(&self) -> (u64, u64) {
+        let thread = self.thread.load(Ordering::Relaxed);
+        if thread == 0 {
+            return (0, 0);
+        }
+        let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).unwrap_or_default();
+        let mut numbers = text.split_whitespace().map(|word| word.parse().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threads_times_are_its_own() {
+        let stats = WorkerStats::default();
+        assert_eq!(stats.thread_times(), (0, 0), "no thread yet");
+        stats.thread.store(nix::unistd::gettid().as_raw() as u32, Ordering::Relaxed);
+        let before = stats.thread_times().0;
+        let began = std::time::Instant::now();
+        while began.elapsed().as_millis() < 30 {
+            std::hint::spin_loop();
+        }
+        let (cpu, delay) = stats.thread_times();
+        // Kernels without scheduler statistics say 0; what was not run was waited for.
+        assert!(cpu == 0 || cpu - before + delay > 15_000_000, "{before} {cpu} {delay}");
+    }
+}
