@@ -63,8 +63,9 @@ pub struct Trial {
     pub congestion: String,
     /// Bytes that arrived (or were acknowledged, where the client sends).
     pub bytes: u64,
-    /// Bytes in each tenth of a second, while the sender was sending.
-    pub samples: Vec<u64>,
+    /// What had come by when, about every tenth of a second while the sender was sending: µs since the start, bytes since
+    /// the sample before.
+    pub samples: Vec<(u64, u64)>,
     /// The sender's kernel.
     pub sender: SenderView,
     /// Round trip of the handshake, µs.
@@ -78,9 +79,12 @@ pub struct Trial {
 impl Trial {
     /// The rate of its later part, in which it has started: bits per second.
     pub fn rate(&self) -> u64 {
-        let later = &self.samples[self.samples.len() * 2 / 5..];
-        let bytes: u64 = later.iter().sum();
-        (u128::from(bytes) * 8_000 / (later.len().max(1) as u128 * SAMPLE.as_millis())) as u64
+        let (start, later) = self.samples.split_at(self.samples.len() * 2 / 5);
+        let from = start.last().map_or(0, |(at, _)| *at);
+        let (Some((to, _)), bytes) = (later.last(), later.iter().map(|(_, bytes)| bytes).sum::<u64>()) else {
+            return 0;
+        };
+        (u128::from(bytes) * 8_000_000 / u128::from(to.saturating_sub(from).max(1))) as u64
     }
 }
 
@@ -177,7 +181,7 @@ async fn gather(joining: &mut mpsc::UnboundedReceiver<Joined>, count: u16) -> Re
 struct Run {
     streams: u64,
     bytes: u64,
-    samples: Vec<u64>,
+    samples: Vec<(u64, u64)>,
     sender: SenderView,
     mtu: u32,
     notes: Vec<String>,
@@ -215,6 +219,7 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
     let (mut samples, mut before) = (Vec::new(), count());
     let began = Instant::now();
     let mut tick = tokio::time::interval(SAMPLE);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tick.tick().await;
     let all = async {
         for end in ends {
@@ -228,8 +233,9 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
             () = &mut all => break Connections::of(&spares),
             _ = tick.tick() => {
                 let now = count();
-                if began.elapsed() <= duration + SAMPLE / 2 {
-                    samples.push(now.saturating_sub(before));
+                let at = began.elapsed();
+                if at <= duration + SAMPLE / 2 {
+                    samples.push((at.as_micros() as u64, now.saturating_sub(before)));
                 }
                 before = now;
             }
@@ -299,9 +305,16 @@ mod tests {
 
     #[test]
     fn the_rate_is_that_of_the_later_part() {
-        let samples = vec![0, 0, 0, 0, 1_000_000, 1_000_000, 1_000_000, 1_000_000, 1_000_000, 1_000_000];
-        let trial = Trial { samples, ..Trial::default() };
-        assert_eq!(trial.rate(), 80_000_000);
+        // Ten samples, of which the last six count; one came late, with as many more bytes.
+        let at = |n: u64| 100_000 * n + if n == 7 { 50_000 } else { 0 };
+        let bytes = |n: u64| match n {
+            0..5 => 0,
+            7 => 1_500_000,
+            8 => 500_000,
+            _ => 1_000_000,
+        };
+        let samples: Vec<_> = (1..=10).map(|n| (at(n), bytes(n))).collect();
+        assert_eq!(Trial { samples, ..Trial::default() }.rate(), 80_000_000);
         assert_eq!(Trial::default().rate(), 0);
     }
 

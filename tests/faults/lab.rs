@@ -275,8 +275,8 @@ fn a_probe_finds_what_the_lab_is_and_cp_takes_its_profile() {
         let mbit = longhaul::units::parse_rate(rate).unwrap() as f64 / 1e6;
         let ms = longhaul::units::parse_span(rtt).unwrap().as_secs_f64() * 1e3;
         eprintln!("{direction}: {mbit:.1} Mbit/s, {ms:.2} ms, {} trials", found["trials"].as_array().unwrap().len());
-        // Headers leave 96.5 % of the link for payload.
-        assert!((80.0..97.5).contains(&mbit) && (40.0..44.0).contains(&ms), "{found:#}");
+        // Headers leave 96.5 % of the link for payload; what waited for a hole comes in lumps.
+        assert!((80.0..103.0).contains(&mbit) && (40.0..44.0).contains(&ms), "{found:#}");
         assert_eq!((profile["path"]["mtu"].as_u64(), profile["measured"].as_bool()), (Some(1500), Some(true)));
         let sockets = std::fs::read_to_string(dir.path().join(".config/longhaul/profiles/lab.toml")).unwrap();
         assert!(sockets.contains(&format!("peers = [\"{FAR}\"]")), "{sockets}");

@@ -1,6 +1,7 @@
 //! Which trials are worth their time, and what they say. Pure.
 
-use crate::engine::probe::{SAMPLE, Trial};
+use crate::cli::report::count;
+use crate::engine::probe::Trial;
 use crate::grid::CHUNK_SIZE;
 use crate::limits::MAX_STREAMS;
 use crate::profile::{DEPTH_MAX, Day, Files, PathFacts, Profile, Provenance, Sockets, Window};
@@ -119,9 +120,9 @@ pub fn profile(tried: &[Tried], origin: &Origin) -> Option<Profile> {
     let direction = if origin.agent_sends { "from" } else { "to" };
     Some(Profile {
         about: format!(
-            "Measured {direction} {}: {} streams carried {:.0} Mbit/s.",
+            "Measured {direction} {}: {} carried {:.0} Mbit/s.",
             origin.peer,
-            trial.streams,
+            count(trial.streams.into(), "stream"),
             rate as f64 / 1e6
         ),
         measured: true,
@@ -132,7 +133,7 @@ pub fn profile(tried: &[Tried], origin: &Origin) -> Option<Profile> {
             rtt_p50: micros(loaded.get(loaded.len() / 2).copied().unwrap_or(0)),
             loss: loss.map(|loss| (loss * 1e7).round() / 1e7),
             mtu: worked.iter().map(|t| t.mtu).filter(|mtu| *mtu > 0).min(),
-            rate: worked.iter().map(|t| t.rate()).max().filter(|rate| *rate >= 8_000),
+            rate: worked.iter().map(|t| rounded(t.rate())).max().filter(|rate| *rate >= 8_000),
         },
         sockets: Sockets {
             streams: Some(trial.streams),
@@ -147,11 +148,17 @@ pub fn profile(tried: &[Tried], origin: &Origin) -> Option<Profile> {
             command: origin.command.clone(),
             kernel: origin.kernel.clone(),
             nic: origin.nic.clone(),
-            goodput: (rate >= 8_000).then_some(rate),
+            goodput: (rate >= 8_000).then_some(rounded(rate)),
             cpu_seconds_per_gib: None,
             limiter: limiter(&trial).to_owned(),
         },
     })
+}
+
+/// Four digits: more is not known after a few seconds.
+fn rounded(rate: u64) -> u64 {
+    let unit = 10u64.pow(rate.max(1).ilog10().saturating_sub(3));
+    (rate + unit / 2) / unit * unit
 }
 
 /// What held the best trial back, as far as the sender's kernel says.
@@ -164,17 +171,12 @@ pub fn limiter(trial: &Trial) -> &'static str {
     }
 }
 
-/// Seconds since a trial's start at which each sample ended.
-pub fn times(trial: &Trial) -> impl Iterator<Item = f64> {
-    (1..=trial.samples.len()).map(|number| number as f64 * SAMPLE.as_secs_f64())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn trial(streams: u16, mbit: u64) -> Trial {
-        let samples = vec![mbit * 1_000_000 / 8 / 10; 20];
+        let samples = (1..=20).map(|n| (n * 100_000, mbit * 1_000_000 / 8 / 10)).collect();
         let mut trial = Trial { streams, samples, rtt_us: 50_400, mtu: 1500, ..Trial::default() };
         trial.sender.min_rtt_us = 50_100;
         trial.sender.rtt_us = 60_000;
@@ -218,7 +220,7 @@ mod tests {
     #[test]
     fn losses_take_the_algorithm_that_bears_them() {
         let tried =
-            played(|s| Some(if s.congestion.as_deref() == Some("bbr") { 860 } else { 60 * u64::from(s.streams) }));
+            played(|s| Some(if s.congestion.as_deref() == Some("bbr") { 860 } else { 40 * u64::from(s.streams) }));
         assert_eq!(best(&tried).unwrap().0, setting(1, "bbr"));
         let profile = profile(&tried, &Origin::default()).unwrap();
         assert_eq!(profile.sockets.congestion, ["bbr", "cubic"]);
@@ -259,6 +261,7 @@ mod tests {
     fn the_limiter_is_the_kernels_word() {
         let mut seen = trial(1, 285);
         assert_eq!(limiter(&seen), "network");
+        assert_eq!((rounded(97_600_465), rounded(123), rounded(0)), (97_600_000, 123, 0));
         seen.sender.sndbuf_limited_us = 700_000;
         assert_eq!(limiter(&seen), "sender window");
         (seen.sender.sndbuf_limited_us, seen.sender.rwnd_limited_us) = (100_000, 600_000);

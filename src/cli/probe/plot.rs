@@ -1,7 +1,7 @@
 //! The ramp as a picture: bars and sparks for a terminal, lines for a file.
 
-use super::plan::{Setting, Tried, best, times};
-use crate::engine::probe::{SAMPLE, Trial};
+use super::plan::{Setting, Tried, best};
+use crate::engine::probe::Trial;
 use crate::units::BitRate;
 use std::fmt::Write as _;
 
@@ -25,16 +25,21 @@ pub fn label(setting: &Setting) -> String {
     format!("{} x {}", setting.congestion.as_deref().unwrap_or("default"), setting.streams)
 }
 
-fn rate_of(bytes: u64) -> f64 {
-    bytes as f64 * 8.0 / SAMPLE.as_secs_f64()
+/// Seconds since the trial's start and the rate up to there, for each sample.
+fn rates(trial: &Trial) -> impl Iterator<Item = (f64, f64)> {
+    let mut before = 0;
+    trial.samples.iter().map(move |(at, bytes)| {
+        let took = at.saturating_sub(std::mem::replace(&mut before, *at)).max(1);
+        (*at as f64 / 1e6, *bytes as f64 * 8e6 / took as f64)
+    })
 }
 
 /// A trial over time, in characters; `top` is the rate of the highest.
 fn sparks(trial: &Trial, top: f64) -> String {
-    let group = trial.samples.len().div_ceil(SPARKS).max(1);
-    let mean = |samples: &[u64]| samples.iter().map(|bytes| rate_of(*bytes)).sum::<f64>() / samples.len() as f64;
+    let rates: Vec<f64> = rates(trial).map(|(_, rate)| rate).collect();
+    let group = rates.len().div_ceil(SPARKS).max(1);
     let level = |rate: f64| LEVELS[((rate / top.max(1.0) * 8.0) as usize).min(7)];
-    trial.samples.chunks(group).map(|samples| level(mean(samples))).collect()
+    rates.chunks(group).map(|some| level(some.iter().sum::<f64>() / some.len() as f64)).collect()
 }
 
 /// One trial as a line: setting, bar, rate, what went twice, and how it went over time. `top`: the rate of a full bar.
@@ -75,9 +80,9 @@ fn round_up(rate: f64) -> f64 {
 /// Rates over time, a line for each trial.
 pub fn svg(tried: &[Tried], title: &str) -> String {
     let worked: Vec<(&Setting, &Trial)> = tried.iter().filter_map(|(s, trial)| Some((s, trial.as_ref()?))).collect();
-    let highest = worked.iter().flat_map(|(_, trial)| &trial.samples).map(|bytes| rate_of(*bytes)).fold(0.0, f64::max);
-    let (top, longest) = (round_up(highest), worked.iter().map(|(_, t)| t.samples.len()).max().unwrap_or(1));
-    let seconds = (longest as f64 * SAMPLE.as_secs_f64()).max(0.1);
+    let highest = worked.iter().flat_map(|(_, trial)| rates(trial)).map(|(_, rate)| rate).fold(0.0, f64::max);
+    let longest = worked.iter().filter_map(|(_, trial)| trial.samples.last()).map(|(at, _)| *at).max().unwrap_or(0);
+    let (top, seconds) = (round_up(highest), (longest as f64 / 1e6).max(0.1));
     let (right, bottom) = (WIDTH - RIGHT, HEIGHT - BOTTOM);
     let x = |time: f64| LEFT + time / seconds * (right - LEFT);
     let y = |rate: f64| bottom - rate / top * (bottom - TOP);
@@ -109,8 +114,8 @@ pub fn svg(tried: &[Tried], title: &str) -> String {
     for (number, (setting, trial)) in worked.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
         let mut points = format!("{:.1},{:.1}", x(0.0), y(0.0));
-        for (time, bytes) in times(trial).zip(&trial.samples) {
-            let _ = write!(points, " {:.1},{:.1}", x(time), y(rate_of(*bytes)));
+        for (time, rate) in rates(trial) {
+            let _ = write!(points, " {:.1},{:.1}", x(time), y(rate));
         }
         let is_best = chosen.as_ref() == Some(*setting);
         let width = if is_best { 3 } else { 1 };
@@ -135,9 +140,9 @@ mod tests {
 
     fn tried() -> Vec<Tried> {
         let setting = |streams, name: &str| Setting { streams, congestion: Some(name.to_owned()) };
-        let ramp: Vec<u64> = (1..=30).map(|n| 1_000_000 * n.min(10)).collect();
-        let fast = Trial { streams: 4, samples: ramp.iter().map(|bytes| bytes * 2).collect(), ..Trial::default() };
-        let slow = Trial { streams: 1, samples: ramp, ..Trial::default() };
+        let ramp = |factor: u64| (1..=30).map(|n: u64| (n * 100_000, 1_000_000 * factor * n.min(10))).collect();
+        let fast = Trial { streams: 4, samples: ramp(2), ..Trial::default() };
+        let slow = Trial { streams: 1, samples: ramp(1), ..Trial::default() };
         vec![(setting(1, "cubic"), Some(slow)), (setting(4, "cubic"), Some(fast)), (setting(1, "bbr"), None)]
     }
 

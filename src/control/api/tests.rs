@@ -118,6 +118,42 @@ async fn requests_that_cannot_be_meant_are_refused() {
     assert!(error.class == Class::Retry && error.what.contains("2 transfers"), "{error}");
 }
 
+#[tokio::test]
+async fn probes_by_token_and_within_bounds() {
+    let probe = |agent_sends, streams, duration_ms| {
+        let options = serde_json::from_str(r#"{"congestion":"bbr"}"#).unwrap();
+        TicketRequest::Probe { agent_sends, streams, duration_ms, options }
+    };
+    let port = TestPort::start(quick(), |_| {});
+    let reader = client(&port, &port.token("reader", "/data", true, false));
+    let writer = client(&port, &port.token("writer", "/data", false, true));
+    for (client, agent_sends, may) in
+        [(&reader, true, true), (&reader, false, false), (&writer, false, true), (&writer, true, false)]
+    {
+        port.engine.grants.lock().unwrap().clear();
+        let got = client.ticket(&probe(agent_sends, 4, 2000)).await;
+        assert_eq!(got.as_ref().map_err(|e| e.class).is_ok(), may, "{got:?}");
+        assert!(may || got.unwrap_err().class == Class::Denied);
+        assert_eq!(port.engine.grants.lock().unwrap().len(), usize::from(may));
+    }
+    let grant = {
+        reader.ticket(&probe(true, 64, DURATION_MAX_MS)).await.unwrap();
+        port.engine.grants.lock().unwrap().pop().unwrap()
+    };
+    let Access::Probe(spec) = grant.access else { panic!() };
+    assert_eq!((spec.streams, spec.options.congestion.as_deref()), (64, Some("bbr")));
+    for (streams, ms, name) in
+        [(0, 2000, "streams"), (65, 2000, "streams"), (1, 99, "duration_ms"), (1, DURATION_MAX_MS + 1, "duration_ms")]
+    {
+        let error = reader.ticket(&probe(true, streams, ms)).await.unwrap_err();
+        assert!(error.class == Class::Permanent && error.what.contains(name), "{error}");
+    }
+    let source = TestPort::start(quick(), |app| app.roles = vec![Role::Source]);
+    let client = client(&source, &source.token("t", "/", true, true));
+    let error = client.ticket(&probe(false, 1, 1000)).await.unwrap_err();
+    assert!(error.what.contains("role destination"), "{error}");
+}
+
 /// Raw requests, as curl would send them.
 async fn raw(port: &TestPort, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, String) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
