@@ -168,10 +168,7 @@ fn interface(path: &Path, name: String, disciplines: &BTreeMap<String, String>) 
     Interface {
         driver: device.as_ref().and_then(driver),
         mtu: number(path.join("mtu")).unwrap_or(0),
-        // A device that does not know says -1.
-        speed_mbit: number::<i64>(path.join("speed"))
-            .and_then(|mbit| u32::try_from(mbit).ok())
-            .filter(|mbit| *mbit > 0),
+        speed_mbit: device.as_ref().and_then(|_| speed(path)),
         duplex: line(path.join("duplex")).filter(|duplex| duplex != "unknown"),
         qdisc: disciplines.get(&name).cloned(),
         rings: rings(&name).ok().map(|r| Rings { rx: r.rx, rx_max: r.rx_max, tx: r.tx, tx_max: r.tx_max }),
@@ -194,6 +191,11 @@ fn interface(path: &Path, name: String, disciplines: &BTreeMap<String, String>) 
         near_cores: near.unwrap_or_default(),
         name,
     }
+}
+
+/// In Mbit/s. A device that does not know says -1; what has no device (a tunnel) says anything.
+fn speed(path: &Path) -> Option<u32> {
+    number::<i64>(path.join("speed")).and_then(|mbit| u32::try_from(mbit).ok()).filter(|mbit| *mbit > 0)
 }
 
 fn pcie(function: &Path) -> Option<Pcie> {

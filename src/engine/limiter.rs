@@ -21,7 +21,9 @@ use std::collections::BTreeMap;
 /// Below this share of segments sent again a network is called full rather than lossy.
 const LOSS_NOTED: f64 = 0.001;
 /// A rate that is reached to this share is what held the transfer back.
-const CAP_REACHED: f64 = 0.9;
+const CAP_REACHED: f64 = 0.85;
+/// A round trip so much longer than the least one means that a queue is in it.
+const QUEUED: f64 = 1.25;
 /// From here on a processor counts as the place where time went, not just as busy.
 const CPU_FULL: f64 = 0.85;
 
@@ -173,11 +175,15 @@ impl Evidence {
         self.received_bytes as f64 * 8e9 / self.destination.wall_ns.max(1) as f64
     }
 
-    /// Whether the rate that was set is what it runs at. A transfer's start and end count against it only a little.
+    /// Whether the rate that was set is what it runs at: by what streams sent while they had something to send, so that a
+    /// short transfer's start and end do not hide it, or by the mean.
     fn is_capped(&self, cap: Option<u64>) -> bool {
-        let paced =
-            self.sender.as_ref().filter(|s| s.paced > 0).map(|s| s.paced.saturating_mul(self.source.streams.max(1)));
-        cap.into_iter().chain(paced).min().is_some_and(|cap| self.rate() >= CAP_REACHED * cap as f64)
+        let paced = self.sender.as_ref().filter(|sender| sender.paced > 0 && sender.busy_us > 0);
+        let reached = paced.is_some_and(|sender| {
+            let rate = sender.bytes_sent as f64 * 8e6 / sender.busy_us as f64;
+            rate >= CAP_REACHED * sender.paced as f64
+        });
+        reached || cap.is_some_and(|cap| self.rate() >= CAP_REACHED * cap as f64)
     }
 
     /// What held the transfer back. `cap`: the configured rate, bits per second.
@@ -269,7 +275,8 @@ impl Evidence {
     /// What to change about a limiter, in words.
     fn advice(&self, limiter: Limiter) -> String {
         let lossy = self.sender.as_ref().is_some_and(|sender| sender.loss() >= LOSS_NOTED);
-        let queue = self.sender.as_ref().is_some_and(|s| s.min_rtt_us > 0 && s.rtt_us > 2 * s.min_rtt_us);
+        let queue =
+            self.sender.as_ref().is_some_and(|s| s.min_rtt_us > 0 && s.rtt_us as f64 > QUEUED * s.min_rtt_us as f64);
         match limiter {
             Limiter::SourceDisk => "a faster disk, or more files at once; `longhaul doctor --root DIR` looks at it".to_owned(),
             Limiter::SourceCpu | Limiter::DestinationCpu => {

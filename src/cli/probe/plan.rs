@@ -19,8 +19,10 @@ const AROUND_TRIPS: u32 = 10;
 const AROUND: Duration = Duration::from_millis(200);
 /// Numbers of streams that are tried first.
 const LADDER: [u16; 3] = [1, 4, 16];
-/// A rate within this share of the best one is as good: fewer streams, or the gentler algorithm, win.
-const AS_GOOD: f64 = 0.97;
+/// A rate within this share of the best one is as good: a trial of seconds knows no better.
+const AS_GOOD: f64 = 0.95;
+/// Who sends so much more twice than another fills the path's queue for its neighbours too.
+const RUDE: f64 = 0.03;
 /// A profile holds for so long; paths change.
 const VALID_DAYS: u64 = 90;
 
@@ -69,13 +71,14 @@ pub fn next(tried: &[Tried], algorithms: &[Option<String>]) -> Option<Setting> {
         .find(|setting| !done(setting))
 }
 
-/// The setting to use: of those that are as good as the fastest, the one with the fewest streams; of equals the first
-/// tried, whose algorithm is the preferred one.
+/// The setting to use: of those that are as good as the fastest, one that does not send much more twice than the others,
+/// with the fewest streams; of equals the first tried, whose algorithm is the preferred one.
 pub fn best(tried: &[Tried]) -> Option<(Setting, Trial)> {
     let worked = || tried.iter().filter_map(|(setting, trial)| Some((setting, trial.as_ref()?)));
     let fastest = worked().map(|(_, trial)| trial.rate()).max()?;
     let good = worked().filter(|(_, trial)| trial.rate() as f64 >= AS_GOOD * fastest as f64);
-    let (setting, trial) = good.min_by_key(|(setting, _)| setting.streams)?;
+    let least = worked().map(|(_, trial)| trial.sender.loss()).fold(1.0, f64::min);
+    let (setting, trial) = good.min_by_key(|(setting, trial)| (trial.sender.loss() > least + RUDE, setting.streams))?;
     Some((setting.clone(), trial.clone()))
 }
 
@@ -224,6 +227,26 @@ mod tests {
         assert_eq!(best(&tried).unwrap().0, setting(1, "bbr"));
         let profile = profile(&tried, &Origin::default()).unwrap();
         assert_eq!(profile.sockets.congestion, ["bbr", "cubic"]);
+    }
+
+    #[test]
+    fn who_fills_the_queue_for_others_is_taken_only_for_a_gain() {
+        let with_loss = |streams, name, mbit, twice: u64| {
+            let mut trial = trial(streams, mbit);
+            trial.sender.bytes_retransmitted = twice * 10_000;
+            (setting(streams, name), Some(trial))
+        };
+        // As measured in the lab, 200 Mbit/s, 100 ms, 0.05 %: bbr's four streams send 13 % twice.
+        let mut tried = vec![
+            with_loss(1, "cubic", 39, 0),
+            with_loss(4, "cubic", 186, 2),
+            with_loss(16, "cubic", 191, 2),
+            with_loss(4, "bbr", 193, 13),
+        ];
+        assert_eq!(best(&tried).unwrap().0, setting(4, "cubic"));
+        tried.truncate(1);
+        tried.push(with_loss(4, "bbr", 193, 13));
+        assert_eq!(best(&tried).unwrap().0, setting(4, "bbr"), "where nothing else is as good");
     }
 
     #[test]

@@ -100,7 +100,7 @@ fn a_network_that_is_full_or_loses() {
     sender(&mut lossy).bytes_retransmitted = 12_000_000;
     let words = lossy.explain(None).pop().unwrap();
     assert!(words.contains("1.00 % went twice without a queue") && words.contains("--cc bbr"), "{words}");
-    sender(&mut lossy).rtt_us = 250_000;
+    sender(&mut lossy).rtt_us = 137_000;
     let words = lossy.explain(None).pop().unwrap();
     assert!(words.contains("the queue is full"), "{words}");
 }
@@ -119,6 +119,10 @@ fn a_rate_that_somebody_set() {
     let mut paced = evidence(0.97, 0.0, 0.0);
     sender(&mut paced).paced = 120_000_000;
     held_back_by(&paced, None, Limiter::ConfiguredCap);
+    // Half of the time was start and end: by the mean it is far from the cap, by what was sent meanwhile it is not.
+    sender(&mut paced).busy_us = 80_000_000;
+    (paced.source.wall_ns, paced.destination.wall_ns) = (20 * SECOND, 20 * SECOND);
+    held_back_by(&paced, Some(960_000_000), Limiter::ConfiguredCap);
     // A cap that is not reached held nothing back, whatever else did.
     held_back_by(&evidence(0.1, 0.8, 0.05), Some(2_000_000_000), Limiter::SourceDisk);
 }
