@@ -162,7 +162,8 @@ fn execute(args: &Args) -> Result<u8, Fail> {
         ));
     }
     let mut notes: Vec<&String> = tried.iter().filter_map(|(_, trial)| trial.as_ref()).flat_map(|t| &t.notes).collect();
-    (notes.sort(), notes.dedup());
+    notes.sort();
+    notes.dedup();
     notes.iter().for_each(|note| say(&format!("note: {}\n", printable(note))));
     match &target {
         Some(path) => {

@@ -24,7 +24,7 @@ pub enum ProfilesError {
     /// A profile is wrong.
     #[error(transparent)]
     File(#[from] ConfigError),
-    /// More than [`MAX_PROFILES`].
+    /// More than a directory may have.
     #[error("{} has more than {MAX_PROFILES} profiles", path.display())]
     TooMany {
         /// Which directory.

@@ -156,7 +156,8 @@ fn rings(interface: &Interface, into: &mut Vec<Finding>) {
 fn placement(facts: &Facts, interface: &Interface, into: &mut Vec<Finding>) {
     let name = &interface.name;
     let mut cores: Vec<u32> = interface.interrupts.values().flatten().copied().collect();
-    (cores.sort_unstable(), cores.dedup());
+    cores.sort_unstable();
+    cores.dedup();
     if interface.queues > 1 && !interface.interrupts.is_empty() {
         let measured = format!("{} queues, interrupts on {}", interface.queues, counted(cores.len()));
         Look::at(into, format!("{name} interrupts"), measured, ESNET).judge(

@@ -11,7 +11,8 @@
 //!   that somebody set. A full window is the receiver's doing only if the receiver was busy; otherwise it is too small.
 //! - **None of these.** The worker had others to serve, or waited for a core.
 //!
-//! A worker without a free core sees everything late, sends as well, so the CPU's share is taken off what the streams say.
+//! A worker without a free core sees everything late, sends as well, so the CPU's share is taken off what the streams say;
+//! a receiver without one makes the path look slow, so from `CPU_FULL` on it has its share of what nothing else explains.
 //! A core that another process has is no core of ours: time on the run queue counts as CPU.
 
 use crate::wire::views::{EndView, SenderView, SourceView};
@@ -23,7 +24,7 @@ const LOSS_NOTED: f64 = 0.001;
 /// A rate that is reached to this share is what held the transfer back.
 const CAP_REACHED: f64 = 0.85;
 /// A round trip so much longer than the least one means that a queue is in it.
-const QUEUED: f64 = 1.25;
+const QUEUED: f64 = 1.15;
 /// From here on a processor counts as the place where time went, not just as busy.
 const CPU_FULL: f64 = 0.85;
 
@@ -81,9 +82,9 @@ impl Limiter {
     }
 }
 
-/// What a report says although nobody asked: a window that was in the way for a tenth of the time, with its sysctl.
+/// What a report says although nobody asked: a window that was in the way for a fifth of the time, with its sysctl.
 pub fn notes(shares: &Shares) -> Vec<String> {
-    const IN_THE_WAY: f64 = 0.1;
+    const IN_THE_WAY: f64 = 0.2;
     let said = shares.iter().filter(|(_, share)| *share >= IN_THE_WAY).filter_map(|(limiter, share)| {
         let (what, sysctl, end) = match limiter {
             Limiter::SenderWindow => ("send", "net.ipv4.tcp_wmem", "source"),
@@ -223,7 +224,9 @@ impl Evidence {
                 let window = window.min(1.0 - buffer.min(1.0));
                 split(sending * window, Limiter::ReceiverWindow, &mut put);
                 put(Limiter::SenderWindow, sending * buffer);
-                put(on_the_way, sending * (1.0 - window - buffer));
+                let rest = sending * (1.0 - window - buffer);
+                // A receiver without a core acknowledges late, and the path looks slow.
+                if busy_there >= CPU_FULL { split(rest, on_the_way, &mut put) } else { put(on_the_way, rest) }
             }
             // An older source: a destination that is busy is what its sends wait for.
             None => split(sending, on_the_way, &mut put),
@@ -295,7 +298,10 @@ impl Evidence {
                 if queue {
                     format!("{again:.2} % went twice and the queue is full: the path is full; --rate below it loses less")
                 } else {
-                    format!("{again:.2} % went twice without a queue: losses; `--cc bbr` and more --streams bear them better")
+                    format!(
+                        "{again:.2} % went twice and there is hardly a queue: the path loses, or its buffers are small; `--cc \
+                         bbr` and more --streams bear that better"
+                    )
                 }
             }
             Limiter::Network => "the path is full; nothing at the ends makes it faster".to_owned(),

@@ -16,6 +16,7 @@ pub mod channel;
 pub mod claims;
 pub mod commit;
 pub mod conn;
+mod connections;
 pub mod coordinator;
 mod crowd;
 pub mod destination;

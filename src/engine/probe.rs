@@ -6,10 +6,11 @@
 
 use super::channel::Channel;
 use super::conn::Parked;
+use super::connections::Connections;
 use super::coordinator::Ctx;
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
-use super::session::{self, Connections, Joined, Opened};
+use super::session::{self, Joined, Opened};
 use super::spec::TransferOptions;
 use super::tuning::socket_options;
 use crate::clock;
@@ -221,7 +222,7 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
         true => spares.iter().filter_map(Parked::tcp_info).map(|info| info.bytes_acked).sum(),
         false => arrived.load(Ordering::Relaxed),
     };
-    let (mut samples, mut before) = (Vec::new(), count());
+    let (mut samples, mut before, mut seen) = (Vec::new(), count(), Connections::default());
     let began = Instant::now();
     let mut tick = tokio::time::interval(SAMPLE);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -235,7 +236,10 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
     let connections = loop {
         tokio::select! {
             biased;
-            () = &mut all => break Connections::of(&spares),
+            () = &mut all => {
+                spares.iter().for_each(|spare| seen.add(spare));
+                break seen;
+            }
             _ = tick.tick() => {
                 let now = count();
                 let at = began.elapsed();
@@ -243,6 +247,7 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
                     samples.push((at.as_micros() as u64, now.saturating_sub(before)));
                 }
                 before = now;
+                seen.look(spares.iter());
             }
         }
     };

@@ -1,6 +1,7 @@
 //! Sessions: connections through their handshake, and the set of data streams that a session has, lost and dials again.
 
 use super::conn::{Conn, Parked};
+use super::connections::Connections;
 use super::coordinator::Ctx;
 use super::error::{Class, TransferError};
 use super::spec::{Grant, Ticket};
@@ -16,7 +17,7 @@ use crate::wire::handshake::{
 };
 use crate::wire::views::SenderView;
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -310,8 +311,8 @@ pub struct Links {
     pub notes: Vec<String>,
     /// How streams that are gone sent their blocks.
     gone_paths: Vec<SendPath>,
-    /// What the kernel said of streams that are gone, and how many round trips are summed up in it.
-    gone_tcp: Connections,
+    /// What the kernel said of streams that are gone, and the round trips on the way.
+    tcp: Connections,
     /// Takes the payload bytes of all streams when this is dropped.
     pub tally: Option<Rc<Cell<u64>>>,
 }
@@ -344,46 +345,6 @@ impl Totals {
         self.send_wait += stats.send_wait.load(Ordering::Relaxed);
         self.disk_wait += stats.disk_wait.load(Ordering::Relaxed);
         self.idle += stats.idle.load(Ordering::Relaxed);
-    }
-}
-
-/// Sums over connections.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Connections {
-    sum: SenderView,
-    count: u64,
-    congestion: BTreeSet<String>,
-}
-
-impl Connections {
-    pub(super) fn of(sockets: &[Parked]) -> Self {
-        let mut all = Self::default();
-        sockets.iter().for_each(|socket| all.add(socket));
-        all
-    }
-
-    fn add(&mut self, socket: &Parked) {
-        let Some(info) = socket.tcp_info() else { return };
-        let sum = &mut self.sum;
-        sum.busy_us += info.busy_time_us;
-        sum.rwnd_limited_us += info.rwnd_limited_us;
-        sum.sndbuf_limited_us += info.sndbuf_limited_us;
-        sum.bytes_sent += info.bytes_sent;
-        sum.bytes_retransmitted += info.bytes_retrans;
-        sum.segment = sum.segment.max(info.snd_mss);
-        // A connection that has been cut does not know its round trip any more.
-        if info.rtt_us > 0 {
-            let least = u64::from(info.min_rtt_us);
-            sum.rtt_us += u64::from(info.rtt_us);
-            sum.min_rtt_us = if self.count == 0 { least } else { sum.min_rtt_us.min(least) };
-            self.count += 1;
-        }
-        self.congestion.insert(socket.congestion());
-    }
-
-    pub(super) fn view(self, paced: u64) -> SenderView {
-        let congestion = self.congestion.into_iter().filter(|name| !name.is_empty()).collect::<Vec<_>>().join(",");
-        SenderView { rtt_us: self.sum.rtt_us / self.count.max(1), congestion, paced, ..self.sum }
     }
 }
 
@@ -431,7 +392,7 @@ impl Links {
             near,
             notes: Vec::new(),
             gone_paths: Vec::new(),
-            gone_tcp: Connections::default(),
+            tcp: Connections::default(),
             tally: None,
         }
     }
@@ -507,7 +468,7 @@ impl Links {
         self.ctx.unroute(stream);
         let Some(live) = self.live.remove(&stream) else { return false };
         self.gone.add(&live.stats);
-        self.gone_tcp.add(&live.socket);
+        self.tcp.add(&live.socket);
         self.gone_paths.push(live.stats.send_path.get());
         self.gone_paths.dedup();
         if !matches!(why, Fault::Detached) {
@@ -532,9 +493,15 @@ impl Links {
         totals
     }
 
+    /// Looks at the round trips as they are now, for the mean that [`Links::sender`] tells.
+    pub fn look(&mut self) {
+        let Self { tcp, live, .. } = self;
+        tcp.look(live.values().map(|live| &live.socket));
+    }
+
     /// What the kernel says of the connections, those that are gone included.
     pub fn sender(&self) -> SenderView {
-        let mut all = self.gone_tcp.clone();
+        let mut all = self.tcp.clone();
         self.live.values().for_each(|live| all.add(&live.socket));
         let paced = self.options.pacing_bytes_per_sec.map_or(0, |bytes| bytes.saturating_mul(8));
         all.view(paced)

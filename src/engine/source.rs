@@ -423,6 +423,7 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Message::Progress(p) => {
+                self.links.look();
                 self.entry.snapshot.send_replace(Snapshot {
                     bytes: p.bytes,
                     total_bytes: p.total_bytes,

@@ -308,6 +308,7 @@ pub struct Report {
     /// The tuning profile in use; `default (near)` or `default (far)` without.
     pub profile: String,
     /// Why that one.
+    #[serde(default)]
     pub profile_why: String,
     /// Whether its values were tried on such a link; of the defaults nothing is said.
     pub profile_measured: Option<bool>,
@@ -318,6 +319,7 @@ pub struct Report {
     /// What the shares are made of.
     pub evidence: Option<Evidence>,
     /// The evidence in words, and what to change.
+    #[serde(default)]
     pub explanation: Vec<String>,
     /// CPU time of each end during the transfer. One process with both ends counts it once, under `destination`.
     pub cpu_ns: Ends<u64>,

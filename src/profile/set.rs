@@ -157,7 +157,8 @@ mod tests {
             .filter_map(|name| name.strip_suffix(".toml").map(str::to_owned))
             .collect();
         let mut names: Vec<String> = profiles.names().into_iter().map(str::to_owned).collect();
-        (files.sort(), names.sort());
+        files.sort();
+        names.sort();
         assert_eq!(files, names);
         let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/tuning/README.md")).unwrap();
         for (name, text) in SHIPPED {

@@ -13,7 +13,7 @@ fn evidence(sending: f64, reading: f64, idle: f64) -> Evidence {
         sender: Some(SenderView {
             busy_us: 80_000_000,
             bytes_sent: 1_200_000_000,
-            rtt_us: 110_000,
+            rtt_us: 104_600,
             min_rtt_us: 100_000,
             segment: 1448,
             congestion: "cubic".to_owned(),
@@ -77,6 +77,12 @@ fn a_destination_without_a_core_fills_the_window_too() {
     seen.destination.cpu_ns = 19 * SECOND;
     held_back_by(&seen, None, Limiter::DestinationCpu);
     assert!(notes(&seen.shares(None)).is_empty(), "no sysctl helps");
+    // As seen in the lab with a fifth of a core: acknowledgements come late, and the window is full for a quarter only.
+    let mut late = evidence(0.79, 0.0, 0.21);
+    (late.destination.cpu_ns, late.destination.delay_ns) = (4 * SECOND, 15 * SECOND);
+    late.destination.held_back_ns = 3 * SECOND;
+    sender(&mut late).rwnd_limited_us = 18_000_000;
+    held_back_by(&late, None, Limiter::DestinationCpu);
 }
 
 #[test]
@@ -99,7 +105,7 @@ fn a_network_that_is_full_or_loses() {
     let mut lossy = evidence(0.97, 0.0, 0.0);
     sender(&mut lossy).bytes_retransmitted = 12_000_000;
     let words = lossy.explain(None).pop().unwrap();
-    assert!(words.contains("1.00 % went twice without a queue") && words.contains("--cc bbr"), "{words}");
+    assert!(words.contains("1.00 % went twice and there is hardly a queue") && words.contains("--cc bbr"), "{words}");
     sender(&mut lossy).rtt_us = 137_000;
     let words = lossy.explain(None).pop().unwrap();
     assert!(words.contains("the queue is full"), "{words}");
