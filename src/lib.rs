@@ -4,7 +4,7 @@
 //! Each layer names only what lies below it; `tests/architecture.rs` checks that on the source text.
 //! ```text
 //! cli ──> control ──> engine ──> net, disk, wire, journal ──> the vocabulary
-//!                       └───────── net, disk ──> sys
+//!                       └───────── net, disk ──> sys      cli ──> doctor ──> net, disk, sys
 //! ```
 //! - [`cli`] one file per command; the process's exit codes
 //! - [`control`] HTTP port and its client, tickets, tokens, TLS, settings: work per request
@@ -13,10 +13,12 @@
 //! - [`disk`] scanning, confined paths, part files, publishing, locks
 //! - [`wire`] handshake and frames: bytes in, values out, and the format in prose
 //! - [`journal`] which chunks and files are durable: bytes in, values out, and the crash argument in prose
+//! - [`doctor`] what of this host stands in the way of a long link: facts, and pure checks over them
 //! - [`sys`] the only `unsafe`: rings, buffers the kernel writes into, system calls
 //!
 //! The vocabulary does no I/O and is free to all: [`clock`], [`units`], [`ids`], [`grid`] (the only chunk arithmetic), [`limits`]
-//! (every bound), [`relpath`], [`digest`], [`checksum`], [`manifest`], [`config`].
+//! (every bound), [`relpath`], [`digest`], [`checksum`], [`manifest`], [`config`],
+//! [`profile`] (what a link is, and what is set on it).
 //!
 //! # Four domains of execution
 //! 1. *Control*: tokio and axum, work per request.
@@ -56,6 +58,7 @@ pub mod config;
 pub mod control;
 pub mod digest;
 pub mod disk;
+pub mod doctor;
 pub mod engine;
 pub mod grid;
 pub mod ids;
@@ -63,6 +66,7 @@ pub mod journal;
 pub mod limits;
 pub mod manifest;
 pub mod net;
+pub mod profile;
 pub mod relpath;
 pub mod sys;
 pub mod units;

@@ -1,9 +1,10 @@
 //! Sizes and rates as people write them: `4MiB`, `2Gbit`, `100MiB` (a rate, per second).
 //!
 //! Sizes are bytes: `K M G T` are decimal, `Ki Mi Gi Ti` binary, an optional `B` may follow. Rates are kept in bits per
-//! second: a unit ending in `bit` counts bits, any other counts bytes, as in a size.
+//! second: a unit ending in `bit` counts bits, any other counts bytes, as in a size. Times are `us`, `ms`, `s`, `m`, `h`.
 
 use std::fmt;
+use std::time::Duration;
 
 /// What was wrong with a size or a rate that somebody typed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +66,49 @@ pub fn parse_rate(input: &str) -> Result<u64, UnitError> {
     Ok(bits.round() as u64)
 }
 
+/// Parses a time from 1 µs to a day: `50ms`, `1.5s`, `2m`. A number alone has no meaning.
+pub fn parse_span(input: &str) -> Result<Duration, UnitError> {
+    let fail = || UnitError { input: input.to_owned(), what: "time", example: "50ms, 1.5s or 2m" };
+    let (number, unit) = split(input).ok_or_else(fail)?;
+    let micros = number
+        * match unit {
+            "us" | "µs" => 1.0,
+            "ms" => 1e3,
+            "s" => 1e6,
+            "m" => 60e6,
+            "h" => 3600e6,
+            _ => return Err(fail()),
+        };
+    if !(1.0..=86_400e6).contains(&micros) {
+        return Err(fail());
+    }
+    Ok(Duration::from_micros(micros.round() as u64))
+}
+
+/// A size that [`parse_size`] reads back to the same number.
+pub fn write_size(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let whole = units.iter().find(|(shift, _)| bytes > 0 && bytes.trailing_zeros() >= *shift);
+    whole.map_or_else(|| format!("{bytes}B"), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+}
+
+/// A rate in bits per second that [`parse_rate`] reads back to the same number.
+pub fn write_rate(bits: u64) -> String {
+    let units = [(1_000_000_000, "Gbit"), (1_000_000, "Mbit"), (1_000, "kbit")];
+    let whole = units.iter().find(|(unit, _)| bits.is_multiple_of(*unit));
+    whole.map_or_else(|| format!("{bits}bit"), |(unit, name)| format!("{}{name}", bits / unit))
+}
+
+/// A time that [`parse_span`] reads back to the same microsecond.
+pub fn write_span(time: Duration) -> String {
+    let micros = time.as_micros();
+    match micros {
+        0..1_000 => format!("{micros}us"),
+        _ if micros.is_multiple_of(1_000_000) => format!("{}s", micros / 1_000_000),
+        _ => format!("{}ms", micros as f64 / 1e3),
+    }
+}
+
 /// Shows a size in binary units, as in `3.9 GiB`.
 #[derive(Debug, Clone, Copy)]
 pub struct Bytes(pub u64);
@@ -114,5 +158,23 @@ mod tests {
         assert_eq!(parse_rate("500Mbit/s"), Ok(500_000_000));
         assert_eq!(parse_rate("100MiB"), Ok(838_860_800));
         assert!(parse_rate("0").is_err() && parse_rate("fast").is_err());
+        assert_eq!(parse_span("50.4ms"), Ok(Duration::from_micros(50_400)));
+        assert_eq!(parse_span("2m"), Ok(Duration::from_secs(120)));
+        assert!(parse_span("5").is_err() && parse_span("0s").is_err() && parse_span("25h").is_err());
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        for bytes in [0, 1, 1000, 1024, 1536, 3 << 20, (1 << 30) + 1024, 1 << 40] {
+            assert_eq!(parse_size(&write_size(bytes)), Ok(bytes), "{}", write_size(bytes));
+        }
+        for bits in [8_000, 8_001, 2_000_000_000, 12_345_000, 1_234_567_890] {
+            assert_eq!(parse_rate(&write_rate(bits)), Ok(bits), "{}", write_rate(bits));
+        }
+        for micros in [1, 999, 1_000, 50_400, 50_401, 1_000_000, 1_500_000, 7_200_000_000, 86_399_999_999] {
+            let time = Duration::from_micros(micros);
+            assert_eq!(parse_span(&write_span(time)), Ok(time), "{}", write_span(time));
+        }
+        assert_eq!((write_size(3 << 20), write_rate(2_500_000_000)), ("3MiB".to_owned(), "2500Mbit".to_owned()));
     }
 }

@@ -8,15 +8,16 @@ const LINES_MAX: usize = 700;
 
 /// Modules that everybody may use. They do no I/O and know nothing of the others.
 const VOCABULARY: &[&str] =
-    &["checksum", "clock", "config", "digest", "grid", "ids", "limits", "manifest", "relpath", "units"];
+    &["checksum", "clock", "config", "digest", "grid", "ids", "limits", "manifest", "profile", "relpath", "units"];
 
 /// What each module may name beside itself and the vocabulary. `main` is the binary. The direction is
 /// `cli -> control -> engine -> {net, disk, wire, journal}` and `{engine, net, disk} -> sys`.
 const EDGES: &[(&str, &[&str])] = &[
     ("main", &["cli", "sys"]),
-    ("cli", &["control", "engine", "disk", "journal"]),
+    ("cli", &["control", "engine", "disk", "journal", "doctor"]),
     ("control", &["engine"]),
     ("engine", &["net", "disk", "wire", "journal", "sys"]),
+    ("doctor", &["net", "disk", "sys"]),
     ("net", &["sys"]),
     ("disk", &["sys"]),
     ("wire", &[]),

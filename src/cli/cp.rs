@@ -6,6 +6,7 @@ use super::operands::{From, Plan, To, plan, relative};
 use super::progress::Progress;
 use super::report::{exit_code, json, text};
 use super::third_party::ThirdParty;
+use super::tuning::{Other, TuningArgs};
 use crate::checksum::{ChecksumKind, Expected};
 use crate::control::client::{ClientOptions, PeerClient, PeerTickets};
 use crate::control::messages::{PartialOptions, StatKind, TicketRequest, WirePath};
@@ -19,7 +20,9 @@ use crate::engine::rows::Rows;
 use crate::engine::spec::{
     DestinationSpec, EngineChoice, IfExists, IoChoice, Preserve, Report, TransferOptions, Verdict, Verify,
 };
+use crate::engine::tuning::fill;
 use crate::limits::{DEFAULT_ARENA_BYTES, DEFAULT_BLOCK, MAX_BLOCK, MAX_STREAMS, MIN_BLOCK};
+use crate::profile::{Chosen, SharedProfiles, check_congestion, split_congestion};
 use crate::units::{Bytes, parse_rate, parse_size};
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -57,8 +60,8 @@ pub struct Args {
     /// Unit of one I/O: a power of two from 64KiB to 1MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_block)]
     pub block: Option<u32>,
-    /// TCP congestion control, by its kernel name
-    #[arg(long, value_name = "NAME")]
+    /// TCP congestion control, by its kernel name; several with commas: the first that is to be had
+    #[arg(long, value_name = "NAME", value_parser = parse_congestion)]
     pub cc: Option<String>,
     /// Socket buffers [default: the kernel's tuning]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -111,9 +114,18 @@ pub struct Args {
     /// Block buffers of this process [default: 96MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<u64>,
-    /// auto, buffered, dontcache, direct or splice (unencrypted bytes go from the page cache to the socket)
-    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse_word::<IoChoice>)]
-    pub io: IoChoice,
+    /// auto, buffered, dontcache, direct or splice (unencrypted bytes go from the page cache to the socket) [default: auto]
+    #[arg(long, value_name = "HOW", value_parser = parse_word::<IoChoice>)]
+    pub io: Option<IoChoice>,
+    /// Say what held it back: the evidence, and what to change
+    #[arg(long)]
+    pub explain: bool,
+    /// Profiles.
+    #[command(flatten)]
+    pub tuning: TuningArgs,
+    /// What they led to.
+    #[arg(skip)]
+    pub chosen: Option<Chosen>,
 }
 
 /// How to reach and trust agents.
@@ -169,6 +181,10 @@ fn parse_block(text: &str) -> Result<u32, String> {
     )
 }
 
+fn parse_congestion(text: &str) -> Result<String, String> {
+    check_congestion(&split_congestion(text)).map(|()| text.to_owned())
+}
+
 fn parse_memory(text: &str) -> Result<u64, String> {
     let size = parse_size(text).map_err(|e| e.to_string())?;
     if size < MEMORY_MIN { Err(format!("at least {}", Bytes(MEMORY_MIN))) } else { Ok(size) }
@@ -204,7 +220,8 @@ pub fn parse_url(text: &str) -> Result<PeerUrl, String> {
 }
 
 impl PeerArgs {
-    fn client(&self, url: &PeerUrl, is_source: bool) -> Result<PeerClient, Fail> {
+    /// A client of that agent.
+    pub(super) fn client(&self, url: &PeerUrl, is_source: bool) -> Result<PeerClient, Fail> {
         let own = self.source_token_file.clone().filter(|_| is_source);
         let options = ClientOptions {
             token_file: own.or_else(|| self.token_file.clone()),
@@ -220,7 +237,7 @@ impl PeerArgs {
 impl Args {
     /// What the engine is asked for.
     fn options(&self) -> TransferOptions {
-        TransferOptions {
+        let mut options = TransferOptions {
             streams: self.streams,
             block: self.block.unwrap_or(DEFAULT_BLOCK),
             congestion: self.cc.clone(),
@@ -234,8 +251,31 @@ impl Args {
             dry_run: self.dry_run,
             checksums: self.checksum.clone(),
             recursive: self.recursive,
-            io: self.io,
+            io: self.io.unwrap_or_default(),
+            bind: self.tuning.bind,
+            ..TransferOptions::default()
+        };
+        if let Some(chosen) = &self.chosen {
+            fill(&mut options, chosen);
         }
+        options
+    }
+
+    /// Chooses the profile, and takes from it what flags leave open.
+    fn by_profile(mut self, plan: &Plan) -> Result<Self, Fail> {
+        let other = match (&plan.from, &plan.to) {
+            (From::Agent(..), To::Agent(_)) => Other::Theirs,
+            (From::Agent(url, _), _) | (_, To::Agent(url)) => Other::Agent(url),
+            _ => Other::Here,
+        };
+        self.chosen = self.tuning.choose(other)?;
+        if let Some(chosen) = &self.chosen {
+            let files = &chosen.named.profile.files;
+            self.block = self.block.or(files.block.and_then(|size| u32::try_from(size).ok()));
+            self.io = self.io.or(files.io.as_deref().and_then(|word| parse_word(word).ok()));
+            self.encrypt = self.encrypt.or(files.encrypt);
+        }
+        Ok(self)
     }
 
     /// The same for an agent: what was not said is left to it.
@@ -271,12 +311,13 @@ impl Args {
 
 /// Runs the command. The exit code.
 pub fn run(args: Args) -> u8 {
-    finish(args.json, execute(&args))
+    finish(args.json, execute(args))
 }
 
-fn execute(args: &Args) -> Result<u8, Fail> {
+fn execute(args: Args) -> Result<u8, Fail> {
     let plan = plan(&args.operands, args.recursive)?;
     args.check(&plan)?;
+    let args = &args.by_profile(&plan)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Fail::new(1, format!("cannot start the program's threads: {e}")))?;
     let ended = runtime.block_on(copy(args, &plan))?;
@@ -289,7 +330,7 @@ fn execute(args: &Args) -> Result<u8, Fail> {
         let rows = ended.rows.map(|rows| rows.take()).unwrap_or_default();
         more.push(("manifest", manifest(args, &plan, path, rows, &mut report)?));
     }
-    say(&if args.json { format!("{}\n", json(&report, &more)) } else { text(&report) });
+    say(&if args.json { format!("{}\n", json(&report, &more)) } else { text(&report, args.explain) });
     if ended.interrupted {
         eprintln!("longhaul: interrupted; repeating the same command resumes the copy");
         return Ok(INTERRUPTED);
@@ -333,6 +374,7 @@ async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &m
         agent,
         block: args.block.unwrap_or(DEFAULT_BLOCK),
         retry_for: RETRY_FOR,
+        profiles: SharedProfiles::default(),
     })?;
     let handle = engine.handle();
     let mut clients = Vec::new();

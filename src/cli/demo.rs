@@ -330,7 +330,7 @@ async fn until(copy: &ThirdParty, facts: Measure, share: Option<f64>) -> Result<
 }
 
 fn failed(report: &Report) -> Fail {
-    Fail::new(exit_code(report).max(1), format!("the copy failed\n{}", text(report).trim_end()))
+    Fail::new(exit_code(report).max(1), format!("the copy failed\n{}", text(report, true).trim_end()))
 }
 
 /// Payload bytes that the source has sent in all sessions of a transfer, by its own count.
@@ -408,7 +408,7 @@ fn conclude(as_json: bool, found: &Findings) -> (String, u8) {
         });
         return (format!("{}\n", json(&found.report, &[("demo", demo), ("exit_code", code.into())])), code);
     }
-    let mut out = text(&found.report);
+    let mut out = text(&found.report, false);
     let mut line = |name: &str, value: String| out.push_str(&format!("  {name:<12}{value}\n"));
     match found.crash {
         Some(placed) => line("crash", format!("the destination was killed with {} placed, and resumed", Bytes(placed))),

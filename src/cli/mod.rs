@@ -10,11 +10,13 @@ pub mod demo;
 pub mod demo_agent;
 pub mod demo_service;
 pub mod demo_tree;
+pub mod doctor;
 pub mod fail;
 pub mod journal;
 pub mod manifest_file;
 pub mod operands;
 pub mod pki;
+pub mod probe;
 pub mod progress;
 pub mod report;
 pub mod request;
@@ -23,6 +25,7 @@ pub mod tape;
 pub mod third_party;
 pub mod token;
 pub mod tree;
+pub mod tuning;
 pub mod verify;
 
 use clap::{Parser, Subcommand};
@@ -62,6 +65,10 @@ enum Command {
     Pki(pki::Args),
     #[command(hide = true)]
     Tape(tape::Args),
+    /// Measures the path to an agent and writes a profile
+    Probe(probe::Args),
+    /// Audits this host and the way to a peer; changes nothing
+    Doctor(doctor::Args),
 }
 
 /// Clap's own code for a command line that cannot be meant.
@@ -91,6 +98,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Catalog(args) => catalog::run(args),
         Command::Pki(args) => pki::run(args),
         Command::Tape(args) => tape::run(args),
+        Command::Probe(args) => probe::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }
 
@@ -113,7 +122,10 @@ mod tests {
     fn the_command_tree_is_sound() {
         Cli::command().debug_assert();
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
-        let all = ["demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog", "pki", "tape"];
+        let all = [
+            "demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog", "pki", "tape", "probe",
+            "doctor",
+        ];
         assert_eq!(names, all);
     }
 

@@ -39,8 +39,8 @@ pub fn json(report: &Report, more: &[(&str, Value)]) -> String {
     document.to_string()
 }
 
-/// A dozen short lines.
-pub fn text(report: &Report) -> String {
+/// A dozen short lines; with `explain` also what the limiter is made of.
+pub fn text(report: &Report, explain: bool) -> String {
     let mut lines = Lines::default();
     lines.out.push_str(&headline(report));
     lines.out.push('\n');
@@ -58,10 +58,17 @@ pub fn text(report: &Report) -> String {
     if !report.limiter.is_empty() {
         lines.add("limited by", limiter(report));
     }
+    for line in report.explanation.iter().filter(|_| explain) {
+        lines.add("because", line.clone());
+    }
     if report.streams > 0 {
         let again = if report.reconnects > 0 { format!(", {} reconnected", report.reconnects) } else { String::new() };
         let secret = if report.encrypted { "encrypted" } else { "NOT encrypted" };
         lines.add("streams", format!("{}{again}, {secret}", report.streams));
+    }
+    if let Some(measured) = report.profile_measured {
+        let unproved = if measured { "" } else { ", not measured" };
+        lines.add("profile", format!("{} ({}){unproved}", report.profile, report.profile_why));
     }
     lines.ends("engine", &report.engine);
     lines.ends("file I/O", &report.io);
@@ -262,7 +269,7 @@ mod tests {
 
     #[test]
     fn a_person_reads_what_happened() {
-        let text = text(&good());
+        let text = text(&good(), false);
         let want = "\
 VERIFIED: every file was synced, read back from storage and matched
   moved       4.0 GiB in 2,004 files, 12 directories, 1 symlink, 2.84 s at 12.1 Gbit/s
@@ -280,7 +287,7 @@ VERIFIED: every file was synced, read back from storage and matched
     fn weak_promises_are_said() {
         let report =
             Report { verdict: Verdict::Durable, durable: false, encrypted: false, verify: Verify::Wire, ..good() };
-        let text = text(&report);
+        let text = text(&report, false);
         assert!(text.contains("does not survive a power cut") && text.contains("NOT encrypted"), "{text}");
         assert!(text.contains("--verify disk") && !text.contains("VERIFIED"), "{text}");
     }
@@ -290,7 +297,7 @@ VERIFIED: every file was synced, read back from storage and matched
         let failure = Failure { path: "a\x1b[2J".into(), class: "permanent".into(), reason: "x\ny".into() };
         let report =
             Report { notes: vec!["\x1b]0;t\x07".into()], failures: vec![failure], error: Some("\r".into()), ..good() };
-        let text = text(&report);
+        let text = text(&report, false);
         assert!(text.chars().all(|c| c == '\n' || !c.is_control()), "{text:?}");
         assert_eq!(text.lines().count(), 10);
     }

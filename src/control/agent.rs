@@ -10,6 +10,7 @@ use super::http::{self, HttpLimits, HttpServer};
 use super::main_role::Main;
 use super::main_role::peers::HttpPeers;
 use super::metrics::Metrics;
+use super::profiles::{self, ProfilesError};
 use super::root::{RootError, ServedRoot};
 use super::settings::{AgentConfig, Role, StageRule};
 use super::source::{self, Rule, Source, Stages};
@@ -24,12 +25,13 @@ use super::web;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::{Engine, EngineConfig, TransferStatus};
 use crate::ids::AgentId;
+use crate::profile::SharedProfiles;
 use nix::fcntl::Flock;
 use serde::Serialize;
 use std::fs::File;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, watch};
@@ -42,8 +44,6 @@ const SHUTDOWN_SLACK: Duration = Duration::from_millis(700);
 const RETRY_FOR: Duration = Duration::from_secs(60);
 /// Tokens for other agents, in the state directory.
 const PEERS: &str = "peers";
-/// Profiles of one directory.
-const MAX_PROFILES: usize = 1000;
 
 /// Why an agent does not start or reload.
 #[derive(Debug, thiserror::Error)]
@@ -88,13 +88,8 @@ pub enum AgentError {
     #[error("cannot write the transfer log: {0}")]
     TransferLog(io::Error),
     /// The profiles.
-    #[error("cannot read the profiles in {}: {reason}", path.display())]
-    Profiles {
-        /// Directory or file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
+    #[error(transparent)]
+    Profiles(#[from] ProfilesError),
     /// An own database.
     #[error(transparent)]
     Database(#[from] DatabaseError),
@@ -166,7 +161,8 @@ pub struct Agent {
     app: Arc<App>,
     main: Option<Main>,
     log: Arc<TransferLog>,
-    profiles: Option<PathBuf>,
+    /// The directory that was named, and what was read.
+    profiles: (Option<PathBuf>, SharedProfiles),
     stop: watch::Sender<bool>,
     serving: tokio::task::JoinHandle<()>,
     _lock: Flock<File>,
@@ -190,6 +186,7 @@ pub fn engine_config(config: &AgentConfig, agent: AgentId, advertise: Vec<Socket
         agent,
         block: crate::limits::DEFAULT_BLOCK,
         retry_for: RETRY_FOR,
+        profiles: SharedProfiles::default(),
     }
 }
 
@@ -212,13 +209,15 @@ impl Agent {
         let clients = config.clients();
         let server_tls = tls::load_server_for(&tls_files, clients.as_ref())?;
         let log = Arc::new(TransferLog::open(config.transfer_log.clone()).map_err(AgentError::TransferLog)?);
-        check_profiles(config.profiles.as_deref())?;
+        let profiles = SharedProfiles::new(profiles::load(config.profiles.as_deref(), None)?);
         let advertise = resolve(&config.advertise_data)?;
 
         let bind_error = |source| AgentError::Bind { address: config.http, source };
         let listener = http::bind(config.http).map_err(bind_error)?;
         let http = listener.local_addr().map_err(bind_error)?;
-        let engine = Engine::start(engine_config(config, agent, advertise.clone()))?;
+        let engine_config =
+            EngineConfig { profiles: profiles.clone(), ..engine_config(config, agent, advertise.clone()) };
+        let engine = Engine::start(engine_config)?;
         let data = engine.data_address().unwrap_or(SocketAddr::new(config.data.ip(), 0));
         let metrics = Arc::new(Metrics::default());
         tokio::spawn(follow(engine.handle().ended(), log.clone(), metrics.clone()));
@@ -281,7 +280,7 @@ impl Agent {
             log,
             stop,
             serving,
-            profiles: config.profiles.clone(),
+            profiles: (config.profiles.clone(), profiles),
             _lock: lock,
         })
     }
@@ -311,9 +310,12 @@ impl Agent {
             }
             Err(error) => errors.push(error.into()),
         }
-        match check_profiles(self.profiles.as_deref()) {
-            Ok(count) => tracing::info!(count, "profiles are read again"),
-            Err(error) => errors.push(error),
+        match profiles::load(self.profiles.0.as_deref(), None) {
+            Ok(new) => {
+                tracing::info!(count = new.names().len(), "profiles are read again");
+                self.profiles.1.set(new);
+            }
+            Err(error) => errors.push(error.into()),
         }
         if let Err(error) = self.log.reopen() {
             errors.push(AgentError::TransferLog(error));
@@ -448,22 +450,6 @@ fn resolve(names: &[String]) -> Result<Vec<SocketAddr>, AgentError> {
     }
     found.truncate(super::third_party::MAX_ADDRESSES);
     Ok(found)
-}
-
-/// Every `*.toml` of the directory must be readable TOML. The count.
-fn check_profiles(directory: Option<&Path>) -> Result<usize, AgentError> {
-    let Some(directory) = directory else { return Ok(0) };
-    let fail = |path: &Path, reason: String| AgentError::Profiles { path: path.to_owned(), reason };
-    let entries = std::fs::read_dir(directory).map_err(|e| fail(directory, e.to_string()))?;
-    let mut count = 0;
-    for entry in entries.take(MAX_PROFILES) {
-        let path = entry.map_err(|e| fail(directory, e.to_string()))?.path();
-        if path.extension().is_some_and(|e| e == "toml") {
-            let _: toml::Table = crate::config::read_toml(&path).map_err(|e| fail(&path, e.to_string()))?;
-            count += 1;
-        }
-    }
-    Ok(count)
 }
 
 async fn follow(mut ended: broadcast::Receiver<TransferStatus>, log: Arc<TransferLog>, metrics: Arc<Metrics>) {

@@ -16,9 +16,10 @@ use super::tokens::{Principal, Right, TokenStore};
 use super::url::decode;
 use crate::engine::error::Class;
 use crate::engine::is_reserved_name;
+use crate::engine::probe::{DURATION_MAX_MS, DURATION_MIN_MS, ProbeSpec};
 use crate::engine::spec::{Access, DestinationSpec, Grant, SourceSpec, TransferOptions, Verify};
 use crate::ids::AgentId;
-use crate::limits::{MAX_ROOTS, TICKET_TTL_SECS};
+use crate::limits::{MAX_ROOTS, MAX_STREAMS, TICKET_TTL_SECS};
 use crate::relpath::RelPath;
 use axum::body::Bytes;
 use axum::extract::{Path, Request, State};
@@ -199,6 +200,21 @@ impl App {
                 let path = self.authorised(principal, Right::Write, &path)?;
                 let options = self.options(options, encrypt)?;
                 Access::Write(DestinationSpec { base: self.root.path().to_owned(), path, becomes, options, rows: None })
+            }
+            TicketRequest::Probe { agent_sends, streams, duration_ms, options } => {
+                let (role, right) =
+                    if agent_sends { (Role::Source, Right::Read) } else { (Role::Destination, Right::Write) };
+                self.has(role)?;
+                // Who may move files that way may find out how fast; no path is touched.
+                principal.check(right, principal.prefixes.first().unwrap_or(&RelPath::default()))?;
+                if !(1..=MAX_STREAMS).contains(&streams) {
+                    return Err(Problem::bad(format!("`streams` is 1 to {MAX_STREAMS}")));
+                }
+                if !(DURATION_MIN_MS..=DURATION_MAX_MS).contains(&duration_ms) {
+                    return Err(Problem::bad(format!("`duration_ms` is {DURATION_MIN_MS} to {DURATION_MAX_MS}")));
+                }
+                let options = self.options(options, None)?;
+                Access::Probe(ProbeSpec { agent_sends, streams, duration_ms, options })
             }
         };
         Ok(Grant { principal: principal.name.clone(), access, ttl_secs: TICKET_TTL_SECS })

@@ -4,6 +4,7 @@ use crate::engine::handle::TransferStatus;
 use crate::engine::spec::{Report, Snapshot, Ticket, TransferOptions, Verify};
 use crate::ids::{AgentId, TransferId};
 use crate::limits::{MAX_BLOCK, MAX_STREAMS, MIN_BLOCK};
+use crate::profile::{ProfileUse, check_congestion, split_congestion};
 use crate::relpath::{PathError, RelPath};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -12,8 +13,6 @@ use std::net::SocketAddr;
 
 /// The largest socket buffer a request may ask for: a 400 Gbit/s path of 20 ms.
 const WINDOW_MAX: u64 = 1 << 30;
-/// TCP_CA_NAME_MAX of Linux, less the NUL.
-const CONGESTION_NAME_MAX: usize = 15;
 /// One of each kind.
 const CHECKSUMS_MAX: usize = 5;
 /// Hex digits of the longest checksum.
@@ -83,6 +82,18 @@ pub enum TicketRequest {
         #[serde(default)]
         encrypt: Option<bool>,
     },
+    /// No files: bytes that mean nothing, for a while, to measure the path.
+    Probe {
+        /// Whether the agent sends, or the client does.
+        agent_sends: bool,
+        /// Streams.
+        streams: u16,
+        /// How long.
+        duration_ms: u32,
+        /// Congestion control and window of the sender; nothing else of it counts.
+        #[serde(default)]
+        options: PartialOptions,
+    },
 }
 
 /// [`TransferOptions`] of which only some were said.
@@ -127,13 +138,11 @@ fn check_options(options: &TransferOptions) -> Result<(), String> {
     if options.rate.is_some_and(|r| r < 8_000) {
         return Err("`rate` is at least 8000 bits per second".to_owned());
     }
-    let name = |n: &str| {
-        (1..=CONGESTION_NAME_MAX).contains(&n.len())
-            && n.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
-    };
-    if options.congestion.as_deref().is_some_and(|n| !name(n)) {
-        return Err("`congestion` is the kernel's name of an algorithm, such as cubic".to_owned());
+    if let Some(names) = &options.congestion {
+        check_congestion(&split_congestion(names)).map_err(|why| format!("`congestion`: {why}"))?;
     }
+    options.tuning.check().map_err(|(key, why)| format!("`{key}`: {why}"))?;
+    options.profile.as_ref().map_or(Ok(()), ProfileUse::check)?;
     if options.checksums.len() > CHECKSUMS_MAX {
         return Err(format!("`checksums` lists at most {CHECKSUMS_MAX} kinds"));
     }
@@ -357,6 +366,12 @@ mod tests {
             (r#"{"rate":1}"#, "rate"),
             (r#"{"congestion":"a b"}"#, "congestion"),
             (r#"{"expect":{"kind":"md5","hex":"xyz"}}"#, "expect"),
+            (r#"{"congestion":"a,,b"}"#, "congestion"),
+            (r#"{"tuning":{"mss":1}}"#, "sockets.mss"),
+            (r#"{"tuning":{"depth":1000}}"#, "files.depth"),
+            (r#"{"tuning":{"ttl":1}}"#, "ttl"),
+            (r#"{"profile":{"name":"","why":"","measured":true}}"#, "profile"),
+            (r#"{"bind":"127.0.0.1"}"#, "bind"),
             (r#"{"stream":1}"#, "stream"),
         ] {
             let error = resolve(text).unwrap_err();

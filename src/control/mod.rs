@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod model;
 pub mod pki;
 pub mod problem;
+pub mod profiles;
 pub mod root;
 pub mod settings;
 pub mod source;

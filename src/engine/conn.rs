@@ -118,6 +118,24 @@ impl Parked {
         }
     }
 
+    /// What the kernel knows of it; nothing of a simulated one.
+    pub fn tcp_info(&self) -> Option<crate::sys::TcpInfo> {
+        match self {
+            Parked::Tcp(socket) => crate::sys::TcpInfo::of(socket).ok(),
+            #[cfg(feature = "testing")]
+            Parked::Simulated(_) => None,
+        }
+    }
+
+    /// Its congestion control; empty where it cannot be told.
+    pub fn congestion(&self) -> String {
+        match self {
+            Parked::Tcp(socket) => crate::net::socket::congestion_in_force(socket),
+            #[cfg(feature = "testing")]
+            Parked::Simulated(_) => String::new(),
+        }
+    }
+
     /// Round trip in µs, 0 where the kernel does not tell.
     pub fn rtt_us(&self) -> u32 {
         match self {

@@ -18,8 +18,9 @@ use super::session::{self, Joinable, Opened};
 use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
-use super::{destination, handle::Request, source};
+use super::{destination, handle::Request, probe, source};
 
+use crate::clock;
 use crate::disk::{ProbeCache, Resolver};
 use crate::ids::SessionId;
 use crate::limits::{MAX_SESSIONS, MAX_STREAMS};
@@ -220,6 +221,17 @@ impl Ctx {
                     ctx.end(&entry, &report);
                 });
             }
+            Access::Probe(spec) => {
+                let role = if spec.agent_sends { "source" } else { "destination" };
+                let entry = self.list(&grant.principal, role, "(a probe of the path)".to_owned());
+                (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) =
+                    (Some(opened.peer), Some(opened.local));
+                tokio::task::spawn_local(async move {
+                    let began = clock::now();
+                    let outcome = probe::serve(&ctx, &spec, opened).await;
+                    ctx.end(&entry, &probe::report(outcome, began));
+                });
+            }
         }
     }
 }
@@ -371,6 +383,12 @@ async fn main(
                     let report = local(&ctx, from, to, addr, &entry).await;
                     ctx.end(&entry, &report);
                     let _ = done.send(report);
+                });
+            }
+            Request::Probe { spec, from, reply } => {
+                let ctx = ctx.clone();
+                tokio::task::spawn_local(async move {
+                    let _ = reply.send(probe::trial(&ctx, &spec, &*from).await);
                 });
             }
             Request::Transfers(reply) => {

@@ -2,8 +2,10 @@
 
 use super::coordinator;
 use super::error::{Class, TransferError};
+use super::probe::{ProbeSpec, Trial};
 use super::spec::{DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec, Ticket, TransferOptions};
 use crate::ids::{AgentId, TransferId};
+use crate::profile::SharedProfiles;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -30,6 +32,8 @@ pub struct EngineConfig {
     pub agent: AgentId,
     /// How long a client keeps asking for new tickets when its peer is gone.
     pub retry_for: Duration,
+    /// Profiles for sessions whose options name none. A client fills its options itself and gives none here.
+    pub profiles: SharedProfiles,
 }
 
 /// Fetches a fresh ticket, again after a peer's restart.
@@ -108,6 +112,15 @@ pub enum Request {
         to: DestinationSpec,
         /// The answer.
         reply: oneshot::Sender<Result<TransferWatch, TransferError>>,
+    },
+    /// See [`EngineHandle::probe`].
+    Probe {
+        /// The trial.
+        spec: ProbeSpec,
+        /// The agent.
+        from: Arc<dyn TicketSource>,
+        /// The answer.
+        reply: oneshot::Sender<Result<Trial, TransferError>>,
     },
     /// See [`EngineHandle::transfers`].
     Transfers(oneshot::Sender<Vec<TransferStatus>>),
@@ -208,6 +221,11 @@ impl EngineHandle {
     /// Both ends here, over this engine's own loopback streams. The engine must listen.
     pub async fn local(&self, from: SourceSpec, to: DestinationSpec) -> Result<TransferWatch, TransferError> {
         self.ask(|reply| Request::Local { from, to, reply }).await.ok_or_else(stopped)?
+    }
+
+    /// One trial of the path to an agent whose ticket for it `from` gets.
+    pub async fn probe(&self, spec: ProbeSpec, from: Arc<dyn TicketSource>) -> Result<Trial, TransferError> {
+        self.ask(|reply| Request::Probe { spec, from, reply }).await.ok_or_else(stopped)?
     }
 
     /// Running transfers, and the last hundred ended ones.

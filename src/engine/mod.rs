@@ -5,6 +5,9 @@
 //! - [`session`] connections through their handshake, a session's streams; [`conn`] one connection; [`channel`] the control stream
 //! - [`source`] the end that answers; [`destination`] the end that drives; [`fence`] which destinations are out of date
 //! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
+//! - [`probe`] bytes that mean nothing, to measure a path
+//! - [`limiter`] pure: what held a transfer back, from what both ends saw
+//! - [`tuning`] what options and profiles mean for sockets
 //! - [`rows`] names and digests of a transfer, for its manifest
 //! - [`worker`] bridge 2 and the threads that move bytes
 
@@ -13,19 +16,23 @@ pub mod channel;
 pub mod claims;
 pub mod commit;
 pub mod conn;
+mod connections;
 pub mod coordinator;
 mod crowd;
 pub mod destination;
 pub mod error;
 pub mod fence;
 pub mod handle;
+pub mod limiter;
 pub mod plan;
 pub mod pool;
+pub mod probe;
 pub mod rows;
 pub mod session;
 pub mod source;
 pub mod spec;
 pub mod sums;
+pub mod tuning;
 pub mod worker;
 
 pub use crate::disk::names::is_reserved_name;

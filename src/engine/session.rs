@@ -1,6 +1,7 @@
 //! Sessions: connections through their handshake, and the set of data streams that a session has, lost and dials again.
 
 use super::conn::{Conn, Parked};
+use super::connections::Connections;
 use super::coordinator::Ctx;
 use super::error::{Class, TransferError};
 use super::spec::{Grant, Ticket};
@@ -16,6 +17,7 @@ use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
     SERVER_HELLO_LEN, ServerHello, refuse,
 };
+use crate::wire::views::SenderView;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -144,7 +146,7 @@ async fn connect(ctx: &Ctx, addr: SocketAddr, options: &SocketOptions) -> Result
         let end = network.connect(addr).await.map_err(|error| io_error(error, addr))?;
         return Ok((Parked::Simulated(end), Vec::new()));
     }
-    let options = DialOptions { timeout: DIAL_TIMEOUT, bind: None, socket: options.clone() };
+    let options = DialOptions { timeout: DIAL_TIMEOUT, socket: options.clone() };
     let dialled = ctx.pool.run(move || net::dial(addr, &options)).await;
     let (socket, notes) = dialled.map_err(|error| dial_error(&error, addr))?;
     socket.set_nonblocking(true).map_err(|error| io_error(error, addr))?;
@@ -164,6 +166,7 @@ fn tune(socket: &Parked, options: &SocketOptions, near: bool) -> Vec<String> {
     if near && options.window.is_none() {
         notes.extend(net::set_buffers(socket, NEAR_BUFFER));
     }
+    notes.extend(options.mss.and_then(|mss| net::socket::check_segments(socket, mss)));
     notes.iter().map(ToString::to_string).collect()
 }
 
@@ -266,6 +269,19 @@ async fn dial_stream(
     Ok(Joined { index, attempt, socket, opener, sealer, notes })
 }
 
+/// Dials one stream, once: for who has no [`Links`].
+pub(super) async fn dial_once(
+    ctx: &Ctx,
+    source: &StreamSource,
+    index: StreamIndex,
+    options: &SocketOptions,
+) -> Result<Joined, TransferError> {
+    match source {
+        StreamSource::Dial(plan) => dial_stream(ctx, plan, index, 1, options).await,
+        StreamSource::Accept => Err(TransferError::new(Class::Permanent, "the peer dials the streams of this session")),
+    }
+}
+
 /// One stream of a session at a worker.
 #[derive(Debug)]
 pub struct Live {
@@ -311,6 +327,8 @@ pub struct Links {
     pub notes: Vec<String>,
     /// How streams that are gone sent their blocks.
     gone_paths: Vec<SendPath>,
+    /// What the kernel said of streams that are gone, and the round trips on the way.
+    tcp: Connections,
     /// Takes the payload bytes of all streams when this is dropped.
     pub tally: Option<Rc<Cell<u64>>>,
 }
@@ -390,6 +408,7 @@ impl Links {
             near,
             notes: Vec::new(),
             gone_paths: Vec::new(),
+            tcp: Connections::default(),
             tally: None,
         }
     }
@@ -466,6 +485,7 @@ impl Links {
         self.ctx.unroute(stream);
         let live = self.live.remove(&stream)?;
         self.gone.add(&live.stats);
+        self.tcp.add(&live.socket);
         self.gone_paths.push(live.stats.send_path.get());
         self.gone_paths.dedup();
         if matches!(why, Fault::Detached) {
@@ -498,6 +518,20 @@ impl Links {
         let mut totals = self.gone;
         self.live.values().for_each(|live| totals.add(&live.stats));
         totals
+    }
+
+    /// Looks at the round trips as they are now, for the mean that [`Links::sender`] tells.
+    pub fn look(&mut self) {
+        let Self { tcp, live, .. } = self;
+        tcp.look(live.values().map(|live| &live.socket));
+    }
+
+    /// What the kernel says of the connections, those that are gone included.
+    pub fn sender(&self) -> SenderView {
+        let mut all = self.tcp.clone();
+        self.live.values().for_each(|live| all.add(&live.socket));
+        let paced = self.options.pacing_bytes_per_sec.map_or(0, |bytes| bytes.saturating_mul(8));
+        all.view(paced)
     }
 
     /// How blocks were sent, each way named once.

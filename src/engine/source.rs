@@ -13,6 +13,7 @@ use super::handle::TicketSource;
 use super::rows::Rows;
 use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
 use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
+use super::tuning::{at_source, for_peer, socket_options};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
@@ -22,11 +23,11 @@ use crate::disk::{self, Expect, IoWish, Root, SourceFile};
 use crate::grid::Span;
 use crate::ids::Handle;
 use crate::limits::{MAX_BLOCK, MIN_BLOCK, SEGMENT_CREDIT};
-use crate::net::SocketOptions;
 use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
 use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
+use crate::wire::views::{EndView, SourceView};
 pub(super) use opening::SPLICE;
 pub use opening::mode_word;
 use opening::{open_one, place, source_io, status_of, wish};
@@ -52,11 +53,6 @@ const BOUND_BYTES: usize = 128 << 10;
 /// Elements of a list in a peer's report, and keys of a map, that are kept.
 const REPORT_LIST_MAX: usize = 100;
 
-/// An idle stream is probed after so long.
-const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Sent data may stay unacknowledged for so long: above the longest stall of a disk that is tolerated (60 s).
-const USER_TIMEOUT: Duration = Duration::from_secs(120);
-
 /// The source's path for lists and logs, escaped.
 pub fn describe(spec: &SourceSpec) -> String {
     let roots: Vec<String> = spec.roots.iter().take(3).map(|root| root.to_string()).collect();
@@ -67,8 +63,9 @@ pub fn describe(spec: &SourceSpec) -> String {
 /// An accepted session: somebody pulls from us.
 pub async fn serve(ctx: &Rc<Ctx>, spec: SourceSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
     let sent = Rc::new(Cell::new(0));
-    let sockets = socket_options(&TransferOptions::default());
-    let result = Session::run(ctx, spec, sockets, opened, entry, &sent).await;
+    let own = &TransferOptions::default();
+    let own = for_peer(&ctx.config.profiles.get(), own, &[], &[opened.peer], clock::unix_now());
+    let result = Session::run(ctx, spec, &own, opened, entry, &sent).await;
     counted(result.unwrap_or_else(|error| super::destination::failed_report(&error)), &sent)
 }
 
@@ -107,7 +104,7 @@ pub async fn push(
             let opened = opened?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             opened_one.set(true);
-            Session::run(ctx, spec.clone(), sockets.clone(), opened, entry, &sent).await
+            Session::run(ctx, spec.clone(), &options, opened, entry, &sent).await
         };
         let error = tokio::select! {
             biased;
@@ -135,18 +132,6 @@ pub(super) fn interrupted() -> TransferError {
     TransferError::new(Class::Interrupted, "stopped on request; the same command resumes it")
 }
 
-/// What a transfer's options mean for its sockets.
-pub fn socket_options(options: &TransferOptions) -> SocketOptions {
-    SocketOptions {
-        window: options.window,
-        congestion: options.congestion.clone(),
-        nodelay: true,
-        keepalive: Some(KEEPALIVE),
-        user_timeout: Some(USER_TIMEOUT),
-        ..SocketOptions::default()
-    }
-}
-
 struct Session<'a> {
     ctx: &'a Rc<Ctx>,
     entry: &'a Rc<Entry>,
@@ -161,12 +146,19 @@ struct Session<'a> {
     how: BTreeSet<String>,
     began: Instant,
     cpu_ns: u64,
-    worker_ns: (u64, u64),
+    workers: WorkerTotals,
 }
 
-/// Blocks tile chunks, and the arithmetic of the workers rests on it.
-fn block_is_sound(block: u32) -> bool {
-    block.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&block)
+/// Refuses what no source can do. The error is a sentence.
+fn can_be(accept: &Accept) -> Result<(), String> {
+    let block = accept.block;
+    // Blocks tile chunks, and the arithmetic of the workers rests on it.
+    if !block.is_power_of_two() || !(MIN_BLOCK..=MAX_BLOCK).contains(&block) {
+        return Err(format!(
+            "the destination asks for blocks of {block} bytes; a block is a power of two, {MIN_BLOCK} to {MAX_BLOCK}"
+        ));
+    }
+    accept.tuning.check().map_err(|(key, why)| format!("the destination asks for a `{key}` that cannot be: {why}"))
 }
 
 fn outdated(Outdated(later): Outdated) -> TransferError {
@@ -180,13 +172,7 @@ fn outdated(Outdated(later): Outdated) -> TransferError {
 
 /// Whether a destination's answer to the offer is one to go on with.
 fn let_in(ctx: &Ctx, entry: &Entry, accept: &Accept) -> Result<Pass, TransferError> {
-    if !block_is_sound(accept.block) {
-        let what = format!(
-            "the destination asks for blocks of {} bytes; a block is a power of two, {MIN_BLOCK} to {MAX_BLOCK}",
-            accept.block
-        );
-        return Err(TransferError::new(Class::Permanent, what));
-    }
+    can_be(accept).map_err(|what| TransferError::new(Class::Permanent, what))?;
     let status = entry.status.borrow();
     let pass = ctx.fences.borrow_mut().pass(&status.principal, accept.transfer, accept.epoch);
     pass.map_err(outdated)
@@ -297,7 +283,7 @@ impl<'a> Session<'a> {
     async fn run(
         ctx: &'a Rc<Ctx>,
         spec: SourceSpec,
-        mut sockets: SocketOptions,
+        own: &TransferOptions,
         opened: Opened,
         entry: &'a Rc<Entry>,
         sent: &Rc<Cell<u64>>,
@@ -333,11 +319,8 @@ impl<'a> Session<'a> {
             }
         };
         entry.status.borrow_mut().transfer = Some(accept.transfer);
-        sockets.congestion = accept.congestion.clone().or(sockets.congestion);
-        sockets.window = accept.window.or(sockets.window);
         let near = rtt_us < NEAR_RTT_US;
         let used = accept.streams.clamp(1, streams);
-        sockets.pacing_bytes_per_sec = accept.rate.map(|bits| (bits / 8 / u64::from(used)).max(1));
         let roots = Arc::new(prepared.roots);
         let packer = Arc::new(SourcePacker {
             root: prepared.root.clone(),
@@ -351,11 +334,14 @@ impl<'a> Session<'a> {
             id,
             block: accept.block.min(ctx.config.block),
             extra: Extra::default(),
-            options: sockets,
+            options: at_source(own, &accept, used),
             near,
         };
         let mut links = Links::new(ctx.clone(), config, Some(packer), events);
         links.tally = Some(sent.clone());
+        if let Some(used) = &own.profile {
+            links.notes.push(format!("profile {} fills in what was not asked for ({})", used.name, used.why));
+        }
         let splice = accept.io == SPLICE && !encrypted;
         if accept.io == SPLICE && encrypted {
             links.notes.push("--io splice needs --encrypt off at both ends: files are read and sealed".to_owned());
@@ -387,7 +373,7 @@ impl<'a> Session<'a> {
             how: BTreeSet::new(),
             began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
-            worker_ns: worker_totals(ctx),
+            workers: worker_totals(ctx),
         };
         let ended = session.drive(accept.credit, pass, peer, &mut joining, &mut happened, &mut scanned).await;
         match ended? {
@@ -476,6 +462,7 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Message::Progress(p) => {
+                self.links.look();
                 self.entry.snapshot.send_replace(Snapshot {
                     bytes: p.bytes,
                     total_bytes: p.total_bytes,
@@ -572,7 +559,7 @@ impl<'a> Session<'a> {
 
     fn stats(&self) -> SourceStats {
         let totals = self.links.totals();
-        let (busy, _) = worker_totals(self.ctx);
+        let workers = worker_totals(self.ctx).since(self.workers);
         let mut how = self.how.clone();
         let mut notes = self.links.notes.clone();
         for path in self.links.send_paths() {
@@ -589,9 +576,23 @@ impl<'a> Session<'a> {
             send_wait_ns: totals.send_wait,
             read_wait_ns: totals.disk_wait,
             idle_ns: totals.idle,
-            busy_ns: busy - self.worker_ns.0,
+            busy_ns: workers.busy,
             io: how.into_iter().collect::<Vec<_>>().join(", "),
             notes,
+            view: Some(SourceView {
+                end: EndView {
+                    wall_ns: clock::since(self.began).as_nanos() as u64,
+                    streams: self.links.live.len() as u64,
+                    workers: self.ctx.workers.len() as u64,
+                    cpu_ns: workers.cpu,
+                    delay_ns: workers.delay,
+                    idle_ns: totals.idle,
+                    disk_ns: totals.disk_wait,
+                    send_ns: totals.send_wait,
+                    held_back_ns: 0,
+                },
+                sender: self.links.sender(),
+            }),
         }
     }
 
@@ -607,11 +608,34 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Sums of busy and waiting time over the workers, ns.
-pub fn worker_totals(ctx: &Ctx) -> (u64, u64) {
-    ctx.workers.iter().fold((0, 0), |(busy, waiting), worker| {
-        let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        (busy + load(&worker.stats.busy), waiting + load(&worker.stats.waiting))
+/// Sums over the workers, ns.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct WorkerTotals {
+    /// Outside of waits.
+    pub busy: u64,
+    /// CPU.
+    pub cpu: u64,
+    /// Time in which they could have run and had no core.
+    pub delay: u64,
+}
+
+impl WorkerTotals {
+    /// What has been added since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            busy: self.busy.saturating_sub(before.busy),
+            cpu: self.cpu.saturating_sub(before.cpu),
+            delay: self.delay.saturating_sub(before.delay),
+        }
+    }
+}
+
+/// Sums over the workers, of all that they do.
+pub fn worker_totals(ctx: &Ctx) -> WorkerTotals {
+    ctx.workers.iter().fold(WorkerTotals::default(), |sum, worker| {
+        let (cpu, delay) = worker.stats.thread_times();
+        let busy = worker.stats.busy.load(Ordering::Relaxed);
+        WorkerTotals { busy: sum.busy + busy, cpu: sum.cpu + cpu, delay: sum.delay + delay }
     })
 }
 

@@ -1,13 +1,16 @@
 //! What a transfer is asked to do, and what it says when it has ended. Owned by the engine; `control` and `cli` fill
 //! and read these.
 
+use super::limiter::Evidence;
+use super::probe::ProbeSpec;
 use super::rows::Rows;
 pub use crate::checksum::{ChecksumKind, Expected};
 use crate::digest::Digest;
 use crate::ids::{SessionId, TicketId, TransferId};
+pub use crate::profile::{ProfileUse, Tuning};
 use crate::relpath::RelPath;
 use serde::{Deserialize, Serialize};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -62,7 +65,7 @@ pub struct TransferOptions {
     pub streams: Option<u16>,
     /// Block in bytes, a power of two, 64 KiB to 1 MiB.
     pub block: u32,
-    /// TCP congestion control by its kernel name.
+    /// TCP congestion controls by their kernel names, in order of preference, with commas between.
     pub congestion: Option<String>,
     /// Socket buffers in bytes; `None` is kernel autotuning (1 MiB below 1 ms RTT).
     pub window: Option<u64>,
@@ -86,6 +89,15 @@ pub struct TransferOptions {
     pub recursive: bool,
     /// Read and write through the page cache, with O_DIRECT, by `sendfile`, or as probed.
     pub io: IoChoice,
+    /// What else is set on sockets and claims.
+    #[serde(skip_serializing_if = "Tuning::is_empty")]
+    pub tuning: Tuning,
+    /// The profile that has filled in what nobody said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ProfileUse>,
+    /// This end's address to dial from. It means nothing to the other end and is not told.
+    #[serde(skip)]
+    pub bind: Option<IpAddr>,
 }
 
 impl Default for TransferOptions {
@@ -105,6 +117,9 @@ impl Default for TransferOptions {
             checksums: Vec::new(),
             recursive: false,
             io: IoChoice::Auto,
+            tuning: Tuning::default(),
+            profile: None,
+            bind: None,
         }
     }
 }
@@ -157,6 +172,8 @@ pub enum Access {
     Read(SourceSpec),
     /// The agent is the destination.
     Write(DestinationSpec),
+    /// Bytes that mean nothing, to measure the path.
+    Probe(ProbeSpec),
 }
 
 /// A credential that opens one session. The key is secret: never in a log, URL or argv.
@@ -289,12 +306,22 @@ pub struct Report {
     pub engine: Ends<String>,
     /// How files were read and written.
     pub io: Ends<String>,
-    /// The tuning profile in use.
+    /// The tuning profile in use; `default (near)` or `default (far)` without.
     pub profile: String,
+    /// Why that one.
+    #[serde(default)]
+    pub profile_why: String,
+    /// Whether its values were tried on such a link; of the defaults nothing is said.
+    pub profile_measured: Option<bool>,
     /// What held the transfer back most, in a word.
     pub limiter: String,
     /// Shares of time behind `limiter`, as fractions of one.
     pub limiter_shares: std::collections::BTreeMap<String, f64>,
+    /// What the shares are made of.
+    pub evidence: Option<Evidence>,
+    /// The evidence in words, and what to change.
+    #[serde(default)]
+    pub explanation: Vec<String>,
     /// CPU time of each end during the transfer. One process with both ends counts it once, under `destination`.
     pub cpu_ns: Ends<u64>,
     /// Chunk latency at the destination, from Want to verified.

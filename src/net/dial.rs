@@ -13,8 +13,6 @@ use super::socket::{SocketNote, SocketOptions, apply, fit_segments};
 pub struct DialOptions {
     /// For the whole attempt.
     pub timeout: Duration,
-    /// The local address, to choose an interface.
-    pub bind: Option<SocketAddr>,
     /// Set before the connection is opened.
     pub socket: SocketOptions,
 }
@@ -67,8 +65,8 @@ pub fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(TcpStream, Vec<S
     let other = |source| DialError::Other { addr, source };
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).map_err(other)?;
     let mut notes = apply(&socket, &options.socket, Some(addr));
-    notes.extend(options.socket.window.and_then(|window| fit_segments(&socket, window)));
-    if let Some(bind) = options.bind {
+    notes.extend(fit_segments(&socket, &options.socket));
+    if let Some(bind) = options.socket.bind.map(|address| SocketAddr::new(address, 0)) {
         socket.bind(&bind.into()).map_err(|source| DialError::Bind { bind, source })?;
     }
     socket.connect_timeout(&addr.into(), options.timeout).map_err(|source| match source.kind() {
@@ -88,17 +86,24 @@ mod tests {
 
     fn options() -> DialOptions {
         let socket = SocketOptions { window: Some(300_000), nodelay: true, ..SocketOptions::default() };
-        DialOptions { timeout: Duration::from_secs(5), bind: None, socket }
+        DialOptions { timeout: Duration::from_secs(5), socket }
     }
 
     #[test]
     fn options_are_set_before_the_connection_opens() {
         for local in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = listen(local.parse().unwrap()) else { continue };
-            let bind = Some(local.parse().unwrap());
-            let (stream, notes) = dial(listener.addr, &DialOptions { bind, ..options() }).unwrap();
+            let bind = Some(listener.addr.ip());
+            let socket = SocketOptions { bind, mss: Some(1400), dscp: Some(10), ..options().socket };
+            let (stream, notes) = dial(listener.addr, &DialOptions { socket, ..options() }).unwrap();
             assert_eq!(notes, []);
             assert!(stream.nodelay().unwrap() && stream.peer_addr().unwrap() == listener.addr);
+            // Both ways: what was asked for before the first segment holds for the accepting end as well.
+            let (far, _) = listener.socket.accept().unwrap();
+            for end in [&stream, &far] {
+                let mss = socket2::SockRef::from(end).tcp_mss().unwrap();
+                assert!((1300..=1400).contains(&mss), "{local}: {mss}");
+            }
             assert_eq!(socket2::SockRef::from(&stream).recv_buffer_size().unwrap(), 600_000);
         }
     }
@@ -108,7 +113,7 @@ mod tests {
         use std::io::{Read, Write};
         let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
         let socket = SocketOptions { window: Some(window), nodelay: true, ..SocketOptions::default() };
-        let options = DialOptions { timeout: Duration::from_secs(5), bind: None, socket };
+        let options = DialOptions { timeout: Duration::from_secs(5), socket };
         let (mut near, _) = dial(listener.addr, &options).unwrap();
         let (mut far, _) = listener.socket.accept().unwrap();
         super::super::set_buffers(&far, window);
@@ -130,10 +135,16 @@ mod tests {
         let took = through_a_late_window(4096, 1 << 20);
         assert!(took < Duration::from_secs(6), "{took:?}");
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        assert_eq!(fit_segments(&socket, 4096), None);
-        assert_eq!(socket.tcp_mss().unwrap(), 2048);
-        assert_eq!(fit_segments(&socket, 1), None);
-        assert_eq!(socket.tcp_mss().unwrap(), 536, "not below what every path carries");
+        let fitted = |window, mss| {
+            assert_eq!(fit_segments(&socket, &SocketOptions { window, mss, ..SocketOptions::default() }), None);
+            socket.tcp_mss().unwrap()
+        };
+        assert_eq!(fitted(Some(4096), None), 2048);
+        assert_eq!(fitted(Some(1), None), 536, "not below what every path carries");
+        assert_eq!(
+            (fitted(Some(4096), Some(1400)), fitted(Some(4096), Some(9000)), fitted(None, Some(1400))),
+            (1400, 2048, 1400)
+        );
     }
 
     #[test]
@@ -141,8 +152,8 @@ mod tests {
         let free = listen("127.0.0.1:0".parse().unwrap()).unwrap().addr;
         let refused = dial(free, &options()).unwrap_err();
         assert!(matches!(refused, DialError::Refused { .. }), "{refused}");
-        let bind = Some("192.0.2.1:0".parse().unwrap());
-        let bound = dial(free, &DialOptions { bind, ..options() }).unwrap_err();
+        let socket = SocketOptions { bind: Some("192.0.2.1".parse().unwrap()), ..options().socket };
+        let bound = dial(free, &DialOptions { socket, ..options() }).unwrap_err();
         assert!(matches!(bound, DialError::Bind { .. }), "{bound}");
     }
 

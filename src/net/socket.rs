@@ -5,32 +5,27 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, SockRef, TcpKeepalive};
 
+use crate::profile::{CONGESTION_NAME_MAX, SEGMENT_MAX, SEGMENT_MIN, WINDOW_MAX};
 use crate::sys::syscall::{force_buffer, max_pacing_rate, set_max_pacing_rate};
 
 /// Below this round trip a fixed buffer beats the kernel's autotuning: what is in flight stays in the cache.
 pub const NEAR_RTT: Duration = Duration::from_millis(1);
 /// That fixed buffer, each way, in bytes (measured: 512 KiB to 1 MiB are fastest on loopback).
 pub const NEAR_BUFFER: u64 = 1 << 20;
-/// The largest window that can be asked for: the option is a signed 32-bit number that the kernel doubles.
-pub const WINDOW_MAX: u64 = (1 << 30) - 1;
-/// Segments are not made smaller than this: every path carries it.
-const SEGMENT_MIN: u32 = 536;
-/// The largest segment that TCP_MAXSEG takes (MAX_TCP_WINDOW).
-const SEGMENT_MAX: u32 = 32_767;
 /// On loopback BBR halves the rate.
 const LOOPBACK_CONGESTION: &str = "cubic";
-/// Names of congestion controls are shorter than this (TCP_CA_NAME_MAX).
-const CONGESTION_NAME_MAX: usize = 16;
+/// The two lowest bits of the traffic class belong to congestion notification (RFC 3168).
+const ECN_BITS: u32 = 2;
 
 /// What a data socket is asked to be. Everything `None` leaves the kernel's choice.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SocketOptions {
     /// Send and receive buffer in bytes. `None`: the kernel tunes them by itself, which is right far away.
     pub window: Option<u64>,
-    /// Congestion control: `bbr`, `cubic`, … `None`: the system's, but cubic on loopback.
-    pub congestion: Option<String>,
+    /// Congestion controls in order of preference: `bbr`, `cubic`, … None: the system's, but cubic on loopback.
+    pub congestion: Vec<String>,
     /// Upper bound of the rate, in bytes per second.
     pub pacing_bytes_per_sec: Option<u64>,
     /// Bytes that may wait unsent in the kernel (`TCP_NOTSENT_LOWAT`).
@@ -42,6 +37,12 @@ pub struct SocketOptions {
     pub keepalive: Option<Duration>,
     /// Whether small segments go out at once.
     pub nodelay: bool,
+    /// Largest segment in bytes, [`SEGMENT_MIN`] to [`SEGMENT_MAX`]. Settled by the end that dials, for both directions.
+    pub mss: Option<u16>,
+    /// Class of the packets (DSCP), 0 to 63.
+    pub dscp: Option<u8>,
+    /// Local address to dial from.
+    pub bind: Option<IpAddr>,
 }
 
 /// One option that is not as asked.
@@ -58,12 +59,14 @@ pub enum SocketNote {
         /// The sysctl that clamps.
         sysctl: &'static str,
     },
-    /// The congestion control is not there or not allowed.
+    /// A congestion control is not to be had.
     Congestion {
         /// Asked for.
         asked: String,
-        /// In force.
+        /// In force instead.
         got: String,
+        /// Whether the kernel knows it: then this process may not use it.
+        known: bool,
     },
     /// An option was refused.
     Refused {
@@ -89,9 +92,15 @@ impl fmt::Display for SocketNote {
             Self::Clamped { side, asked, got, sysctl } => {
                 write!(f, "the {side} buffer is {got} bytes instead of {asked}: raise {sysctl} to at least {asked}")
             }
-            Self::Congestion { asked, got } => write!(
+            Self::Congestion { asked, got, known: false } => {
+                write!(
+                    f,
+                    "congestion control is {got} instead of {asked}: the kernel has none of that name (modprobe tcp_{asked})"
+                )
+            }
+            Self::Congestion { asked, got, known: true } => write!(
                 f,
-                "congestion control is {got} instead of {asked}: load tcp_{asked}, or add it to \
+                "congestion control is {got} instead of {asked}: only root may use it until it stands in \
                  net.ipv4.tcp_allowed_congestion_control"
             ),
             Self::Refused { option, reason } => write!(f, "{option} is refused here: {reason}"),
@@ -108,7 +117,7 @@ pub fn apply(socket: &impl AsFd, options: &SocketOptions, peer: Option<SocketAdd
     if let Some(window) = options.window {
         notes.extend(set_buffers(socket, window));
     }
-    congestion(&handle, options.congestion.as_deref(), peer, &mut notes);
+    congestion(&handle, &options.congestion, peer, &mut notes);
     if let Some(rate) = options.pacing_bytes_per_sec {
         let got = set_max_pacing_rate(socket, rate).and_then(|()| max_pacing_rate(socket));
         settle("SO_MAX_PACING_RATE", rate, got, &mut notes);
@@ -134,7 +143,31 @@ pub fn apply(socket: &impl AsFd, options: &SocketOptions, peer: Option<SocketAdd
         let got = handle.set_tcp_nodelay(true).and_then(|()| handle.tcp_nodelay());
         settle("TCP_NODELAY", 1, got.map(u64::from), &mut notes);
     }
+    if let Some(class) = options.dscp {
+        packet_class(&handle, class, &mut notes);
+    }
     notes
+}
+
+/// Sets the class of the packets. A socket of IPv6 may have a peer of IPv4, whose packets go by the other option.
+fn packet_class(handle: &SockRef<'_>, class: u8, notes: &mut Vec<SocketNote>) {
+    let byte = u32::from(class) << ECN_BITS;
+    let v6 = handle.domain().is_ok_and(|domain| domain == Domain::IPV6);
+    if v6 {
+        let got = handle.set_tclass_v6(byte).and_then(|()| handle.tclass_v6());
+        settle("IPV6_TCLASS", class.into(), got.map(|byte| u64::from(byte >> ECN_BITS)), notes);
+    }
+    let got = handle.set_tos_v4(byte).and_then(|()| handle.tos_v4());
+    settle("IP_TOS", class.into(), got.map(|byte| u64::from(byte >> ECN_BITS)), notes);
+}
+
+/// What a connected socket says about the segment that was asked for. A smaller one is the path's; a larger one means
+/// that the other end dialled and did not ask.
+pub fn check_segments(socket: &impl AsFd, mss: u16) -> Option<SocketNote> {
+    let mut notes = Vec::new();
+    let got = SockRef::from(socket).tcp_mss().map(|got| u64::from(got).max(mss.into()));
+    settle("TCP_MAXSEG", mss.into(), got, &mut notes);
+    notes.pop()
 }
 
 fn settle(option: &'static str, asked: u64, got: std::io::Result<u64>, notes: &mut Vec<SocketNote>) {
@@ -178,37 +211,47 @@ pub fn set_buffers(socket: &impl AsFd, bytes: u64) -> Vec<SocketNote> {
     notes
 }
 
-/// Keeps segments, both ways, to half of a small window. Call it before `connect`: the size is settled with the first
-/// segment.
+/// Keeps segments, both ways, to what is asked for and to half of a small window. Call it before `connect`: the size is
+/// settled with the first segment.
 ///
 /// The accepting end learns the window only after the handshake, when it has announced a larger one. The sender then goes by
 /// the largest window it has seen, and on loopback (64 KiB a segment) not one segment fits the window there is: each waits
 /// for the persist timer, 200 ms.
-pub fn fit_segments(socket: &impl AsFd, window: u64) -> Option<SocketNote> {
-    let half = u32::try_from(window / 2).unwrap_or(u32::MAX).max(SEGMENT_MIN);
-    if half > SEGMENT_MAX {
-        return None;
-    }
+pub fn fit_segments(socket: &impl AsFd, options: &SocketOptions) -> Option<SocketNote> {
+    let half = |window: u64| u16::try_from(window / 2).unwrap_or(u16::MAX).max(SEGMENT_MIN);
+    let most = options.window.map(half).filter(|half| *half <= SEGMENT_MAX);
+    let size = u32::from(most.into_iter().chain(options.mss).min()?);
     let handle = SockRef::from(socket);
     let mut notes = Vec::new();
-    let got = handle.set_tcp_mss(half).and_then(|()| handle.tcp_mss());
-    settle("TCP_MAXSEG", u64::from(half), got.map(u64::from), &mut notes);
+    let got = handle.set_tcp_mss(size).and_then(|()| handle.tcp_mss());
+    settle("TCP_MAXSEG", u64::from(size), got.map(u64::from), &mut notes);
     notes.pop()
 }
 
-fn congestion(handle: &SockRef<'_>, asked: Option<&str>, peer: Option<SocketAddr>, notes: &mut Vec<SocketNote>) {
-    let Some(asked) = asked else {
+fn congestion(handle: &SockRef<'_>, asked: &[String], peer: Option<SocketAddr>, notes: &mut Vec<SocketNote>) {
+    if asked.is_empty() {
         // A default, not a wish: without cubic the system's own stays, and nobody needs to hear of it.
         if peer.is_some_and(|peer| is_loopback(peer.ip())) {
             let _ = handle.set_tcp_congestion(LOOPBACK_CONGESTION.as_bytes());
         }
         return;
-    };
-    let taken = asked.len() < CONGESTION_NAME_MAX && handle.set_tcp_congestion(asked.as_bytes()).is_ok();
-    let got = congestion_of(handle);
-    if !taken || got != asked {
-        notes.push(SocketNote::Congestion { asked: asked.to_owned(), got });
     }
+    let mut refused = Vec::new();
+    for name in asked {
+        let tried = match name.len() {
+            1..=CONGESTION_NAME_MAX => handle.set_tcp_congestion(name.as_bytes()),
+            _ => Err(std::io::ErrorKind::NotFound.into()),
+        };
+        match tried {
+            Ok(()) if congestion_of(handle) == *name => break,
+            Ok(()) => refused.push((name, false)),
+            Err(error) => refused.push((name, error.kind() == std::io::ErrorKind::PermissionDenied)),
+        }
+    }
+    let got = congestion_of(handle);
+    let note =
+        |(asked, known): (&String, bool)| SocketNote::Congestion { asked: asked.clone(), got: got.clone(), known };
+    notes.extend(refused.into_iter().map(note));
 }
 
 fn congestion_of(handle: &SockRef<'_>) -> String {
@@ -246,14 +289,17 @@ mod tests {
         let (near, _far) = stream();
         let options = SocketOptions {
             window: Some(100_000),
-            congestion: Some("reno".to_owned()),
+            congestion: vec!["reno".to_owned()],
             pacing_bytes_per_sec: Some(100 << 30),
             notsent_lowat: Some(1 << 20),
             user_timeout: Some(Duration::from_secs(90)),
             keepalive: Some(Duration::from_secs(60)),
             nodelay: true,
+            dscp: Some(10),
+            ..SocketOptions::default()
         };
         assert_eq!(apply(&near, &options, None), []);
+        assert_eq!(SockRef::from(&near).tos_v4().unwrap() >> 2, 10);
         let handle = SockRef::from(&near);
         assert_eq!(handle.send_buffer_size().unwrap(), 200_000);
         assert_eq!(handle.recv_buffer_size().unwrap(), 200_000);
@@ -286,11 +332,40 @@ mod tests {
         let (near, _far) = stream();
         let before = congestion_in_force(&near);
         for name in ["nosuch", "a-name-that-is-much-too-long"] {
-            let options = SocketOptions { congestion: Some(name.to_owned()), ..SocketOptions::default() };
+            let options = SocketOptions { congestion: vec![name.to_owned()], ..SocketOptions::default() };
             let notes = apply(&near, &options, None);
-            assert_eq!(notes, [SocketNote::Congestion { asked: name.to_owned(), got: before.clone() }]);
-            assert!(notes[0].to_string().contains(name));
+            let want = SocketNote::Congestion { asked: name.to_owned(), got: before.clone(), known: false };
+            assert_eq!(notes, [want]);
+            assert!(notes[0].to_string().contains(&format!("modprobe tcp_{name}")));
         }
+        let names = ["nosuch", "reno", "cubic"].map(str::to_owned).to_vec();
+        let notes = apply(&near, &SocketOptions { congestion: names, ..SocketOptions::default() }, None);
+        assert_eq!((notes.len(), congestion_in_force(&near).as_str()), (1, "reno"), "the second choice: {notes:?}");
+        let forbidden = SocketNote::Congestion { asked: "cubic".to_owned(), got: "reno".to_owned(), known: true };
+        assert!(forbidden.to_string().contains("net.ipv4.tcp_allowed_congestion_control"));
+    }
+
+    #[test]
+    fn a_class_is_set_for_peers_of_either_version() {
+        let listener = crate::net::listen("[::]:0".parse().unwrap()).unwrap();
+        let near = TcpStream::connect(("127.0.0.1", listener.addr.port())).unwrap();
+        let (far, _) = listener.socket.accept().unwrap();
+        for socket in [&near, &far] {
+            let options = SocketOptions { dscp: Some(46), ..SocketOptions::default() };
+            assert_eq!(apply(socket, &options, None), []);
+            assert_eq!(SockRef::from(socket).tos_v4().unwrap() >> 2, 46);
+        }
+    }
+
+    #[test]
+    fn a_segment_that_the_other_end_settled_is_said() {
+        let (near, _far) = stream();
+        assert_eq!(check_segments(&near, u16::MAX), None, "the path's is smaller");
+        let note = check_segments(&near, 1000);
+        assert!(
+            matches!(note, Some(SocketNote::Differs { option: "TCP_MAXSEG", asked: 1000, got }) if got > 1000),
+            "{note:?}"
+        );
     }
 
     #[test]

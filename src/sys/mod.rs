@@ -19,6 +19,7 @@ pub mod arena;
 pub mod epoll;
 mod flight;
 pub mod fsys;
+pub mod host;
 #[cfg(feature = "testing")]
 pub mod observe;
 pub mod points;

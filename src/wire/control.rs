@@ -8,7 +8,9 @@ use crate::grid::Span;
 use crate::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use crate::limits::{CONTROL_BODY_MAX, MAX_ROOTS};
 use crate::manifest::Mtime;
+use crate::profile::Tuning;
 use crate::relpath::RelPath;
+use crate::wire::views::SourceView;
 use serde::{Deserialize, Serialize};
 
 /// Files in one Bind, Bound, Seal or Sealed message.
@@ -73,6 +75,9 @@ pub struct Accept {
     pub credit: u32,
     /// Data streams in use.
     pub streams: u16,
+    /// What else the source is to set on its sockets.
+    #[serde(default, skip_serializing_if = "Tuning::is_empty")]
+    pub tuning: Tuning,
 }
 
 /// The source's counters at the end.
@@ -95,6 +100,9 @@ pub struct SourceStats {
     pub io: String,
     /// Clamped options, fallbacks.
     pub notes: Vec<String>,
+    /// Where this end's time went, and what its kernel says about its connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub view: Option<SourceView>,
 }
 
 /// Progress for a source whose user waits there.

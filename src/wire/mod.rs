@@ -31,6 +31,7 @@ pub mod crypt;
 pub mod data;
 pub mod handshake;
 pub mod header;
+pub mod views;
 
 /// The lowest version this build speaks.
 pub const LOWEST_VERSION: u16 = 1;

@@ -4,6 +4,7 @@ mod changed;
 mod crashes;
 mod cuts;
 mod far;
+mod lab;
 mod memory;
 mod relay;
 mod sources;

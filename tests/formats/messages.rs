@@ -5,11 +5,13 @@ use longhaul::digest::Digest;
 use longhaul::grid::Span;
 use longhaul::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use longhaul::manifest::Mtime;
+use longhaul::profile::Tuning;
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
     Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Sealed, SourceStats,
 };
 use longhaul::wire::data::Status;
+use longhaul::wire::views::{EndView, SenderView, SourceView};
 
 fn offer() -> Offer {
     let root = |name: &[u8], path: &[u8], directory| OfferedRoot {
@@ -40,6 +42,18 @@ fn accept(full: bool) -> Accept {
         io: "auto".to_owned(),
         credit: 8,
         streams: 4,
+        tuning: Tuning::default(),
+    }
+}
+
+fn tuning() -> Tuning {
+    Tuning {
+        pacing: Some(2_000_000_000),
+        notsent_lowat: Some(1 << 20),
+        user_timeout_ms: Some(120_000),
+        mss: Some(8948),
+        dscp: Some(10),
+        depth: Some(16),
     }
 }
 
@@ -63,7 +77,32 @@ fn samples() -> Vec<(&'static str, Message)> {
         busy_ns: 6,
         io: "O_DIRECT (large)".to_owned(),
         notes: vec!["clamped".to_owned()],
+        view: None,
     };
+    let end = EndView {
+        wall_ns: 1,
+        streams: 2,
+        workers: 3,
+        cpu_ns: 4,
+        delay_ns: 5,
+        idle_ns: 6,
+        disk_ns: 7,
+        send_ns: 8,
+        held_back_ns: 9,
+    };
+    let sender = SenderView {
+        busy_us: 1,
+        rwnd_limited_us: 2,
+        sndbuf_limited_us: 3,
+        bytes_sent: 4,
+        bytes_retransmitted: 5,
+        rtt_us: 6,
+        min_rtt_us: 7,
+        segment: 8,
+        congestion: "bbr".to_owned(),
+        paced: 9,
+    };
+    let seen = SourceStats { view: Some(SourceView { end, sender }), ..stats.clone() };
     let progress =
         Progress { bytes: 1, total_bytes: 2, files: 3, total_files: 4, scanned: true, phase: "moving".to_owned() };
     let handles = || vec![Handle(1), Handle(u32::MAX)];
@@ -71,6 +110,7 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("Offer", Message::Offer(offer())),
         ("Accept", Message::Accept(accept(true))),
         ("Accept-short", Message::Accept(accept(false))),
+        ("Accept-tuned", Message::Accept(Accept { tuning: tuning(), ..accept(false) })),
         ("Segment", Message::Segment(vec![1, 2, 3])),
         ("ManifestEnd", Message::ManifestEnd(4)),
         ("Problem", Message::Problem { root: 1, path: b"p\xff".to_vec(), what: "no \u{e9}".into() }),
@@ -90,6 +130,7 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("Progress", Message::Progress(progress)),
         ("StatsRequest", Message::StatsRequest),
         ("Stats", Message::Stats(stats)),
+        ("Stats-seen", Message::Stats(seen)),
         ("Verdict", Message::Verdict(b"{\"verdict\":\"DURABLE\"}".to_vec())),
         ("Error", Message::Error(PeerError { class: "retry".into(), what: "full".into() })),
         ("Ping", Message::Ping),

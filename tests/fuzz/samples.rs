@@ -8,6 +8,7 @@ use longhaul::grid::{CHUNK_SIZE, Span};
 use longhaul::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use longhaul::journal::{DoneFile, Ended, FileRecord, Forget, Header, Publishing, Record, Run as ChunkRun, Writer};
 use longhaul::manifest::{Entry, EntryKind, Mtime, SegmentBuilder};
+use longhaul::profile::Tuning;
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
     Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Sealed, SourceStats,
@@ -66,6 +67,7 @@ pub fn messages() -> Vec<Message> {
         io: "auto".into(),
         credit: 8,
         streams: 4,
+        tuning: Tuning { dscp: Some(10), mss: Some(1400), ..Tuning::default() },
     };
     let mtime = Mtime { secs: -1, nanos: 5 };
     let bind = Bind { handle: Handle(7), root: 2, path: path(b"d/x"), size: 1 << 50, mtime, sparse: true };

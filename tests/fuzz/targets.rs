@@ -162,6 +162,10 @@ fn ticket() {
                     let _ = options.resolve(Verify::Wire);
                     vec![path]
                 }
+                TicketRequest::Probe { options, .. } => {
+                    let _ = options.resolve(Verify::Wire);
+                    Vec::new()
+                }
             };
             paths.iter().for_each(confined);
         }

@@ -104,7 +104,7 @@ fn words_of_a_peer_are_only_words() {
             "received_bytes": 0, "sent_bytes": 0, "resent_bytes": 0, "failed_chunks": 0, "duration_ns": 0,
             "bits_per_second": u64::MAX, "streams": 1, "reconnects": 0, "encrypted": true, "verify": "wire",
             "verified": true, "durable": true, "engine": {"source": WILD, "destination": WILD},
-            "io": {"source": WILD, "destination": WILD}, "profile": WILD, "limiter": WILD,
+            "io": {"source": WILD, "destination": WILD}, "profile": WILD, "profile_why": WILD, "explanation": [WILD], "limiter": WILD,
             "limiter_shares": {WILD: 1e308}, "cpu_ns": {"source": 0, "destination": 0},
             "chunk_latency_ns": {"p50": 0, "p99": 0, "max": u64::MAX}, "digest": null, "checksums": [],
             "failures": [{"path": WILD, "class": WILD, "reason": WILD}], "failed_files": 0, "special_files": 0,

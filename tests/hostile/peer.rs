@@ -179,6 +179,7 @@ pub fn accept(streams: u16) -> Accept {
         io: "auto".to_owned(),
         credit: 8,
         streams,
+        tuning: Default::default(),
     }
 }
 

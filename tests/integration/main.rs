@@ -7,12 +7,14 @@ mod tickets;
 
 mod agents;
 mod checks;
+mod doctor;
 #[cfg(feature = "testing")]
 mod fallbacks;
 mod matrix;
 mod operands;
 mod paths;
 mod peers;
+mod profiles;
 mod rerun;
 mod secrecy;
 mod sources;

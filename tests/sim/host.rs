@@ -322,6 +322,7 @@ impl Host {
             advertise: Vec::new(),
             agent: longhaul::ids::AgentId([host as u8 + 1; 16]),
             retry_for: Duration::from_secs(180),
+            profiles: Default::default(),
         };
         let network = HostNetwork { host, world: world.clone(), net: net.clone(), directory: directory.clone() };
         let ctx = Ctx::simulated(Parts {

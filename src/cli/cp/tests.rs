@@ -36,6 +36,7 @@ fn options_reach_the_engine_as_typed() {
         checksums: vec![ChecksumKind::Crc32c, ChecksumKind::Md5],
         recursive: true,
         io: IoChoice::Direct,
+        ..TransferOptions::default()
     };
     assert_eq!(options, want);
     assert_eq!(args(&["a", "b"]).options(), TransferOptions::default());

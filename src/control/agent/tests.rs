@@ -2,6 +2,7 @@ use super::*;
 use crate::control::client::{ClientOptions, PeerClient};
 use crate::control::settings::AgentLayer;
 use crate::control::url::PeerUrl;
+use std::path::Path;
 
 fn config(dir: &Path, change: impl FnOnce(&mut AgentLayer)) -> AgentConfig {
     let loopback = Some("127.0.0.1:0".parse().unwrap());

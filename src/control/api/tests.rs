@@ -82,7 +82,7 @@ async fn grants_carry_root_paths_and_the_agents_policy() {
     assert_eq!((source.encrypt, source.recursive, grants[0].ttl_secs), (Some(true), true, TICKET_TTL_SECS));
     let destination = |at: usize| match &grants[at].access {
         Access::Write(spec) => (spec.options.verify, spec.options.encrypt, spec.options.streams, spec.becomes),
-        Access::Read(_) => panic!(),
+        _ => panic!(),
     };
     assert_eq!(destination(1), (Verify::Disk, Some(true), None, true));
     assert_eq!(destination(2), (Verify::Wire, Some(true), Some(3), true), "a client cannot switch encryption off");
@@ -116,6 +116,42 @@ async fn requests_that_cannot_be_meant_are_refused() {
     port.engine.transfers.lock().unwrap().extend([running.clone(), running]);
     let error = client.ticket(&read(&["/a"])).await.unwrap_err();
     assert!(error.class == Class::Retry && error.what.contains("2 transfers"), "{error}");
+}
+
+#[tokio::test]
+async fn probes_by_token_and_within_bounds() {
+    let probe = |agent_sends, streams, duration_ms| {
+        let options = serde_json::from_str(r#"{"congestion":"bbr"}"#).unwrap();
+        TicketRequest::Probe { agent_sends, streams, duration_ms, options }
+    };
+    let port = TestPort::start(quick(), |_| {});
+    let reader = client(&port, &port.token("reader", "/data", true, false));
+    let writer = client(&port, &port.token("writer", "/data", false, true));
+    for (client, agent_sends, may) in
+        [(&reader, true, true), (&reader, false, false), (&writer, false, true), (&writer, true, false)]
+    {
+        port.engine.grants.lock().unwrap().clear();
+        let got = client.ticket(&probe(agent_sends, 4, 2000)).await;
+        assert_eq!(got.as_ref().map_err(|e| e.class).is_ok(), may, "{got:?}");
+        assert!(may || got.unwrap_err().class == Class::Denied);
+        assert_eq!(port.engine.grants.lock().unwrap().len(), usize::from(may));
+    }
+    let grant = {
+        reader.ticket(&probe(true, 64, DURATION_MAX_MS)).await.unwrap();
+        port.engine.grants.lock().unwrap().pop().unwrap()
+    };
+    let Access::Probe(spec) = grant.access else { panic!() };
+    assert_eq!((spec.streams, spec.options.congestion.as_deref()), (64, Some("bbr")));
+    for (streams, ms, name) in
+        [(0, 2000, "streams"), (65, 2000, "streams"), (1, 99, "duration_ms"), (1, DURATION_MAX_MS + 1, "duration_ms")]
+    {
+        let error = reader.ticket(&probe(true, streams, ms)).await.unwrap_err();
+        assert!(error.class == Class::Permanent && error.what.contains(name), "{error}");
+    }
+    let source = TestPort::start(quick(), |app| app.roles = vec![Role::Source]);
+    let client = client(&source, &source.token("t", "/", true, true));
+    let error = client.ticket(&probe(false, 1, 1000)).await.unwrap_err();
+    assert!(error.what.contains("role destination"), "{error}");
 }
 
 /// Raw requests, as curl would send them.

@@ -57,6 +57,7 @@ impl Tickets {
         let wish = self.0.get(&id).map(|issued| match &issued.grant.access {
             Access::Read(spec) => spec.encrypt,
             Access::Write(spec) => spec.options.encrypt,
+            Access::Probe(_) => None,
         });
         wish == Some(Some(false))
     }

@@ -55,7 +55,7 @@ pub(super) fn forward_joins(index: usize, mut joining: mpsc::UnboundedReceiver<J
 pub(super) fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn TicketSource>, tell: mpsc::Sender<News>) {
     tokio::task::spawn_local(async move {
         let open = async {
-            let mut opened = super::dial_with(&ctx, &spec, &*source).await?;
+            let (_, mut opened) = super::dial_with(&ctx, &spec, &*source).await?;
             let control = opened.control.socket.try_clone().and_then(crate::engine::conn::Parked::wake);
             let control = control.map_err(|error| TransferError::new(Class::Reconnect, error.to_string()))?;
             let plain = || crate::wire::crypt::FrameKey::plain();

@@ -422,7 +422,7 @@ impl Run<'_> {
         if full {
             return;
         }
-        let depth = if self.near { DEPTH_NEAR } else { DEPTH_FAR };
+        let depth = self.spec.options.tuning.depth.map_or(if self.near { DEPTH_NEAR } else { DEPTH_FAR }, usize::from);
         let all: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
         let well: Vec<_> = all.iter().copied().filter(|(stream, peer)| !self.hangs(*stream, *peer)).collect();
         let mut streams = if well.is_empty() { all } else { well };

@@ -6,15 +6,17 @@ use super::run::{News, Run};
 use crate::clock;
 use crate::disk::{self, Meta, Replace, Root, TreeLock, finish_directory, make_symlink};
 use crate::engine::error::{Class, TransferError};
+use crate::engine::limiter::{self, Evidence};
 use crate::engine::source::{disk_error, escape_text, worker_totals};
 use crate::engine::spec::{Ends, Latency, Report, Verdict, Verify};
+use crate::engine::tuning::profile_note;
 use crate::ids::TransferId;
 use crate::journal::{Ended, Record};
 use crate::manifest::EntryKind;
 use crate::sys::points;
 use crate::wire::control::{Message, SourceStats};
+use crate::wire::views::EndView;
 use nix::errno::Errno;
-use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -193,9 +195,6 @@ impl Run<'_> {
             let Some(stats) = &peer.stats else { continue };
             self.carry.sent += stats.sent_bytes;
             self.carry.source_cpu_ns += stats.cpu_ns;
-            self.carry.waits.source_send += stats.send_wait_ns;
-            self.carry.waits.source_read += stats.read_wait_ns;
-            self.carry.waits.source_idle += stats.idle_ns;
             let notes = stats.notes.iter().take(FAILURES_TOLD);
             self.carry.notes.extend(notes.map(|n| format!("source: {}", escape_text(n))));
         }
@@ -216,14 +215,12 @@ impl Run<'_> {
     }
 
     fn report(&mut self, verdict: Verdict) -> Report {
-        let totals = self
-            .peers
-            .iter()
-            .map(|p| p.links.totals())
-            .fold((0, 0, 0, 0), |sum, t| (sum.0 + t.payload, sum.1 + t.wasted, sum.2 + t.idle, sum.3));
+        let totals =
+            self.peers.iter().map(|p| p.links.totals()).fold((0, 0), |sum, t| (sum.0 + t.payload, sum.1 + t.wasted));
         let lost: u64 = self.peers.iter().map(|p| p.links.lost).sum();
         let duration = clock::since(self.carry.began).as_nanos() as u64;
-        let (limiter, shares) = self.limiter(totals.2);
+        let evidence = self.evidence();
+        let shares = evidence.shares(self.spec.options.rate);
         let one_process =
             self.peers[0].process == u64::from(std::process::id()) && self.offer.agent == self.ctx.config.agent;
         let latency = &self.carry.latency;
@@ -244,7 +241,10 @@ impl Run<'_> {
                 self.carry.unread_files
             ));
         }
+        notes.extend(profile_note(&self.spec.options));
+        notes.extend(limiter::notes(&shares));
         notes.dedup();
+        let by_distance = || if self.near { "default (near)" } else { "default (far)" }.to_owned();
         Report {
             transfer: Some(self.id),
             session: Some(self.session),
@@ -274,9 +274,16 @@ impl Run<'_> {
                 source: self.peers[0].stats.as_ref().map(|s| escape_text(&s.io)).unwrap_or_default(),
                 destination: self.how.iter().cloned().collect::<Vec<_>>().join(", "),
             },
-            profile: if self.near { "default (near)" } else { "default (far)" }.to_owned(),
-            limiter,
-            limiter_shares: shares,
+            profile: self.spec.options.profile.as_ref().map_or_else(by_distance, |used| used.name.clone()),
+            profile_why: self.spec.options.profile.as_ref().map(|used| used.why.clone()).unwrap_or_default(),
+            profile_measured: self.spec.options.profile.as_ref().map(|used| used.measured),
+            limiter: shares.first().map(|(limiter, _)| limiter.word().to_owned()).unwrap_or_default(),
+            limiter_shares: shares
+                .iter()
+                .map(|(l, share)| (l.word().to_owned(), (share * 1e3).round() / 1e3))
+                .collect(),
+            explanation: evidence.explain(self.spec.options.rate),
+            evidence: Some(evidence),
             cpu_ns: Ends {
                 source: if one_process { 0 } else { self.carry.source_cpu_ns },
                 destination: crate::sys::process_cpu_time_ns() - self.carry.cpu_ns,
@@ -297,38 +304,27 @@ impl Run<'_> {
         }
     }
 
-    /// What held the transfer back, in shares of the streams' and workers' time. A first model: the states are what the
-    /// workers see, so a slow network and a slow receiver both show as waiting to send.
-    fn limiter(&self, destination_idle: u64) -> (String, BTreeMap<String, f64>) {
-        let waits = &self.carry.waits;
-        let (busy, _) = worker_totals(self.ctx);
-        let busy = busy.saturating_sub(self.carry.worker_ns.0);
-        let source_busy: u64 = self.peers.iter().filter_map(|p| p.stats.as_ref()).map(|s| s.busy_ns).sum();
-        let workers = self.ctx.workers.len().max(1) as u64;
-        let streams = u64::from(self.streams.max(1));
-        let wall = clock::since(self.carry.began).as_nanos() as u64;
-        let mut shares = BTreeMap::new();
-        let mut put = |name: &str, ns: u64, of: u64| {
-            let share = (ns as f64 / of.max(1) as f64).clamp(0.0, 1.0);
-            shares.insert(name.to_owned(), (share * 1000.0).round() / 1000.0);
-        };
-        put("destination cpu", busy / workers, wall);
-        put("source cpu", source_busy / workers, wall);
-        put("destination disk", waits.commit, wall);
-        put("source disk", waits.source_read / streams, wall);
-        // Waiting to send while the destination's CPU is not the reason: the network.
-        let sending = waits.source_send / streams;
-        put("network", sending.saturating_sub(busy / workers), wall);
-        put("waiting for data", destination_idle / streams, wall);
-        let capped = self.spec.options.rate.is_some_and(|rate| {
-            let got = u128::from(self.carry.received) * 8_000_000_000 / u128::from(wall.max(1));
-            got * 10 >= u128::from(rate) * 8
-        });
-        if capped {
-            put("configured cap", wall, wall);
+    /// What both ends say of where the time went.
+    fn evidence(&self) -> Evidence {
+        let mut evidence = Evidence { received_bytes: self.carry.received, ..Evidence::default() };
+        for view in self.peers.iter().filter_map(|peer| peer.stats.as_ref()?.view.as_ref()) {
+            evidence.add_source(view);
         }
-        let top = shares.iter().max_by(|a, b| a.1.total_cmp(b.1)).map(|(name, _)| name.clone());
-        (top.unwrap_or_default(), shares)
+        let (waits, workers) = (&self.carry.waits, worker_totals(self.ctx).since(self.carry.workers));
+        let totals: Vec<_> = self.peers.iter().map(|peer| peer.links.totals()).collect();
+        evidence.received_bytes += totals.iter().map(|t| t.payload).sum::<u64>();
+        evidence.destination = EndView {
+            wall_ns: clock::since(self.carry.began).as_nanos() as u64,
+            streams: self.streams.into(),
+            workers: self.ctx.workers.len() as u64,
+            cpu_ns: workers.cpu,
+            delay_ns: workers.delay,
+            idle_ns: waits.destination_idle + totals.iter().map(|t| t.idle).sum::<u64>(),
+            disk_ns: waits.destination_disk + totals.iter().map(|t| t.disk_wait).sum::<u64>(),
+            send_ns: 0,
+            held_back_ns: waits.commit,
+        };
+        evidence
     }
 }
 

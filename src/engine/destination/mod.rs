@@ -18,8 +18,9 @@ use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
-use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, socket_options, tell_error};
+use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, tell_error};
 use super::spec::{DestinationSpec, Report, Ticket, Verdict, Verify};
+use super::tuning::{for_peer, socket_options};
 use crate::clock;
 use crate::digest;
 use crate::disk::{self, Existing, LockError, Made, Root, TreeLock};
@@ -49,7 +50,7 @@ pub fn describe(spec: &DestinationSpec) -> String {
 pub(super) struct Carry {
     pub began: Instant,
     pub cpu_ns: u64,
-    pub worker_ns: (u64, u64),
+    pub workers: super::source::WorkerTotals,
     pub received: u64,
     pub wasted: u64,
     pub sent: u64,
@@ -79,10 +80,8 @@ const NOTES_MAX: usize = 1000;
 /// Where time went, ns over all streams.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Waits {
-    pub source_send: u64,
-    pub source_read: u64,
-    pub source_idle: u64,
     pub destination_idle: u64,
+    pub destination_disk: u64,
     /// Time in which claims were held back because too much waited for the disk.
     pub commit: u64,
 }
@@ -92,7 +91,7 @@ impl Carry {
         Self {
             began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
-            worker_ns: super::source::worker_totals(ctx),
+            workers: super::source::worker_totals(ctx),
             received: 0,
             wasted: 0,
             sent: 0,
@@ -140,6 +139,7 @@ impl Carry {
 pub async fn receive(ctx: &Rc<Ctx>, spec: DestinationSpec, opened: Opened, entry: &Rc<Entry>) -> Report {
     let mut carry = Carry::new(ctx);
     let streams = opened.streams;
+    let spec = tuned(ctx, &spec, &[], &[opened.peer]);
     match one_session(ctx, &spec, opened, &[], &mut carry, entry).await {
         Ok(report) => report,
         Err(error) => carry.failed(&error, streams),
@@ -159,7 +159,7 @@ pub async fn pull(ctx: &Rc<Ctx>, spec: DestinationSpec, from: Vec<Arc<dyn Ticket
         let before = carry.received;
         let opened_one = std::cell::Cell::new(false);
         let attempt = async {
-            let opened = dial_with(ctx, &spec, &**primary).await?;
+            let (spec, opened) = dial_with(ctx, &spec, &**primary).await?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
             let streams = opened.streams;
             opened_one.set(true);
@@ -217,6 +217,17 @@ pub async fn pull_with(ctx: &Rc<Ctx>, spec: DestinationSpec, ticket: Ticket, ent
     }
 }
 
+/// The spec with what this end's profile for the peer fills in.
+fn tuned(ctx: &Ctx, spec: &DestinationSpec, names: &[&str], at: &[std::net::SocketAddr]) -> DestinationSpec {
+    let options = for_peer(&ctx.config.profiles.get(), &spec.options, names, at, clock::unix_now());
+    DestinationSpec { options, ..spec.clone() }
+}
+
+/// A peer's name without the port that may follow it.
+fn host_of(peer: &str) -> &str {
+    peer.rsplit_once(':').map_or(peer, |(host, _)| host)
+}
+
 async fn dial(ctx: &Rc<Ctx>, spec: &DestinationSpec, ticket: &Ticket) -> Result<Opened, TransferError> {
     let options = &spec.options;
     session::open(ctx, ticket, options.streams, options.encrypt == Some(false), &socket_options(options)).await
@@ -224,10 +235,19 @@ async fn dial(ctx: &Rc<Ctx>, spec: &DestinationSpec, ticket: &Ticket) -> Result<
 
 /// With a fresh ticket. One that is refused may have waited too long on its way, or its agent has been started anew since:
 /// another one tells.
-async fn dial_with(ctx: &Rc<Ctx>, spec: &DestinationSpec, from: &dyn TicketSource) -> Result<Opened, TransferError> {
-    match dial(ctx, spec, &from.ticket().await?).await {
+async fn dial_with(
+    ctx: &Rc<Ctx>,
+    spec: &DestinationSpec,
+    from: &dyn TicketSource,
+) -> Result<(DestinationSpec, Opened), TransferError> {
+    let once = async |ticket: Ticket| {
+        let spec = tuned(ctx, spec, &[host_of(&from.peer())], &ticket.data);
+        let opened = dial(ctx, &spec, &ticket).await?;
+        Ok::<_, TransferError>((spec, opened))
+    };
+    match once(from.ticket().await?).await {
         Err(error) if error.class == Class::Denied => match from.ticket().await {
-            Ok(fresh) => dial(ctx, spec, &fresh).await,
+            Ok(fresh) => once(fresh).await,
             Err(_) => Err(error),
         },
         done => done,
@@ -516,6 +536,7 @@ fn accept_message(
         io: io.to_owned(),
         credit,
         streams,
+        tuning: options.tuning.clone(),
     })
 }
 

@@ -16,8 +16,9 @@ use crate::engine::coordinator::{Ctx, Entry};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
 use crate::engine::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, StreamSource};
-use crate::engine::source::{absolute, escape_text, interrupted, socket_options};
+use crate::engine::source::{absolute, escape_text, interrupted};
 use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Report};
+use crate::engine::tuning::socket_options;
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
 use crate::ids::{Epoch, Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
@@ -632,6 +633,7 @@ impl Run<'_> {
             self.carry.wasted += totals.wasted;
             self.carry.reconnects += peer.links.lost;
             self.carry.waits.destination_idle += totals.idle;
+            self.carry.waits.destination_disk += totals.disk_wait;
             self.carry.notes.extend(peer.links.notes.iter().cloned());
         }
     }

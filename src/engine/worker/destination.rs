@@ -58,6 +58,7 @@ pub struct DestinationStream {
     free: Vec<u32>,
     hasher: ChunkHasher,
     idle_since: Option<u64>,
+    starved_since: Option<u64>,
 }
 
 impl DestinationStream {
@@ -72,6 +73,7 @@ impl DestinationStream {
             free: Vec::new(),
             hasher: ChunkHasher::default(),
             idle_since: Some(0),
+            starved_since: None,
         }
     }
 
@@ -148,7 +150,17 @@ impl DestinationStream {
     /// Sends what is queued and keeps a receive armed.
     pub fn pump(&mut self, turn: &mut Turn<'_>) -> Result<(), Fault> {
         self.link.flush(turn);
-        self.link.receive(!self.expected.is_empty(), turn)
+        self.link.receive(!self.expected.is_empty(), turn)?;
+        // Room comes when writes end: a stream that has none waits for the disk.
+        match (self.link.wants_slot(), self.starved_since) {
+            (true, None) => self.starved_since = Some(turn.now),
+            (false, Some(since)) => {
+                add(&self.link.stats.disk_wait, turn.now - since);
+                self.starved_since = None;
+            }
+            _ => {}
+        }
+        Ok(())
     }
 
     /// A completion that came after the stream had failed: writes are counted off, nothing else happens.

@@ -27,6 +27,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// A stream of this process; never used twice.
@@ -436,6 +437,7 @@ impl<Q: IoQueue> Worker<Q> {
 
     /// The loop: reap, read mail, step, push. Returns after [`Command::Stop`], all ops done, or when the queue fails.
     pub fn run(&mut self) -> io::Result<()> {
+        self.stats.thread.store(nix::unistd::gettid().as_raw() as u32, Ordering::Relaxed);
         let mut desk = Desk::default();
         let mut wait = Wait::No;
         while let Some(next) = self.turn(wait, &mut desk)? {

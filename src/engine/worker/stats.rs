@@ -1,7 +1,7 @@
-//! Counters that others read.
+//! Counters that workers write and others read.
 
 use crate::sys::SendPath;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Counters of one stream, written by its worker, read by anyone.
 #[derive(Debug, Default)]
@@ -49,9 +49,45 @@ pub struct WorkerStats {
     pub busy: AtomicU64,
     /// Time in waits, ns.
     pub waiting: AtomicU64,
+    /// The worker's thread, as the kernel numbers it; 0 until it runs.
+    pub thread: AtomicU32,
 }
 
 pub(crate) fn add(counter: &AtomicU64, value: u64) {
     // One writer for each counter: a load and a store are enough.
     counter.store(counter.load(Ordering::Relaxed) + value, Ordering::Relaxed);
+}
+
+impl WorkerStats {
+    /// CPU time of the worker's thread, and time in which it could have run and had no core; ns. Zeros where the kernel
+    /// does not keep them, and for a simulated worker.
+    pub fn thread_times(&self) -> (u64, u64) {
+        let thread = self.thread.load(Ordering::Relaxed);
+        if thread == 0 {
+            return (0, 0);
+        }
+        let text = std::fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).unwrap_or_default();
+        let mut numbers = text.split_whitespace().map(|word| word.parse().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threads_times_are_its_own() {
+        let stats = WorkerStats::default();
+        assert_eq!(stats.thread_times(), (0, 0), "no thread yet");
+        stats.thread.store(nix::unistd::gettid().as_raw() as u32, Ordering::Relaxed);
+        let before = stats.thread_times().0;
+        let began = std::time::Instant::now();
+        while began.elapsed().as_millis() < 30 {
+            std::hint::spin_loop();
+        }
+        let (cpu, delay) = stats.thread_times();
+        // Kernels without scheduler statistics say 0; what was not run was waited for.
+        assert!(cpu == 0 || cpu - before + delay > 15_000_000, "{before} {cpu} {delay}");
+    }
 }
