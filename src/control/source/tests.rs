@@ -363,7 +363,8 @@ async fn a_hook_that_cannot_run_or_dies_is_said() {
 /// What was asked for outlives the agent; what a process had is asked of the next one again.
 #[tokio::test]
 async fn recalls_survive_a_restart() {
-    let port = start(Some(&hook("sleep 6")));
+    // It has the file for as long as the test lasts, and no longer.
+    let port = start(Some(&hook("n=0; while [ ! -e ../over ] && [ $((n += 1)) -lt 600 ]; do sleep 0.1; done")));
     port.tape("f", b"x");
     port.tape("g", b"x");
     let stage = port.stage(&["/f".to_owned()]).await.stage.unwrap();
@@ -377,6 +378,7 @@ async fn recalls_survive_a_restart() {
     tokio::spawn(after.clone().run());
     until("both are there", async || port.at("root/f").exists() && port.at("root/g").exists()).await;
     until("and it is known", async || after.view(stage).unwrap().unwrap().online == 1).await;
+    std::fs::write(port.at("over"), "").unwrap();
 }
 
 #[tokio::test]
