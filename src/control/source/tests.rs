@@ -27,7 +27,7 @@ fn start(hook: Option<&str>) -> Port {
         |app| {
             let dir = app.root.path().parent().unwrap().to_owned();
             let stages = hook.map(|hook| {
-                let command = vec![script(&dir, "hook.sh", hook).display().to_string()];
+                let command = vec![script(&dir, hook).display().to_string()];
                 let command = if hook.is_empty() { Vec::new() } else { command };
                 let stages = Stages::open(&dir.join("stages.db"), app.root.clone(), Rule(rule), command).unwrap();
                 let stages = Arc::new(stages);
@@ -44,8 +44,8 @@ fn start(hook: Option<&str>) -> Port {
     Port { all, source: made.get().unwrap().clone(), port }
 }
 
-fn script(dir: &std::path::Path, name: &str, body: &str) -> PathBuf {
-    let path = dir.join(name);
+fn script(dir: &std::path::Path, body: &str) -> PathBuf {
+    let path = dir.join("hook.sh");
     std::fs::write(&path, format!("#!/bin/sh\n{body}")).unwrap();
     std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     path
@@ -363,22 +363,24 @@ async fn a_hook_that_cannot_run_or_dies_is_said() {
 /// What was asked for outlives the agent; what a process had is asked of the next one again.
 #[tokio::test]
 async fn recalls_survive_a_restart() {
-    // It has the file for as long as the test lasts, and no longer.
-    let port = start(Some(&hook("n=0; while [ ! -e ../over ] && [ $((n += 1)) -lt 600 ]; do sleep 0.1; done")));
+    // The first one has the file for as long as the test lasts, and no longer: then its folder goes.
+    let waits = "n=0; while [ -e ../runs ] && [ $((n += 1)) -lt 600 ]; do sleep 0.1; done";
+    let port = start(Some(&hook(&format!("if [ -e ../again ]; then\n{RECALL}\nelse {waits}\nfi"))));
     port.tape("f", b"x");
     port.tape("g", b"x");
     let stage = port.stage(&["/f".to_owned()]).await.stage.unwrap();
     until("the hook has it", async || port.view(stage).await.recalling == 1).await;
     port.stage(&["/g".to_owned()]).await;
-    // As a process that was killed leaves it: another one opens the same file.
-    let command = vec![script(&port.at("."), "after.sh", &hook(RECALL)).display().to_string()];
+    // As a process that was killed leaves it: another one opens the same file. (The first still lives in this test and may
+    // take from it as well.)
+    std::fs::write(port.at("again"), "").unwrap();
+    let command = vec![port.at("hook.sh").display().to_string()];
     let root = port.source.app.root.clone();
     let after = Stages::open(&port.at("stages.db"), root, Rule(StageRule::Sidecar), command).unwrap();
     let after = Arc::new(after);
     tokio::spawn(after.clone().run());
     until("both are there", async || port.at("root/f").exists() && port.at("root/g").exists()).await;
     until("and it is known", async || after.view(stage).unwrap().unwrap().online == 1).await;
-    std::fs::write(port.at("over"), "").unwrap();
 }
 
 #[tokio::test]
