@@ -86,9 +86,8 @@ fn all_streams_reset_make_a_new_session() {
     scene.moving(&mut run);
     scene.relay.reset_all();
     let report = run.succeeds(PATIENCE);
-    // Five more, and at most one try of each data stream at the session that is gone.
-    let connections = scene.relay.connections();
-    assert!(number(&report, "reconnects") >= 1 && (10..=14).contains(&connections), "{connections} {report:#}");
+    // Five more at least: data streams may also be dialled again before it is known that their session is gone.
+    assert!(number(&report, "reconnects") >= 1 && scene.relay.connections() >= 10, "{report:#}");
     assert!(number(&report, "received_bytes") <= 192 * MIB + 4 * CHUNK, "what was placed is kept: {report:#}");
     scene.equal();
 }

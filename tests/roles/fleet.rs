@@ -127,6 +127,15 @@ impl Fleet {
         self.member_over(name, name, roles, flags)
     }
 
+    /// A source `src` and a destination `dst` with these flags, who know each other and have joined.
+    pub fn pair(&self, source: &[&str], target: &[&str]) -> (Member, Member) {
+        let (source, target) = (self.member("src", "source", source), self.member("dst", "destination", target));
+        self.introduce(&[&source, &target]);
+        self.joined(&source);
+        self.joined(&target);
+        (source, target)
+    }
+
     /// One that serves another's directory.
     pub fn member_over(&self, name: &str, root: &str, roles: &str, flags: &[&str]) -> Member {
         let token =

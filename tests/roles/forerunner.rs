@@ -16,11 +16,7 @@ struct Stage {
 
 fn stage(source: &[&str], target: &[&str]) -> Stage {
     let fleet = Fleet::new(&[]);
-    let source = fleet.member("src", "source", source);
-    let target = fleet.member("dst", "destination", target);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, target) = fleet.pair(source, target);
     Stage { fleet, source, target }
 }
 
@@ -46,11 +42,7 @@ fn defect_02_and_03_holds_take_no_worker_and_end_when_they_end() {
     let (library, words) = tape(&sandbox, &["--mount", "0", "--gate", gate.to_str().unwrap()]);
     let fleet = Fleet::over(sandbox, &[]);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let source = fleet.member("src", "source", &words);
-    let target = fleet.member("dst", "destination", &["--max-transfers", "1"]);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, target) = fleet.pair(&words, &["--max-transfers", "1"]);
     let held: Files = (0..10).map(|n| (format!("/t/f{n}"), 1000)).collect();
     for (lfn, _) in &held {
         source.write(lfn, 1000, 1);
@@ -210,11 +202,7 @@ fn wait_end(stage: &Stage, id: &str) -> Value {
 #[test]
 fn defect_11_a_cancel_stops_a_transfer_at_work() {
     let fleet = Fleet::new(&["--lease-secs", "3"]);
-    let source = fleet.member("src", "source", &[]);
-    let target = fleet.member("dst", "destination", &[]);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, target) = fleet.pair(&[], &[]);
     source.write("/big", 200 << 20, 1);
     let spec = json!({
         "select": {"files": ["/big"]}, "source": {"agents": ["src"]}, "destinations": ["dst"], "max_rate": 100_000_000,

@@ -20,11 +20,7 @@ fn stage(flags: &[&str]) -> Stage {
     let gate = fleet.sandbox.at("gate");
     let (library, tape) = tape(&fleet.sandbox, &["--mount", "0", "--gate", gate.to_str().unwrap()]);
     let tape: Vec<&str> = tape.iter().map(String::as_str).collect();
-    let source = fleet.member("src", "source", &tape);
-    let target = fleet.member("dst", "destination", flags);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, target) = fleet.pair(&tape, flags);
     Stage { fleet, source, target, library, gate }
 }
 
@@ -124,11 +120,7 @@ fn many_holds_cost_nothing() {
     let fleet = Fleet::over(Sandbox::in_memory(), &[]);
     let (library, tape) = tape(&fleet.sandbox, &["--submit"]);
     let tape: Vec<&str> = tape.iter().map(String::as_str).collect();
-    let source = fleet.member("src", "source", &tape);
-    let mut target = fleet.member("dst", "destination", &["--max-transfers", "1"]);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, mut target) = fleet.pair(&tape, &["--max-transfers", "1"]);
     let mut lines = String::new();
     for n in 0..many {
         let lfn = format!("/t/{}/f{n}", n % 100);

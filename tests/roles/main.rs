@@ -12,6 +12,7 @@ mod fleet;
 mod forerunner;
 mod holds;
 mod idle;
+mod load;
 mod matrix;
 mod push;
 mod shared;

@@ -22,11 +22,7 @@ struct Stage {
 
 fn stage(main: &[&str], flags: &[&str]) -> Stage {
     let fleet = Fleet::new(main);
-    let source = fleet.member("src", "source", &[]);
-    let target = fleet.member("dst", "destination", flags);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, target) = fleet.pair(&[], flags);
     Stage { fleet, source, target }
 }
 

@@ -14,11 +14,7 @@ struct Stage {
 
 fn stage() -> Stage {
     let fleet = Fleet::new(&[]);
-    let source = fleet.member("src", "source", &[]);
-    let target = fleet.member("dst", "destination", &[]);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, target) = fleet.pair(&[], &[]);
     Stage { fleet, source, target }
 }
 

@@ -20,11 +20,7 @@ fn some_files(member: &Member, below: &str) -> Files {
 #[test]
 fn a_dataset_is_pulled_verified_and_in_both_catalogs() {
     let fleet = Fleet::new(&[]);
-    let source = fleet.member("src", "source", &[]);
-    let target = fleet.member("dst", "destination", &[]);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, target) = fleet.pair(&[], &[]);
     let files = some_files(&source, "/run7");
     fleet.register(&source, "/cosmics", &files);
     let id = fleet.request(&dataset("/cosmics", "dst"));
@@ -84,11 +80,7 @@ fn one_agent_with_all_roles_serves_itself() {
 #[test]
 fn a_prefix_keeps_its_tree_and_equal_names_do_not_meet() {
     let fleet = Fleet::new(&[]);
-    let source = fleet.member("src", "source", &[]);
-    let target = fleet.member("dst", "destination", &[]);
-    fleet.introduce(&[&source, &target]);
-    fleet.joined(&source);
-    fleet.joined(&target);
+    let (source, target) = fleet.pair(&[], &[]);
     for n in 0..30 {
         source.write(&format!("/p/{n}/same.root"), 1000 + n, n as u64 + 1);
     }

@@ -57,19 +57,7 @@ pub struct Work {
 impl Work {
     /// A report of it.
     pub fn report(&self, event: ItemEvent) -> ItemReport {
-        let (item, epoch) = (self.assignment.item, self.assignment.epoch);
-        ItemReport {
-            item,
-            epoch,
-            event,
-            bytes: 0,
-            digest: None,
-            size: None,
-            class: None,
-            reason: None,
-            stage: None,
-            retry_after_secs: None,
-        }
+        ItemReport::new(self.assignment.item, self.assignment.epoch, event)
     }
 
     /// Given back to main; without a class it was a hold that lasted too long.

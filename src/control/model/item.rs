@@ -204,6 +204,14 @@ pub struct ItemReport {
     pub retry_after_secs: Option<u64>,
 }
 
+impl ItemReport {
+    /// A report that says no more than what happened.
+    pub fn new(item: ItemId, epoch: u64, event: ItemEvent) -> Self {
+        let (digest, size, class, reason) = (None, None, None, None);
+        Self { item, epoch, event, bytes: 0, digest, size, class, reason, stage: None, retry_after_secs: None }
+    }
+}
+
 /// What became of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -90,18 +90,7 @@ pub fn new_item(n: usize, to: &str) -> NewItem {
 
 /// A report without extras.
 pub fn says(of: &Assignment, event: ItemEvent) -> ItemReport {
-    ItemReport {
-        item: of.item,
-        epoch: of.epoch,
-        event,
-        bytes: 0,
-        digest: None,
-        size: None,
-        class: None,
-        reason: None,
-        stage: None,
-        retry_after_secs: None,
-    }
+    ItemReport::new(of.item, of.epoch, event)
 }
 
 /// A complete file.
