@@ -195,7 +195,8 @@ fn dribbling_connections_are_cut_off_in_time() {
     let (mut sent, mut cut) = (0, 0);
     let mut honest = Duration::ZERO;
     while !crowd.is_empty() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{} are still there", crowd.len());
+        // Whole hellos, and with them another reason, would be there after 35 s.
+        assert!(began.elapsed() < Duration::from_secs(25), "{} are still there", crowd.len());
         crowd.retain_mut(|socket| {
             let gone = socket.write_all(&hello[sent % 170..][..1]).is_err()
                 || matches!(socket.read(&mut [0; 1]), Ok(0))

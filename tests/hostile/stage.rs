@@ -50,7 +50,7 @@ impl Stage {
         sandbox.write("far/src/deep/er/file", &noise(70_000, 2));
         sandbox.write("far/other/secret", b"not offered");
         sandbox.write("outside/canary", b"stays as it is");
-        sandbox.write("outside/dir/canary", b"stays as well");
+        sandbox.write("outside/dir/canary", b"stays as it is");
         std::fs::create_dir_all(sandbox.at("far/in")).unwrap();
         symlink(sandbox.at("outside"), sandbox.at("far/src/way-out")).unwrap();
         symlink(sandbox.at("outside"), sandbox.at("far/in/way-out")).unwrap();

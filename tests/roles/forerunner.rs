@@ -42,7 +42,7 @@ fn defect_02_and_03_holds_take_no_worker_and_end_when_they_end() {
     let (library, words) = tape(&sandbox, &["--mount", "0", "--gate", gate.to_str().unwrap()]);
     let fleet = Fleet::over(sandbox, &[]);
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let (source, target) = fleet.pair(&words, &["--max-transfers", "1"]);
+    let (source, _target) = fleet.pair(&words, &["--max-transfers", "1"]);
     let held: Files = (0..10).map(|n| (format!("/t/f{n}"), 1000)).collect();
     for (lfn, _) in &held {
         source.write(lfn, 1000, 1);
