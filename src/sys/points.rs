@@ -4,7 +4,7 @@
 //! `LONGHAUL_FAULT` arms them: `NAME:WHEN:ACTION`, several separated by commas. WHEN counts the hits of the point in this
 //! process: `3` the third, `2-5` the second to the fifth, `4+` from the fourth on, `*` each. ACTION is `kill` (SIGKILL of the process), `cut1`
 //! and `cut2` (the file system at `LONGHAUL_FAULT_MOUNT` loses its power, with and without its log flushed, and the process dies),
-//! `delay=MS`, `fail=ERRNO`, `short`, `flip`, `move`. `LONGHAUL_FAULT_LOG` names a file that gets a line for each hit.
+//! `off2` (as `cut2`, and the process goes on), `delay=MS`, `fail=ERRNO`, `short`, `flip`, `move`. `LONGHAUL_FAULT_LOG` names a file that gets a line for each hit.
 //!
 //! A point's name stands in the source as a literal, and once: `tests/crash/points.rs` takes the list from there.
 

@@ -271,6 +271,41 @@ fn xfs_loses_its_power() {
     cuts(Kind::Xfs);
 }
 
+/// A process that lives on when its file system is gone: no sync that comes too late is taken for one. (XFS answers the sync of
+/// a directory with success then, as its change is no longer waited for.)
+#[test]
+fn a_medium_that_goes_away_at_the_very_end_is_not_called_durable() {
+    for kind in [Kind::Ext4, Kind::Xfs] {
+        let Some(mut bench) = Bench::new(kind) else { return };
+        let point = "publish.directory-set";
+        let passes = bench.usual[0].1[point];
+        let (home, from, to) = (bench.at("home"), bench.at("from0"), bench.image.at("to"));
+        std::fs::create_dir_all(&home).unwrap();
+        let words = ["-r", "--verify", "wire", arg(&from), arg(&to)];
+        let (mut refused, mut fired) = (0, 0);
+        for nth in passes.saturating_sub(3).max(1)..=passes {
+            let what = format!("{}: {point} {nth} of {passes}", kind.word());
+            let log = bench.at("log");
+            let _ = std::fs::remove_file(&log);
+            let mount = Some(bench.image.mount.clone());
+            let ended =
+                cp(&home, &words, &Fault { plan: format!("{point}:{nth}:off2"), log: Some(log.clone()), mount });
+            fired += hits(&log).fired.len();
+            bench.image.reboot();
+            if ended.code() == 0 {
+                assert_eq!(differs(&from, &to), None, "{what}: it was told durable");
+            } else {
+                refused += 1;
+                ended.fails_with_a_sentence();
+                cp(&home, &words, &Fault::none()).expect(0, "DURABLE");
+                assert_eq!(differs(&from, &to), None, "{what}: after the resume");
+            }
+            std::fs::remove_dir_all(&to).unwrap();
+        }
+        assert!(refused > 0 && fired > 1, "{}: {refused} refused, {fired} fired", kind.word());
+    }
+}
+
 /// The cut itself: what was not synced is gone, so that the tests above test something.
 #[test]
 fn a_cut_loses_what_was_not_synced() {

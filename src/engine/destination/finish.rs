@@ -65,7 +65,11 @@ impl Run<'_> {
             let removed = self.ctx.pool.run(move || {
                 let finished = lock.finish();
                 // Removing our state has changed the time of the directory that it was in; also where it went only half way.
-                (finished, home.map_or(Ok(()), |meta| finish_directory(&root, &path, &meta)))
+                // Twice: XFS says yes to the sync of a directory whose change it has just lost by going away, and no sync of a
+                // file follows here. Setting the same once more asks whether it is still there.
+                let set =
+                    |meta| finish_directory(&root, &path, meta).and_then(|()| finish_directory(&root, &path, meta));
+                (finished, home.as_ref().map_or(Ok(()), set))
             });
             let (removed, home) = removed.await;
             if let Err(error) = removed {

@@ -18,6 +18,8 @@ pub(super) enum Action {
     Kill,
     /// Power loss of a file system, with this flag, then the same.
     Cut(u32),
+    /// The same, and the process goes on.
+    Off,
     Delay(Duration),
     Fail(Errno),
     Short,
@@ -53,6 +55,7 @@ fn action(word: &str) -> Option<Action> {
             "kill" => Action::Kill,
             "cut1" => Action::Cut(power::LOG_FLUSHED),
             "cut2" => Action::Cut(power::NOTHING_FLUSHED),
+            "off2" => Action::Off,
             "short" => Action::Short,
             "flip" => Action::Flip,
             "move" => Action::Move,
@@ -146,6 +149,10 @@ pub(super) fn hit_with(name: &'static str, what: Option<&dyn Display>) -> Option
                 let mount = plan.mount.as_ref().expect("a cut needs LONGHAUL_FAULT_MOUNT");
                 power::cut(mount, *flag).expect("a cut needs root, and ext4 or XFS");
                 die();
+            }
+            Action::Off => {
+                let mount = plan.mount.as_ref().expect("a cut needs LONGHAUL_FAULT_MOUNT");
+                power::cut(mount, power::NOTHING_FLUSHED).expect("a cut needs root, and ext4 or XFS");
             }
             Action::Delay(time) => std::thread::sleep(*time),
             action => found = Some(action),
