@@ -45,7 +45,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// With main, source and data path in one process, and no core to spare: 25 interleaved pairs with `LONGHAUL_LONG=1` and then
-/// 2 % at most; 5 pairs otherwise, which on a machine with others on it can show a tenth.
+/// 2 % at most; 5 pairs otherwise, beside other tests, which can show only what is gross.
 #[test]
 fn control_requests_cost_the_data_path_little() {
     let sandbox = Sandbox::in_memory();
@@ -56,7 +56,7 @@ fn control_requests_cost_the_data_path_little() {
         client.get("/v1/agents/solo").status == 200
     });
     let (asked, over, done) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
-    let (pairs, most) = if crate::long() { (25, 0.02) } else { (5, 0.1) };
+    let (pairs, most) = if crate::long() { (25, 0.02) } else { (5, 0.25) };
     let once = |number: usize| {
         let (from, to) = (agent.url("big"), sandbox.arg(&format!("copy{number}")));
         let words = ["--token-file", &agent.token_file(), "--verify", "wire", &from, &to];
