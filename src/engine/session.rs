@@ -27,6 +27,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 /// How long one dial may take, name resolution excluded.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -317,6 +318,8 @@ pub struct Links {
     pub gone: Totals,
     source: StreamSource,
     attempts: HashMap<StreamIndex, u32>,
+    /// Dials under way; they end with this, since nobody answers for a session that is gone.
+    dials: JoinSet<()>,
     block: u32,
     extra: Extra,
     packer: Option<Arc<dyn Packer>>,
@@ -400,6 +403,7 @@ impl Links {
             gone: Totals::default(),
             source,
             attempts: HashMap::new(),
+            dials: JoinSet::new(),
             block,
             extra,
             packer,
@@ -422,7 +426,8 @@ impl Links {
         let StreamSource::Dial(plan) = &self.source else { return };
         let (ctx, plan, options) = (self.ctx.clone(), plan.clone(), self.options.clone());
         let base = *self.attempts.entry(index).and_modify(|a| *a += 1000).or_insert(0);
-        tokio::task::spawn_local(async move {
+        while self.dials.try_join_next().is_some() {}
+        self.dials.spawn_local(async move {
             let mut pause = first_pause;
             for attempt in 1..1000 {
                 tokio::time::sleep(pause).await;
