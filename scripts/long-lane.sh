@@ -15,7 +15,7 @@ short=
 [ "${1:-}" = --short ] && short=1 && shift
 [ -n "$short" ] || export LONGHAUL_LONG=1
 lanes=("$@")
-[ ${#lanes[@]} -gt 0 ] || lanes=(sim crash faults hostile fuzz service roles planted)
+[ ${#lanes[@]} -gt 0 ] || lanes=(sim crash faults hostile fuzz service roles light planted)
 
 out=target/long-lane
 mkdir -p "$out"

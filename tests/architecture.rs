@@ -383,6 +383,33 @@ fn every_promise_has_its_test() {
     }
 }
 
+/// A test that no run takes by itself says why, and has a script that runs it.
+#[test]
+fn every_ignored_test_has_a_reason_and_a_script() {
+    let script = std::fs::read_to_string(package().join("scripts/ignored.sh")).unwrap();
+    let (mut found, mut wrong) = (0, Vec::new());
+    for source in sources(&["src", "tests"]) {
+        let mut lines = source.text.lines().map(str::trim);
+        while let Some(line) = lines.next() {
+            if !line.starts_with("#[ignore") {
+                continue;
+            }
+            found += 1;
+            let rest = lines.by_ref().find(|line| !line.starts_with("#["));
+            let name =
+                rest.and_then(|line| line.split_once("fn ")).map_or("", |(_, rest)| rest.split('(').next().unwrap());
+            let named = script
+                .lines()
+                .any(|line| line.split_whitespace().next().is_some_and(|t| t.ends_with(&format!("::{name}"))));
+            if !line.starts_with("#[ignore = \"") || !named {
+                wrong.push(format!("{}: {name}: {line}", source.path));
+            }
+        }
+    }
+    assert!(found >= 5, "{found} found: ignored tests are not read");
+    none(wrong, "an ignored test has no reason, or is not in scripts/ignored.sh");
+}
+
 /// README shows the commands that CI runs.
 #[test]
 fn ci_runs_what_readme_says() {
