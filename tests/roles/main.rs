@@ -11,8 +11,6 @@ mod http;
 mod fleet;
 mod forerunner;
 mod holds;
-mod idle;
-mod load;
 mod matrix;
 mod push;
 mod shared;

@@ -6,11 +6,12 @@ use serde_json::json;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-const BYTES: usize = 256 << 20;
+const BYTES: usize = 1 << 30;
 /// As many as 300 agents with a heartbeat every ten seconds send, and a few people who look.
-const PER_SECOND: u64 = 40;
+const PER_SECOND: u64 = 32;
 
-/// Requests of every day at a steady pace while `asked`: lists, one in depth, agents, a new request and its cancel.
+/// Requests of every day at a steady pace while `asked`: of 16, twelve that cost what a heartbeat does, three lists, and a new
+/// request with its cancel.
 fn load(client: &Client, asked: &AtomicBool, over: &AtomicBool, done: &AtomicU64) {
     let spec = json!({"select": {"files": ["/nowhere"]}, "source": {"agents": ["solo"]}, "destinations": ["solo"]});
     let mut next = Instant::now();
@@ -24,30 +25,45 @@ fn load(client: &Client, asked: &AtomicBool, over: &AtomicBool, done: &AtomicU64
             next = Instant::now();
             continue;
         }
-        match turn % 8 {
+        match turn % 16 {
             0 => {
                 let id = client.post("/v1/requests", &spec).expect(201).json()["id"].as_str().unwrap().to_owned();
                 client.post(&format!("/v1/requests/{id}/cancel"), &serde_json::Value::Null);
                 done.fetch_add(1, Ordering::Relaxed);
             }
-            1 | 5 => drop(client.get("/v1/agents").expect(200)),
-            2 | 6 => drop(client.get("/v1/agents/solo").expect(200)),
-            3 => drop(client.get("/v1/catalog/files?limit=50").expect(200)),
-            _ => drop(client.get("/v1/requests?limit=50").expect(200)),
+            4 => drop(client.get("/v1/agents").expect(200)),
+            8 => drop(client.get("/v1/catalog/files?limit=50").expect(200)),
+            12 => drop(client.get("/v1/requests?limit=50").expect(200)),
+            _ => drop(client.get("/v1/agents/solo").expect(200)),
         }
         done.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// CPU time of the threads that serve requests and keep the store, ns. Those of the data path are called `lh-…`.
+fn control_ns(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let control = tasks.filter(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        name.starts_with("control") || name.starts_with("store-")
+    });
+    let used = |task: std::fs::DirEntry| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0)
+    };
+    control.map(used).sum()
 }
 
-/// With main, source and data path in one process, and no core to spare: 25 interleaved pairs with `LONGHAUL_LONG=1` and then
-/// 2 % at most; 5 pairs otherwise, beside other tests, which can show only what is gross.
+fn least(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// With main, source and data path in one process, and no core to spare. What requests cost is the CPU time that the data path
+/// does not get: 2 % at most of all that there is. Time as well, the best pass with against the best without, since whatever
+/// else happens on a machine only adds: 2 % in 25 interleaved pairs with `LONGHAUL_LONG=1`, a tenth in 5 otherwise.
 #[test]
 fn control_requests_cost_the_data_path_little() {
+    let _alone = crate::alone();
     let sandbox = Sandbox::in_memory();
     let agent = sandbox.agent("solo", &["--roles", "main,source,destination", "--name", "solo"]);
     sandbox.write("solo/big", &noise(BYTES, 5));
@@ -56,7 +72,7 @@ fn control_requests_cost_the_data_path_little() {
         client.get("/v1/agents/solo").status == 200
     });
     let (asked, over, done) = (AtomicBool::new(false), AtomicBool::new(false), AtomicU64::new(0));
-    let (pairs, most) = if crate::long() { (25, 0.02) } else { (5, 0.25) };
+    let (pairs, most) = if crate::long() { (25, 0.02) } else { (5, 0.1) };
     let once = |number: usize| {
         let (from, to) = (agent.url("big"), sandbox.arg(&format!("copy{number}")));
         let words = ["--token-file", &agent.token_file(), "--verify", "wire", &from, &to];
@@ -64,17 +80,21 @@ fn control_requests_cost_the_data_path_little() {
         std::fs::remove_file(sandbox.at(&format!("copy{number}"))).unwrap();
         took
     };
-    let (mut quiet, mut loaded, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
-    let mut busy = 0.0;
+    let (mut quiet, mut loaded) = (Vec::new(), Vec::new());
+    let (mut busy, mut used) = (0.0, 0);
     std::thread::scope(|scope| {
         scope.spawn(|| load(&client, &asked, &over, &done));
         once(0);
         for pair in 0..pairs {
             let mut pass = |with: bool| {
                 asked.store(with, Ordering::Relaxed);
+                let (before, began) = (control_ns(agent.running.pid()), Instant::now());
                 let took = once(pair);
                 asked.store(false, Ordering::Relaxed);
-                busy += if with { took } else { 0.0 };
+                if with {
+                    used += control_ns(agent.running.pid()) - before;
+                    busy += began.elapsed().as_secs_f64();
+                }
                 took
             };
             // Each comes first as often as second.
@@ -87,18 +107,21 @@ fn control_requests_cost_the_data_path_little() {
             };
             quiet.push(without);
             loaded.push(with);
-            ratios.push(with / without);
         }
         over.store(true, Ordering::Relaxed);
     });
-    let (told, cost) = (done.load(Ordering::Relaxed), median(ratios) - 1.0);
+    let (told, cost) = (done.load(Ordering::Relaxed), least(&loaded) / least(&quiet) - 1.0);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let share = used as f64 / 1e9 / busy / cores as f64;
     eprintln!(
-        "control load: {:.0} requests a second, {:.3} s against {:.3} s (medians), {:.1} % more",
+        "control load: {:.0} requests a second, {:.2} % of {cores} cores, {:.3} s against {:.3} s (the best), {:.1} % more",
         told as f64 / busy,
-        median(loaded),
-        median(quiet),
+        share * 100.0,
+        least(&loaded),
+        least(&quiet),
         cost * 100.0
     );
+    assert!(share > 0.0 && share <= 0.02, "control requests take {:.2} % of the CPU time", share * 100.0);
     assert!(told as f64 / busy > PER_SECOND as f64 / 2.0, "there was no load: {told} in {busy} s");
     assert!(cost <= most, "control requests cost the data path {:.1} %", cost * 100.0);
 }
