@@ -51,8 +51,10 @@ impl Threads {
                 while let Some(first) = jobs.blocking_recv() {
                     let more = std::iter::from_fn(|| jobs.try_recv().ok()).take(GROUP - 1);
                     let group: Vec<Job> = std::iter::once(first).chain(more).collect();
-                    write_group(&writer, group, &at, leases, &last);
+                    let finishes = write_group(&writer, group, &at, leases, &last);
+                    // Before the answers: who has one reads its own event as the last.
                     tell.send_if_modified(|seen| std::mem::replace(seen, last.get()) != last.get());
+                    finishes.into_iter().for_each(|finish| finish());
                 }
             }),
         )?;
@@ -108,7 +110,14 @@ fn begin(connection: &Connection) -> R<()> {
     }
 }
 
-fn write_group(connection: &Connection, group: Vec<Job>, clock: &Clock, leases: Leases, last: &Cell<i64>) {
+/// The answers, to be given by the caller.
+fn write_group(
+    connection: &Connection,
+    group: Vec<Job>,
+    clock: &Clock,
+    leases: Leases,
+    last: &Cell<i64>,
+) -> Vec<impl FnOnce()> {
     let before = last.get();
     let mut outcome = begin(connection);
     let mut finishes = Vec::with_capacity(group.len());
@@ -146,9 +155,11 @@ fn write_group(connection: &Connection, group: Vec<Job>, clock: &Clock, leases: 
             let _ = connection.execute_batch("ROLLBACK");
         }
     }
-    for finish in finishes {
-        finish(outcome.as_ref().copied().map_err(again));
-    }
+    let answer = move |finish: Finish| {
+        let told = outcome.as_ref().copied().map_err(again);
+        move || finish(told)
+    };
+    finishes.into_iter().map(answer).collect()
 }
 
 fn read_one(connection: &Connection, job: Job, clock: &Clock, leases: Leases) {

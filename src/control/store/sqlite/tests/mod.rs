@@ -50,3 +50,19 @@ async fn games_that_were_lost_once() {
         random::play(&kit, &steps).await;
     }
 }
+
+/// The answer itself looks, on the writer's thread: nothing can come between.
+#[tokio::test]
+async fn who_has_an_answer_has_seen_its_event() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(dir.path(), HandClock::default().clock()).unwrap();
+    let seen = store.threads.events.clone();
+    let (tell, told) = oneshot::channel();
+    let job: Job = Box::new(move |cx| {
+        cx.unwrap().event("test", "answer", serde_json::Value::Null).unwrap();
+        (true, Box::new(move |_| tell.send(*seen.borrow()).unwrap()))
+    });
+    store.threads.write.as_ref().unwrap().send(job).await.unwrap();
+    assert_eq!(told.await.unwrap(), 1);
+    assert_eq!(store.last_event().await.unwrap(), 1);
+}
