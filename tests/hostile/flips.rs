@@ -27,6 +27,15 @@ fn p(path: &str) -> RelPath {
     RelPath::new(path.as_bytes()).unwrap()
 }
 
+/// Ends the flippers also when the test fails: the scope waits for them.
+struct Stop<'s>(&'s AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Exchanges the two names until it is told to stop; counts.
 fn flipper<'s>(
     scope: &'s std::thread::Scope<'s, '_>,
@@ -133,6 +142,7 @@ fn calls_through_names_that_flip_lead_nowhere() {
     let (stop, flips, mut tally, mut rounds) = (AtomicBool::new(false), AtomicU64::new(0), Tally::default(), 0u64);
     let (wanted, patience) = (count(200_000, 1_000_000), Duration::from_secs(count(60, 600)));
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         flipper(scope, base.join("d"), base.join("dl"), &stop, &flips);
         flipper(scope, base.join("f/name"), base.join("f/link"), &stop, &flips);
         let root = Root::open(&base).unwrap();
@@ -144,7 +154,6 @@ fn calls_through_names_that_flip_lead_nowhere() {
                 break;
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let flips = flips.into_inner();
     println!(
@@ -183,6 +192,7 @@ fn transfers_through_names_that_flip_lead_nowhere() {
     let (stop, flips) = (AtomicBool::new(false), AtomicU64::new(0));
     let (mut whole, mut refused, mut told) = (0u64, 0u64, 0u64);
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         for place in ["in", "src"] {
             let dir = stage.sandbox.at("far").join(place);
             flipper(scope, dir.join("flip"), dir.join("flip-link"), &stop, &flips);
@@ -209,7 +219,6 @@ fn transfers_through_names_that_flip_lead_nowhere() {
             assert!(!holds_secret(&stage.sandbox.at(&pulled)), "it brought what lies outside");
             let _ = std::fs::remove_dir_all(stage.sandbox.at(&pulled));
         }
-        stop.store(true, Ordering::Relaxed);
     });
     println!(
         "COUNT transfers_among_flips={} whole={whole} refused={refused} symlink_named={told} flips={} escapes=0",
