@@ -54,6 +54,9 @@ pub const FENCES_KEPT: usize = 4096;
 /// Tickets issued and not yet used.
 pub const MAX_TICKETS: usize = 10_000;
 
+/// The least cap of a rate, bits per second: below it no deadline could tell a slow transfer from a dead one.
+pub const MIN_RATE: u64 = 8_000;
+
 /// A commit at least every so often while chunks wait.
 pub const COMMIT_INTERVAL_MS: u64 = 1_000;
 /// COMMIT_WINDOW: placed but not yet durable bytes, upper bound.

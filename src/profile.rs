@@ -5,13 +5,17 @@
 
 mod pattern;
 mod set;
+mod steer;
 mod text;
+mod timetable;
 
 pub use pattern::Pattern;
 pub use set::{Chosen, Named, Profiles, SharedProfiles};
+pub use steer::{Priority, Steer};
 pub use text::{Day, Dscp, Window};
+pub use timetable::{Hours, TimeOfDay, Timetable};
 
-use crate::limits::{MAX_BLOCK, MAX_STREAMS, MIN_BLOCK};
+use crate::limits::{MAX_BLOCK, MAX_STREAMS, MIN_BLOCK, MIN_RATE};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -32,6 +36,8 @@ pub const DEPTH_MAX: u16 = 64;
 const USER_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 /// Above this nobody would call the peer alive.
 const USER_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// Entries of a timetable.
+const HOURS_MAX: usize = 48;
 /// Patterns of one profile.
 const PEERS_MAX: usize = 64;
 /// Characters of a text in a profile.
@@ -60,6 +66,9 @@ pub struct Profile {
     /// What is set on the way between file and socket.
     #[serde(skip_serializing_if = "is_default")]
     pub files: Files,
+    /// When less than the whole link may be used: shares of `sockets.rate`, or else of `path.rate`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub timetable: Vec<Hours>,
     /// Where the values come from.
     #[serde(skip_serializing_if = "is_default")]
     pub provenance: Provenance,
@@ -209,6 +218,20 @@ impl Profile {
         if files.block.is_some_and(|size| !block(size)) {
             return fail("files.block", "a power of two from 64KiB to 1MiB".to_owned());
         }
+        if self.timetable.len() > HOURS_MAX {
+            return fail("timetable", format!("at most {HOURS_MAX} entries"));
+        }
+        if let Some(bad) = self.timetable.iter().find(|hours| !(hours.share > 0.0 && hours.share <= 1.0)) {
+            return fail("timetable.share", format!("above 0 and up to 1, not {}", bad.share));
+        }
+        if let Some(full) = self.full_rate()
+            && self.timetable.iter().any(|hours| full as f64 * hours.share < MIN_RATE as f64)
+        {
+            return fail("timetable.share", format!("a share is at least {MIN_RATE} bits per second"));
+        }
+        if self.full_rate().is_none() && !self.timetable.is_empty() {
+            return fail("timetable", "shares need something to be of: `sockets.rate` or `path.rate`".to_owned());
+        }
         if files.io.as_deref().is_some_and(|word| !IO_WORDS.contains(&word)) {
             return fail("files.io", format!("one of {}", IO_WORDS.join(", ")));
         }
@@ -226,6 +249,16 @@ impl Profile {
             dscp: sockets.dscp.map(|class| class.0),
             depth: self.files.depth,
         }
+    }
+
+    fn full_rate(&self) -> Option<u64> {
+        self.sockets.rate.or(self.path.rate)
+    }
+
+    /// The day's caps, if it has any.
+    pub fn timetable(&self) -> Option<Timetable> {
+        let hours = Some(self.timetable.clone()).filter(|hours| !hours.is_empty())?;
+        Some(Timetable { full: self.full_rate()?, hours })
     }
 
     /// As a file.
@@ -279,7 +312,7 @@ impl Tuning {
     /// Refuses what no socket takes, also from a peer. The key as a profile has it, and a sentence.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         let fail = |key, why: String| Err((key, why));
-        if self.pacing.is_some_and(|bits| !(8_000..=10_000_000_000_000_000).contains(&bits)) {
+        if self.pacing.is_some_and(|bits| !(MIN_RATE..=10_000_000_000_000_000).contains(&bits)) {
             return fail("sockets.pacing", "at least 8 kbit/s".to_owned());
         }
         if self.notsent_lowat.is_some_and(|bytes| !(4096..=1 << 30).contains(&bytes)) {
@@ -381,6 +414,10 @@ mod tests {
         depth = 16
         io = "direct"
         encrypt = true
+        [[timetable]]
+        from = "22:00"
+        to = "06:00"
+        share = 0.8
         [provenance]
         date = "2026-11-25"
         command = "longhaul probe"
@@ -435,6 +472,13 @@ mod tests {
             ("[files]\ndepth = 65", "files.depth"),
             ("[files]\nio = \"tape\"", "files.io"),
             ("[path]\nloss = 1.5", "path.loss"),
+            ("[[timetable]]\nfrom = \"22:00\"\nto = \"06:00\"\nshare = 0.8", "timetable: shares need"),
+            ("[path]\nrate = \"1Gbit\"\n[[timetable]]\nfrom = \"22:00\"\nto = \"06:00\"\nshare = 0", "timetable.share"),
+            ("[path]\nrate = \"1Gbit\"\n[[timetable]]\nfrom = \"22\"\nto = \"06:00\"\nshare = 1", "time of the day"),
+            (
+                "[path]\nrate = \"8kbit\"\n[[timetable]]\nfrom = \"22:00\"\nto = \"06:00\"\nshare = 0.5",
+                "timetable.share",
+            ),
             ("peers = [\"10.0.0.1/8\"]", "peers"),
             ("expires = \"soon\"", "expires"),
         ] {

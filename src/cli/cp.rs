@@ -451,7 +451,7 @@ async fn require_directory(plan: &Plan, client: &PeerClient) -> Result<(), Fail>
 
 /// Shows progress until the transfer ends. A signal asks it to checkpoint and waits for that; a second one does not.
 async fn drive(watch: TransferWatch, progress: &mut Progress, stop: &mut Stop) -> Result<Ended, Fail> {
-    let TransferWatch { snapshot, mut done, cancel } = watch;
+    let TransferWatch { snapshot, mut done, cancel, .. } = watch;
     let lost = |_| Fail::new(5, "the engine ended without a report: repeat the command to resume");
     let followed = {
         let follow = progress.follow(snapshot);

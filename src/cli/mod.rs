@@ -24,6 +24,7 @@ pub mod service;
 pub mod tape;
 pub mod third_party;
 pub mod token;
+pub mod transfer;
 pub mod tree;
 pub mod tuning;
 pub mod verify;
@@ -69,6 +70,8 @@ enum Command {
     Probe(probe::Args),
     /// Audits this host and the way to a peer; changes nothing
     Doctor(doctor::Args),
+    /// What an agent moves, and changes to it while it runs
+    Transfer(transfer::Args),
 }
 
 /// Clap's own code for a command line that cannot be meant.
@@ -100,6 +103,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Tape(args) => tape::run(args),
         Command::Probe(args) => probe::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Transfer(args) => transfer::run(args),
     }
 }
 
@@ -124,7 +128,7 @@ mod tests {
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
         let all = [
             "demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog", "pki", "tape", "probe",
-            "doctor",
+            "doctor", "transfer",
         ];
         assert_eq!(names, all);
     }

@@ -133,6 +133,7 @@ mod tests {
             scanned: true,
             streams: 8,
             phase: "moving".into(),
+            ..Snapshot::default()
         };
         assert_eq!(line(&snapshot, 8 << 30), "1.0 GiB of 4.0 GiB  8.6 Gbit/s  files 3 of 2,004  3.00 s left");
         let growing = Snapshot { scanned: false, phase: "connecting".into(), ..snapshot };

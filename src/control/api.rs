@@ -15,9 +15,10 @@ use super::third_party::{self, Jobs, MAX_SOURCES};
 use super::tokens::{Principal, Right, TokenStore};
 use super::url::decode;
 use crate::engine::error::Class;
+use crate::engine::handle::TransferStatus;
 use crate::engine::is_reserved_name;
 use crate::engine::probe::{DURATION_MAX_MS, DURATION_MIN_MS, ProbeSpec};
-use crate::engine::spec::{Access, DestinationSpec, Grant, SourceSpec, TransferOptions, Verify};
+use crate::engine::spec::{Access, DestinationSpec, Grant, SourceSpec, Steer, TransferOptions, Verify};
 use crate::ids::AgentId;
 use crate::limits::{MAX_ROOTS, MAX_STREAMS, TICKET_TTL_SECS};
 use crate::relpath::RelPath;
@@ -80,7 +81,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/tickets", post(tickets))
         .route("/v1/transfers", get(transfers).post(start_transfer))
-        .route("/v1/transfers/{id}", get(transfer).delete(cancel))
+        .route("/v1/transfers/{id}", get(transfer).patch(steer).delete(cancel))
         .route("/v1/transfers/{id}/tickets", post(hand_ticket))
         .route("/v1/stat", get(stat))
         .route("/metrics", get(metrics))
@@ -323,15 +324,18 @@ async fn transfer(State(app): Shared, Path(id): Path<String>, headers: HeaderMap
     if let Some(job) = app.jobs.get(&id).filter(|job| may_see(&principal, &job.principal)) {
         return reply(StatusCode::OK, &job.view());
     }
-    // The last of that id: a resume has the same.
-    let all = app.engine.transfers().await;
-    let mine = |t: &crate::engine::handle::TransferStatus| {
-        may_see(&principal, &t.principal) && t.transfer.is_some_and(|known| known.to_string() == id)
-    };
-    match all.into_iter().rfind(mine) {
+    match found(&app, &principal, &id).await {
         Some(found) => reply(StatusCode::OK, &TransferView::from(found)),
         None => Err(no_transfer()),
     }
+}
+
+/// The last of that id: a resume has the same.
+async fn found(app: &App, principal: &Principal, id: &str) -> Option<TransferStatus> {
+    let mine = |t: &TransferStatus| {
+        may_see(principal, &t.principal) && t.transfer.is_some_and(|known| known.to_string() == id)
+    };
+    app.engine.transfers().await.into_iter().rfind(mine)
 }
 
 async fn start_transfer(State(app): Shared, Extension(connection): Extension<Connection>, request: Request) -> Answer {
@@ -381,14 +385,28 @@ async fn cancel(State(app): Shared, Path(id): Path<String>, headers: HeaderMap) 
         job.cancel();
         return reply(StatusCode::ACCEPTED, &job.view());
     }
-    let all = app.engine.transfers().await;
-    let known =
-        all.iter().any(|t| may_see(&principal, &t.principal) && t.transfer.is_some_and(|k| k.to_string() == id));
-    if !known {
-        return Err(no_transfer());
-    }
+    found(&app, &principal, &id).await.ok_or_else(no_transfer)?;
     let detail = "this agent only serves that transfer: stop it where it was started";
     Err(Problem::new(StatusCode::CONFLICT, Class::Permanent, detail))
+}
+
+/// What is asked for counts from the next message between the ends on; the answer shows what was in force before.
+async fn steer(State(app): Shared, Path(id): Path<String>, request: Request) -> Answer {
+    let principal = app.principal(request.headers())?;
+    let change: Steer = body(request).await?;
+    change.check().map_err(|(key, why)| Problem::bad(format!("`{key}`: {why}")))?;
+    if change.is_empty() {
+        return Err(Problem::bad("nothing is to be changed: name `rate`, `streams` or `priority`"));
+    }
+    let ended = || Problem::new(StatusCode::CONFLICT, Class::Permanent, "the transfer has ended: nothing was changed");
+    if let Some(job) = app.jobs.get(&id).filter(|job| may_see(&principal, &job.principal)) {
+        return if job.steer(&change) { reply(StatusCode::ACCEPTED, &job.view()) } else { Err(ended()) };
+    }
+    let found = found(&app, &principal, &id).await.ok_or_else(no_transfer)?;
+    match found.transfer {
+        Some(id) if app.engine.steer(id, change).await => reply(StatusCode::ACCEPTED, &TransferView::from(found)),
+        _ => Err(ended()),
+    }
 }
 
 async fn metrics(State(app): Shared, Extension(connection): Extension<Connection>, headers: HeaderMap) -> Answer {

@@ -2,7 +2,8 @@
 
 use crate::engine::error::TransferError;
 use crate::engine::handle::{EngineHandle, TicketSource, TransferStatus, TransferWatch};
-use crate::engine::spec::{DestinationSpec, Grant, SourceSpec, Ticket, TransferOptions};
+use crate::engine::spec::{DestinationSpec, Grant, SourceSpec, Steer, Ticket, TransferOptions};
+use crate::ids::TransferId;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -31,6 +32,8 @@ pub trait TransferEngine: Send + Sync {
     ) -> Boxed<'_, Result<TransferWatch, TransferError>>;
     /// See [`EngineHandle::transfers`].
     fn transfers(&self) -> Boxed<'_, Vec<TransferStatus>>;
+    /// See [`EngineHandle::steer`].
+    fn steer(&self, id: TransferId, steer: Steer) -> Boxed<'_, bool>;
     /// See [`EngineHandle::facts`].
     fn facts(&self) -> Vec<(String, String)>;
 }
@@ -61,6 +64,10 @@ impl TransferEngine for EngineHandle {
 
     fn transfers(&self) -> Boxed<'_, Vec<TransferStatus>> {
         Box::pin(EngineHandle::transfers(self))
+    }
+
+    fn steer(&self, id: TransferId, steer: Steer) -> Boxed<'_, bool> {
+        Box::pin(EngineHandle::steer(self, id, steer))
     }
 
     fn facts(&self) -> Vec<(String, String)> {

@@ -15,7 +15,7 @@ use super::tokens::TokenText;
 use super::url::{HTTP_PORT, PeerUrl, encode};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
-use crate::engine::spec::Ticket;
+use crate::engine::spec::{Steer, Ticket};
 use crate::relpath::escape;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Bytes};
@@ -228,6 +228,12 @@ impl PeerClient {
     /// How a transfer stands.
     pub async fn transfer(&self, id: &str) -> Result<TransferView, TransferError> {
         Ok(self.call(Method::GET, &format!("/v1/transfers/{}", encode(id.as_bytes())), None::<&()>).await?.0)
+    }
+
+    /// Changes a running transfer. What it was like before.
+    pub async fn steer(&self, id: &str, change: &Steer) -> Result<TransferView, TransferError> {
+        let path = format!("/v1/transfers/{}", encode(id.as_bytes()));
+        Ok(self.call(Method::PATCH, &path, Some(change)).await?.0)
     }
 
     /// Checkpoints and stops a transfer.

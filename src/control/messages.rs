@@ -3,7 +3,7 @@
 use crate::engine::handle::TransferStatus;
 use crate::engine::spec::{Report, Snapshot, Ticket, TransferOptions, Verify};
 use crate::ids::{AgentId, TransferId};
-use crate::limits::{MAX_BLOCK, MAX_STREAMS, MIN_BLOCK};
+use crate::limits::{MAX_BLOCK, MAX_STREAMS, MIN_BLOCK, MIN_RATE};
 use crate::profile::{ProfileUse, check_congestion, split_congestion};
 use crate::relpath::{PathError, RelPath};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -135,8 +135,8 @@ fn check_options(options: &TransferOptions) -> Result<(), String> {
     if options.window.is_some_and(|w| w == 0 || w > WINDOW_MAX) {
         return Err(format!("`window` is 1 to {WINDOW_MAX} bytes"));
     }
-    if options.rate.is_some_and(|r| r < 8_000) {
-        return Err("`rate` is at least 8000 bits per second".to_owned());
+    if options.rate.is_some_and(|r| r < MIN_RATE) {
+        return Err(format!("`rate` is at least {MIN_RATE} bits per second"));
     }
     if let Some(names) = &options.congestion {
         check_congestion(&split_congestion(names)).map_err(|why| format!("`congestion`: {why}"))?;

@@ -13,9 +13,9 @@ use super::tokens::{NewToken, TokenStore, parse_prefix};
 use crate::engine::error::TransferError;
 use crate::engine::handle::{TicketSource, TransferStatus, TransferWatch};
 use crate::engine::spec::{
-    DestinationSpec, Grant, Report, Secret, Snapshot, SourceSpec, Ticket, TransferOptions, Verdict, Verify,
+    DestinationSpec, Grant, Report, Secret, Snapshot, SourceSpec, Steer, Ticket, TransferOptions, Verdict, Verify,
 };
-use crate::ids::{AgentId, TicketId};
+use crate::ids::{AgentId, TicketId, TransferId};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
@@ -58,6 +58,8 @@ pub fn ended_transfer() -> TransferStatus {
 pub struct FakeEngine {
     /// What was issued.
     pub grants: Mutex<Vec<Grant>>,
+    /// What was to be changed.
+    pub steered: Mutex<Vec<(TransferId, Steer)>>,
     /// What was pulled: principal, destination, and the cancel switch.
     pub pulls: Mutex<Vec<(String, DestinationSpec, watch::Receiver<bool>)>>,
     /// What `transfers` says.
@@ -88,7 +90,8 @@ impl TransferEngine for FakeEngine {
                 let _ = end.send(Report { verdict: Verdict::Partial, bytes: 5, ..Report::default() });
             });
             let snapshot = watch::channel(Snapshot { phase: "moving".into(), ..Snapshot::default() }).1;
-            Ok(TransferWatch { snapshot, done, cancel: Arc::new(cancel) })
+            let steer = Arc::new(watch::channel(Steer::default()).0);
+            Ok(TransferWatch { snapshot, done, cancel: Arc::new(cancel), steer })
         })
     }
 
@@ -104,6 +107,13 @@ impl TransferEngine for FakeEngine {
 
     fn transfers(&self) -> Boxed<'_, Vec<TransferStatus>> {
         Box::pin(async { self.transfers.lock().unwrap().clone() })
+    }
+
+    fn steer(&self, id: TransferId, steer: Steer) -> Boxed<'_, bool> {
+        self.steered.lock().unwrap().push((id, steer));
+        let running = |t: &TransferStatus| t.report.is_none() && t.transfer == Some(id);
+        let there = self.transfers.lock().unwrap().iter().any(running);
+        Box::pin(async move { there })
     }
 
     fn facts(&self) -> Vec<(String, String)> {

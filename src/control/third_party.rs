@@ -6,7 +6,7 @@ use super::messages::{HandedSource, TransferView};
 use super::state;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::{TicketSource, TransferWatch};
-use crate::engine::spec::{DestinationSpec, Report, Snapshot, Ticket, Verdict};
+use crate::engine::spec::{DestinationSpec, Report, Snapshot, Steer, Ticket, Verdict};
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -113,6 +113,9 @@ struct Progress {
     snapshot: Option<watch::Receiver<Snapshot>>,
     cancel: Option<Arc<watch::Sender<bool>>>,
     cancelled: bool,
+    steer: Option<Arc<watch::Sender<Steer>>>,
+    /// What was asked for so far.
+    asked: Steer,
     report: Option<Report>,
 }
 
@@ -169,6 +172,16 @@ impl Job {
         }
     }
 
+    /// Changes it while it runs; `false`: it has ended.
+    pub fn steer(&self, change: &Steer) -> bool {
+        let mut progress = locked(&self.progress);
+        progress.asked.merge(change);
+        if let Some(steer) = &progress.steer {
+            steer.send_modify(|all| all.merge(change));
+        }
+        progress.report.is_none()
+    }
+
     fn has_ended(&self) -> bool {
         locked(&self.progress).report.is_some()
     }
@@ -185,7 +198,7 @@ impl Job {
     async fn run(&self, engine: &dyn TransferEngine, to: DestinationSpec) {
         let sources = self.sources.iter().map(|s| s.clone() as Arc<dyn TicketSource>).collect();
         let report = match engine.pull(self.principal.clone(), to, sources).await {
-            Ok(TransferWatch { snapshot, done, cancel }) => {
+            Ok(TransferWatch { snapshot, done, cancel, steer }) => {
                 {
                     let mut progress = locked(&self.progress);
                     if progress.cancelled {
@@ -193,6 +206,8 @@ impl Job {
                     }
                     progress.snapshot = Some(snapshot);
                     progress.cancel = Some(cancel);
+                    steer.send_replace(progress.asked);
+                    progress.steer = Some(steer);
                 }
                 done.await.unwrap_or_else(|_| {
                     Self::failed(&TransferError::new(

@@ -109,6 +109,15 @@ impl Parked {
         })
     }
 
+    /// Caps its rate in bytes per second, or lifts the cap. What was not as asked.
+    pub fn pace(&self, bytes_per_sec: Option<u64>) -> Option<String> {
+        match self {
+            Parked::Tcp(socket) => crate::net::set_pacing(socket, bytes_per_sec).map(|note| note.to_string()),
+            #[cfg(feature = "testing")]
+            Parked::Simulated(_) => None,
+        }
+    }
+
     /// Ends it in both directions: whoever waits on it notices.
     pub fn cut(&self) {
         match self {

@@ -15,14 +15,16 @@ use super::fence::Fences;
 use super::handle::{EngineConfig, TransferStatus, TransferWatch};
 use super::pool::Pool;
 use super::session::{self, Joinable, Opened};
-use super::spec::{Access, DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec};
+use super::spec::{
+    Access, DestinationSpec, EngineChoice, Grant, MOVING, Priority, Report, Snapshot, SourceSpec, Steer,
+};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
 use super::{destination, handle::Request, probe, source};
 
 use crate::clock;
 use crate::disk::{ProbeCache, Resolver};
-use crate::ids::SessionId;
+use crate::ids::{SessionId, TransferId};
 use crate::limits::{MAX_SESSIONS, MAX_STREAMS};
 use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSource, open_queue};
 use crate::wire::handshake::Refusal;
@@ -101,6 +103,21 @@ pub struct Entry {
     pub snapshot: watch::Sender<Snapshot>,
     /// Its end on request.
     pub cancel: Arc<watch::Sender<bool>>,
+    /// What was asked for since it began.
+    pub steer: Arc<watch::Sender<Steer>>,
+    /// What the other end has made of it, for a next session: at a source.
+    pub told: Cell<Steer>,
+}
+
+impl Entry {
+    /// As it is by now.
+    pub fn priority(&self) -> Priority {
+        self.steer.borrow().priority.unwrap_or_default()
+    }
+
+    fn is_moving(&self) -> bool {
+        self.snapshot.borrow().phase == MOVING
+    }
 }
 
 impl Ctx {
@@ -139,6 +156,13 @@ impl Ctx {
         self.routes.borrow_mut().remove(&stream);
     }
 
+    /// A session whose peer dials takes streams up to this number from now on.
+    pub fn let_streams_in(&self, id: SessionId, streams: u16) {
+        if let Some(session) = self.sessions.borrow_mut().get_mut(&id) {
+            session.streams = streams.min(self.streams_max());
+        }
+    }
+
     /// A session takes no more streams.
     pub fn end_session(&self, id: SessionId) {
         self.sessions.borrow_mut().remove(&id);
@@ -156,6 +180,30 @@ impl Ctx {
         ((self.arena.slots() / 4) as u16).clamp(1, MAX_STREAMS)
     }
 
+    /// Changes running transfers of that id. Whether there was one.
+    fn steer(&self, id: TransferId, steer: Steer) -> bool {
+        let transfers = self.transfers.borrow();
+        let running = |entry: &&Rc<Entry>| {
+            let status = entry.status.borrow();
+            status.report.is_none() && status.transfer == Some(id)
+        };
+        let found: Vec<_> = transfers.iter().filter(running).collect();
+        found.iter().for_each(|entry| entry.steer.send_modify(|all| all.merge(&steer)));
+        !found.is_empty()
+    }
+
+    /// By how many steps of priority a transfer gives way to others of its role that move.
+    pub fn yields(&self, own: &Rc<Entry>) -> u8 {
+        let role = own.status.borrow().role;
+        let transfers = self.transfers.borrow();
+        let moves = |entry: &&Rc<Entry>| {
+            let status = entry.status.borrow();
+            !Rc::ptr_eq(entry, own) && status.report.is_none() && status.role == role && entry.is_moving()
+        };
+        let priority = own.priority();
+        transfers.iter().filter(moves).map(|entry| priority.below(entry.priority())).max().unwrap_or(0)
+    }
+
     /// Whether one more session may begin.
     pub fn room_for_session(&self) -> Result<(), Refusal> {
         if *self.stopping.borrow() {
@@ -168,6 +216,7 @@ impl Ctx {
     pub fn list(&self, principal: &str, role: &'static str, path: String) -> Rc<Entry> {
         let (snapshot, _) = watch::channel(Snapshot::default());
         let (cancel, _) = watch::channel(false);
+        let (steer, _) = watch::channel(Steer::default());
         let status = TransferStatus {
             transfer: None,
             principal: principal.to_owned(),
@@ -178,7 +227,8 @@ impl Ctx {
             snapshot: Snapshot::default(),
             report: None,
         };
-        let entry = Rc::new(Entry { status: RefCell::new(status), snapshot, cancel: Arc::new(cancel) });
+        let (cancel, steer) = (Arc::new(cancel), Arc::new(steer));
+        let entry = Rc::new(Entry { status: RefCell::new(status), snapshot, cancel, steer, told: Cell::default() });
         let mut transfers = self.transfers.borrow_mut();
         let ended = transfers.iter().filter(|t| t.status.borrow().report.is_some()).count();
         if ended > ENDED_KEPT
@@ -400,6 +450,7 @@ async fn main(
                 };
                 let _ = reply.send(list.iter().map(status).collect());
             }
+            Request::Steer(id, steer, reply) => drop(reply.send(ctx.steer(id, steer))),
             Request::Shutdown(within, reply) => {
                 let _ = stop.send(true);
                 shutdown(&ctx, within).await;
@@ -415,7 +466,8 @@ async fn main(
 
 fn watch_of(entry: &Entry) -> (TransferWatch, tokio::sync::oneshot::Sender<Report>) {
     let (done, answer) = tokio::sync::oneshot::channel();
-    (TransferWatch { snapshot: entry.snapshot.subscribe(), done: answer, cancel: entry.cancel.clone() }, done)
+    let (cancel, steer) = (entry.cancel.clone(), entry.steer.clone());
+    (TransferWatch { snapshot: entry.snapshot.subscribe(), done: answer, cancel, steer }, done)
 }
 
 /// Both ends here: a ticket of our own, redeemed by ourselves over loopback.

@@ -3,7 +3,7 @@
 use super::coordinator;
 use super::error::{Class, TransferError};
 use super::probe::{ProbeSpec, Trial};
-use super::spec::{DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec, Ticket, TransferOptions};
+use super::spec::{DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec, Steer, Ticket, TransferOptions};
 use crate::ids::{AgentId, TransferId};
 use crate::profile::SharedProfiles;
 use std::future::Future;
@@ -53,6 +53,8 @@ pub struct TransferWatch {
     pub done: oneshot::Receiver<Report>,
     /// Set to `true` to checkpoint and stop.
     pub cancel: Arc<watch::Sender<bool>>,
+    /// Changes it while it runs.
+    pub steer: Arc<watch::Sender<Steer>>,
 }
 
 /// What an agent says about one transfer, while it runs and after.
@@ -124,6 +126,8 @@ pub enum Request {
     },
     /// See [`EngineHandle::transfers`].
     Transfers(oneshot::Sender<Vec<TransferStatus>>),
+    /// See [`EngineHandle::steer`].
+    Steer(TransferId, Steer, oneshot::Sender<bool>),
     /// See [`EngineHandle::shutdown`].
     Shutdown(Duration, oneshot::Sender<()>),
 }
@@ -231,6 +235,11 @@ impl EngineHandle {
     /// Running transfers, and the last hundred ended ones.
     pub async fn transfers(&self) -> Vec<TransferStatus> {
         self.ask(Request::Transfers).await.unwrap_or_default()
+    }
+
+    /// Changes a running transfer; `false`: none of that id runs. At a source it is asked of the destination, which decides.
+    pub async fn steer(&self, id: TransferId, steer: Steer) -> bool {
+        self.ask(|reply| Request::Steer(id, steer, reply)).await.unwrap_or(false)
     }
 
     /// Every transfer that ends, for the transfer log.

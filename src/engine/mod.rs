@@ -2,7 +2,8 @@
 //!
 //! - [`handle`] bridge 1: commands in, snapshots and reports out; [`spec`] what they say; [`error`] what goes wrong
 //! - [`coordinator`] the thread on which everything below runs; [`pool`] threads for calls that block
-//! - [`session`] connections through their handshake, a session's streams; [`conn`] one connection; [`channel`] the control stream
+//! - [`session`] connections through their handshake; [`links`] the data streams of a session; [`conn`] one connection;
+//!   [`channel`] the control stream
 //! - [`source`] the end that answers; [`destination`] the end that drives; [`fence`] which destinations are out of date
 //! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
 //! - [`probe`] bytes that mean nothing, to measure a path
@@ -24,6 +25,7 @@ pub mod error;
 pub mod fence;
 pub mod handle;
 pub mod limiter;
+pub mod links;
 pub mod plan;
 pub mod pool;
 pub mod probe;

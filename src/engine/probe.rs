@@ -43,7 +43,7 @@ const LOOK: Duration = Duration::from_millis(200);
 const PIECE: usize = 256 << 10;
 
 /// One trial.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ProbeSpec {
     /// Whether the agent sends, or the client does.
     pub agent_sends: bool,

@@ -4,14 +4,17 @@
 mod opening;
 mod packer;
 mod scanning;
+mod steer;
+mod totals;
 
 use super::channel::Channel;
 use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::fence::{Outdated, Pass};
 use super::handle::TicketSource;
+use super::links::{Links, LinksConfig};
 use super::rows::Rows;
-use super::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, Opened};
+use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
 use super::tuning::{at_source, for_peer, socket_options};
 use super::worker::mailbox::Mailbox;
@@ -25,7 +28,7 @@ use crate::ids::Handle;
 use crate::limits::{MAX_BLOCK, MIN_BLOCK, SEGMENT_CREDIT};
 use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
-use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats};
+use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats, Wish};
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
 use crate::wire::views::{EndView, SourceView};
 pub(super) use opening::SPLICE;
@@ -40,7 +43,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use steer::Steering;
 use tokio::sync::mpsc;
+pub use totals::{WorkerTotals, worker_totals};
 
 /// How long a destination may take for lock and journal before it accepts. Re-digesting after a crash happens later.
 const ACCEPT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -147,6 +152,7 @@ struct Session<'a> {
     began: Instant,
     cpu_ns: u64,
     workers: WorkerTotals,
+    steering: Steering,
 }
 
 /// Refuses what no source can do. The error is a sentence.
@@ -346,7 +352,7 @@ impl<'a> Session<'a> {
         if accept.io == SPLICE && encrypted {
             links.notes.push("--io splice needs --encrypt off at both ends: files are read and sealed".to_owned());
         }
-        links.dial_all(used);
+        links.want(used);
         let (scan, mut scanned) = mpsc::channel(4);
         let stop_scan = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(stop_scan.clone());
@@ -374,7 +380,13 @@ impl<'a> Session<'a> {
             began: clock::now(),
             cpu_ns: crate::sys::process_cpu_time_ns(),
             workers: worker_totals(ctx),
+            steering: Steering {
+                own: own.clone(),
+                accept: Accept { streams: used, ..accept.clone() },
+                said: Wish::default(),
+            },
         };
+        session.wish_again();
         let ended = session.drive(accept.credit, pass, peer, &mut joining, &mut happened, &mut scanned).await;
         match ended? {
             End::Verdict(report) => session.verdict(&report).await,
@@ -463,6 +475,8 @@ impl<'a> Session<'a> {
             }
             Message::Progress(p) => {
                 self.links.look();
+                self.pace();
+                self.tell_wishes();
                 self.entry.snapshot.send_replace(Snapshot {
                     bytes: p.bytes,
                     total_bytes: p.total_bytes,
@@ -470,6 +484,8 @@ impl<'a> Session<'a> {
                     total_files: p.total_files,
                     scanned: p.scanned,
                     streams: self.links.live.len() as u16,
+                    rate: self.steering.accept.rate,
+                    priority: self.entry.priority(),
                     phase: escape_text(&p.phase).chars().take(PHASE_MAX).collect(),
                 });
                 Ok(())
@@ -481,6 +497,10 @@ impl<'a> Session<'a> {
             }
             Message::Lost { stream, attempt } => {
                 self.links.lost_at_peer(stream, attempt);
+                Ok(())
+            }
+            Message::Retune(to) => {
+                self.retune(to);
                 Ok(())
             }
             Message::StatsRequest => {
@@ -606,37 +626,6 @@ impl<'a> Session<'a> {
         tracing::debug!(verdict = ?report.verdict, after = ?clock::since(self.began), at = clock::unix_now(), "session ended");
         Ok(report)
     }
-}
-
-/// Sums over the workers, ns.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct WorkerTotals {
-    /// Outside of waits.
-    pub busy: u64,
-    /// CPU.
-    pub cpu: u64,
-    /// Time in which they could have run and had no core.
-    pub delay: u64,
-}
-
-impl WorkerTotals {
-    /// What has been added since `before`.
-    pub fn since(self, before: Self) -> Self {
-        Self {
-            busy: self.busy.saturating_sub(before.busy),
-            cpu: self.cpu.saturating_sub(before.cpu),
-            delay: self.delay.saturating_sub(before.delay),
-        }
-    }
-}
-
-/// Sums over the workers, of all that they do.
-pub fn worker_totals(ctx: &Ctx) -> WorkerTotals {
-    ctx.workers.iter().fold(WorkerTotals::default(), |sum, worker| {
-        let (cpu, delay) = worker.stats.thread_times();
-        let busy = worker.stats.busy.load(Ordering::Relaxed);
-        WorkerTotals { busy: sum.busy + busy, cpu: sum.cpu + cpu, delay: sum.delay + delay }
-    })
 }
 
 /// Words of a peer, for our terminal and log.

@@ -7,7 +7,7 @@ use super::rows::Rows;
 pub use crate::checksum::{ChecksumKind, Expected};
 use crate::digest::Digest;
 use crate::ids::{SessionId, TicketId, TransferId};
-pub use crate::profile::{ProfileUse, Tuning};
+pub use crate::profile::{Priority, ProfileUse, Steer, Timetable, Tuning};
 use crate::relpath::RelPath;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
@@ -58,7 +58,7 @@ impl Default for Preserve {
 }
 
 /// The part of a transfer that either end may be asked for. The stricter side wins where both have a say.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TransferOptions {
     /// Data streams; `None` lets the engine choose.
@@ -98,6 +98,12 @@ pub struct TransferOptions {
     /// This end's address to dial from. It means nothing to the other end and is not told.
     #[serde(skip)]
     pub bind: Option<IpAddr>,
+    /// What the operator of this end lets through at most, bits per second, whoever asks for more. Not told.
+    #[serde(skip)]
+    pub ceiling: Option<u64>,
+    /// The day's caps at this end. Not told.
+    #[serde(skip)]
+    pub timetable: Option<Timetable>,
 }
 
 impl Default for TransferOptions {
@@ -120,6 +126,8 @@ impl Default for TransferOptions {
             tuning: Tuning::default(),
             profile: None,
             bind: None,
+            ceiling: None,
+            timetable: None,
         }
     }
 }
@@ -392,6 +400,9 @@ pub struct Failure {
     pub reason: String,
 }
 
+/// The phase of a transfer that moves bytes.
+pub const MOVING: &str = "moving";
+
 /// A running transfer, as progress bars and `/v1/transfers` show it.
 #[derive(Debug, Clone, Serialize, Deserialize, Default)]
 pub struct Snapshot {
@@ -407,6 +418,12 @@ pub struct Snapshot {
     pub scanned: bool,
     /// Data streams alive.
     pub streams: u16,
+    /// The cap in force, bits per second over all streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<u64>,
+    /// Against other transfers of this agent.
+    #[serde(default)]
+    pub priority: Priority,
     /// What it is doing, in a word: `connecting`, `moving`, `publishing`, `done`.
     pub phase: String,
 }

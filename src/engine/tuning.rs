@@ -55,12 +55,14 @@ pub fn for_peer(
     let addresses: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
     let mut options = options.clone();
     if let Some(chosen) = profiles.choose(names, &addresses, Day::of_unix(now)) {
-        let rate = options.rate.into_iter().chain(chosen.named.profile.sockets.rate).min();
+        let ceiling = chosen.named.profile.sockets.rate;
+        let rate = options.rate.into_iter().chain(ceiling).min();
         if options.profile.is_none() {
             fill(&mut options, &chosen);
         }
         // What the operator of this end allows holds, whatever the other end asks for.
-        options.rate = rate;
+        (options.rate, options.ceiling) = (rate, ceiling);
+        options.timetable = chosen.named.profile.timetable();
     }
     options
 }
@@ -80,7 +82,22 @@ pub fn fill(options: &mut TransferOptions, chosen: &Chosen) {
     options.rate = options.rate.or(sockets.rate);
     options.tuning = std::mem::take(&mut options.tuning).or(&profile.tuning());
     options.bind = options.bind.or(sockets.bind);
+    options.timetable = options.timetable.take().or_else(|| profile.timetable());
     options.profile = Some(chosen.told());
+}
+
+/// The cap that holds now, bits per second: what was asked for, what the operator of this end allows, and what its timetable
+/// has for this time of the day.
+pub fn cap_of(options: &TransferOptions, asked: Option<u64>, now: u64) -> Option<u64> {
+    let by_time = options.timetable.as_ref().and_then(|table| table.cap(minute_of_day(now)));
+    asked.into_iter().chain(options.ceiling).chain(by_time).min()
+}
+
+/// Minute of the day, 0 to 1439, at Unix time `now` in this host's time zone.
+fn minute_of_day(now: u64) -> u16 {
+    let now = jiff::Timestamp::from_second(i64::try_from(now).unwrap_or(0)).unwrap_or_default();
+    let now = now.to_zoned_datetime(jiff::tz::TimeZone::system());
+    now.hour() as u16 * 60 + now.minute() as u16
 }
 
 /// What a report has to say about a profile beyond its name.
@@ -96,7 +113,7 @@ pub fn profile_note(options: &TransferOptions) -> Option<String> {
 mod tests {
     use super::*;
     use crate::ids::{Epoch, TransferId};
-    use crate::profile::{Profile, ProfileUse, Sockets, Tuning};
+    use crate::profile::{Hours, Profile, ProfileUse, Sockets, TimeOfDay, Timetable, Tuning};
 
     fn accept() -> Accept {
         Accept {
@@ -170,6 +187,21 @@ mod tests {
     }
 
     #[test]
+    fn the_lowest_cap_holds() {
+        let hours = vec![Hours {
+            from: TimeOfDay::parse("00:00").unwrap(),
+            to: TimeOfDay::parse("24:00").unwrap(),
+            share: 0.2,
+        }];
+        let timetable = Some(Timetable { full: 1_000_000, hours });
+        let options = TransferOptions { ceiling: Some(500_000), timetable, ..TransferOptions::default() };
+        assert_eq!((cap_of(&options, None, 0), cap_of(&options, Some(100_000), 0)), (Some(200_000), Some(100_000)));
+        let free = TransferOptions::default();
+        assert_eq!((cap_of(&free, None, 0), cap_of(&free, Some(100_000), 0)), (None, Some(100_000)));
+        assert!(minute_of_day(1_800_000_000) < 1440);
+    }
+
+    #[test]
     fn an_operators_cap_holds_against_a_clients_own_profile() {
         let profiles = profiles(Sockets { streams: Some(16), rate: Some(1_000_000_000), ..Sockets::default() });
         let theirs = ProfileUse { name: "fast".to_owned(), why: "--profile".to_owned(), measured: true };
@@ -177,7 +209,10 @@ mod tests {
         let capped = |rate| {
             let said = TransferOptions { rate, profile: Some(theirs.clone()), ..TransferOptions::default() };
             let options = for_peer(&profiles, &said, &[], &peer, 0);
-            assert_eq!((options.streams, options.profile.unwrap().name.as_str()), (None, "fast"));
+            assert_eq!((options.streams, options.profile.as_ref().unwrap().name.as_str()), (None, "fast"));
+            // Neither what is asked for later, nor lifting the cap, gets past it.
+            assert_eq!(cap_of(&options, Some(9_000_000_000), 0), Some(1_000_000_000));
+            assert_eq!(cap_of(&options, None, 0), Some(1_000_000_000));
             options.rate
         };
         assert_eq!(capped(Some(9_000_000_000)), Some(1_000_000_000));

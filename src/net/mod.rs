@@ -7,4 +7,4 @@ pub mod socket;
 
 pub use dial::{DialError, DialOptions, dial};
 pub use listen::{ListenError, Listener, listen};
-pub use socket::{SocketNote, SocketOptions, apply, set_buffers};
+pub use socket::{SocketNote, SocketOptions, apply, set_buffers, set_pacing};

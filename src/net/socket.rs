@@ -118,9 +118,8 @@ pub fn apply(socket: &impl AsFd, options: &SocketOptions, peer: Option<SocketAdd
         notes.extend(set_buffers(socket, window));
     }
     congestion(&handle, &options.congestion, peer, &mut notes);
-    if let Some(rate) = options.pacing_bytes_per_sec {
-        let got = set_max_pacing_rate(socket, rate).and_then(|()| max_pacing_rate(socket));
-        settle("SO_MAX_PACING_RATE", rate, got, &mut notes);
+    if options.pacing_bytes_per_sec.is_some() {
+        notes.extend(set_pacing(socket, options.pacing_bytes_per_sec));
     }
     if let Some(bytes) = options.notsent_lowat {
         let got = handle.set_tcp_notsent_lowat(bytes).and_then(|()| handle.tcp_notsent_lowat());
@@ -147,6 +146,15 @@ pub fn apply(socket: &impl AsFd, options: &SocketOptions, peer: Option<SocketAdd
         packet_class(&handle, class, &mut notes);
     }
     notes
+}
+
+/// Caps the rate of a socket, also while it sends; `None` lifts the cap.
+pub fn set_pacing(socket: &impl AsFd, bytes_per_sec: Option<u64>) -> Option<SocketNote> {
+    let rate = bytes_per_sec.unwrap_or(u64::MAX); // the kernel's word for no cap
+    let mut notes = Vec::new();
+    let got = set_max_pacing_rate(socket, rate).and_then(|()| max_pacing_rate(socket));
+    settle("SO_MAX_PACING_RATE", rate, got, &mut notes);
+    notes.pop()
 }
 
 /// Sets the class of the packets. A socket of IPv6 may have a peer of IPv4, whose packets go by the other option.
@@ -305,6 +313,8 @@ mod tests {
         assert_eq!(handle.recv_buffer_size().unwrap(), 200_000);
         assert_eq!(congestion_in_force(&near), "reno");
         assert_eq!(max_pacing_rate(&near).unwrap(), 100 << 30, "more than 32 bits");
+        assert_eq!(set_pacing(&near, None), None);
+        assert_eq!(max_pacing_rate(&near).unwrap(), u64::MAX, "lifted");
         assert_eq!(handle.tcp_notsent_lowat().unwrap(), 1 << 20);
         assert_eq!(handle.tcp_user_timeout().unwrap(), Some(Duration::from_secs(90)));
         assert_eq!(handle.tcp_keepalive_time().unwrap(), Duration::from_secs(60));

@@ -6,9 +6,9 @@ use super::{Reader, WireError, put_long, put_short};
 use crate::digest::Digest;
 use crate::grid::Span;
 use crate::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
-use crate::limits::{CONTROL_BODY_MAX, MAX_ROOTS};
+use crate::limits::{CONTROL_BODY_MAX, MAX_ROOTS, MAX_STREAMS, MIN_RATE};
 use crate::manifest::Mtime;
-use crate::profile::Tuning;
+use crate::profile::{Steer, Tuning};
 use crate::relpath::RelPath;
 use crate::wire::views::SourceView;
 use serde::{Deserialize, Serialize};
@@ -133,6 +133,29 @@ pub struct PeerError {
     pub what: String,
 }
 
+/// What holds from now on. A destination sends it whenever something of it changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Retune {
+    /// Bits per second over all streams of this session.
+    pub rate: Option<u64>,
+    /// Data streams. Those of higher numbers end when nothing is asked of them any more.
+    pub streams: u16,
+    /// What people asked for meanwhile, for a source that opens the next session.
+    #[serde(default, skip_serializing_if = "Steer::is_empty")]
+    pub asked: Steer,
+}
+
+/// What the source's side would have changed. The destination decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wish {
+    /// Asked for there while the transfer runs.
+    pub steer: Steer,
+    /// By how many steps of priority it is to give way to others at the source, 0 to 2.
+    pub yields: u8,
+}
+
 /// A file to open, with what it must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bind {
@@ -228,6 +251,10 @@ pub enum Message {
         /// Which dial of it: one that was dialled since is not meant.
         attempt: u32,
     },
+    /// Destination: rate and streams from here on.
+    Retune(Retune),
+    /// Source: what it would have changed.
+    Wish(Wish),
 }
 
 fn json<T: Serialize>(out: &mut Vec<u8>, tag: u8, value: &T) {
@@ -323,6 +350,8 @@ impl Message {
                 out.extend_from_slice(&stream.0.to_le_bytes());
                 out.extend_from_slice(&attempt.to_le_bytes());
             }
+            Message::Retune(v) => json(&mut out, 21, v),
+            Message::Wish(v) => json(&mut out, 22, v),
         }
         out
     }
@@ -366,6 +395,24 @@ impl Message {
             18 => Message::Bye,
             19 => Message::Digests(batch(&mut fields, |f| Ok((PathKey(f.array()?), Digest(f.array()?))))?),
             20 => Message::Lost { stream: StreamIndex(fields.u16()?), attempt: fields.u32()? },
+            21 => {
+                let to: Retune = from_json(fields.rest(), "retune")?;
+                if to.streams == 0
+                    || to.streams > MAX_STREAMS
+                    || to.rate.is_some_and(|rate| rate < MIN_RATE)
+                    || to.asked.check().is_err()
+                {
+                    return Err(WireError::Range("retune"));
+                }
+                Message::Retune(to)
+            }
+            22 => {
+                let wish: Wish = from_json(fields.rest(), "wish")?;
+                if wish.steer.check().is_err() || wish.yields > 2 {
+                    return Err(WireError::Range("wish"));
+                }
+                Message::Wish(wish)
+            }
             _ => return Err(WireError::Range("message")),
         };
         fields.end()?;
@@ -473,6 +520,8 @@ mod tests {
             Message::Bye,
             Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16])), (PathKey([3; 16]), Digest([4; 16]))]),
             Message::Lost { stream: StreamIndex(3), attempt: 1001 },
+            Message::Retune(Retune { rate: Some(8_000_000), streams: 4, asked: Steer::default() }),
+            Message::Wish(Wish { steer: Steer { rate: Some(0), ..Steer::default() }, yields: 1 }),
         ]
     }
 
@@ -501,6 +550,20 @@ mod tests {
         assert_eq!(serde_json::to_string(&offer).unwrap(), plain.replace("7}", "7,\"digests\":true}"));
         let bytes = Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16]))]).encode();
         assert_eq!(hex::encode(bytes), format!("13{}{}", "01".repeat(16), "02".repeat(16)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for bad in [
+            &b"\x15{\"rate\":7999,\"streams\":1}"[..],
+            b"\x15{\"rate\":null,\"streams\":0}",
+            b"\x15{\"rate\":null,\"streams\":65}",
+            b"\x16{\"yields\":3}",
+            b"\x16{\"steer\":{\"streams\":0}}",
+            b"\x16{\"steer\":{\"rate\":1}}",
+        ] {
+            assert!(matches!(Message::decode(bad), Err(WireError::Range("retune" | "wish"))), "{}", bad.escape_ascii());
+        }
     }
 
     #[test]

@@ -5,10 +5,10 @@ use longhaul::digest::Digest;
 use longhaul::grid::Span;
 use longhaul::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use longhaul::manifest::Mtime;
-use longhaul::profile::Tuning;
+use longhaul::profile::{Priority, Steer, Tuning};
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
-    Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Sealed, SourceStats,
+    Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Retune, Sealed, SourceStats, Wish,
 };
 use longhaul::wire::data::Status;
 use longhaul::wire::views::{EndView, SenderView, SourceView};
@@ -136,6 +136,16 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("Ping", Message::Ping),
         ("Bye", Message::Bye),
         ("Digests", Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16]))])),
+        (
+            "Retune",
+            Message::Retune(Retune {
+                rate: Some(8_000_000),
+                streams: 4,
+                asked: Steer { rate: Some(0), streams: Some(4), priority: Some(Priority::Low) },
+            }),
+        ),
+        ("Retune-uncapped", Message::Retune(Retune { rate: None, streams: 1, asked: Steer::default() })),
+        ("Wish", Message::Wish(Wish { steer: Steer { streams: Some(2), ..Steer::default() }, yields: 1 })),
         ("Lost", Message::Lost { stream: StreamIndex(3), attempt: 1001 }),
     ]
 }

@@ -8,10 +8,10 @@ use longhaul::grid::{CHUNK_SIZE, Span};
 use longhaul::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use longhaul::journal::{DoneFile, Ended, FileRecord, Forget, Header, Publishing, Record, Run as ChunkRun, Writer};
 use longhaul::manifest::{Entry, EntryKind, Mtime, SegmentBuilder};
-use longhaul::profile::Tuning;
+use longhaul::profile::{Priority, Steer, Tuning};
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
-    Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Sealed, SourceStats,
+    Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Retune, Sealed, SourceStats, Wish,
 };
 use longhaul::wire::data::{PACK_ENTRY_HEAD, PackItem, Run, Status, encode_pack_want, encode_runs, put_pack_entry};
 use longhaul::wire::header::{CHUNK_END, FrameType};
@@ -92,6 +92,8 @@ pub fn messages() -> Vec<Message> {
         Message::Error(PeerError { class: "retry".into(), what: "full".into() }),
         Message::Ping,
         Message::Bye,
+        Message::Retune(Retune { rate: None, streams: 2, asked: Steer { rate: Some(8_000_000), ..Steer::default() } }),
+        Message::Wish(Wish { steer: Steer { priority: Some(Priority::High), ..Steer::default() }, yields: 2 }),
         Message::Lost { stream: StreamIndex(3), attempt: 1001 },
     ]
 }

@@ -18,5 +18,6 @@ mod profiles;
 mod rerun;
 mod secrecy;
 mod sources;
+mod steer;
 mod storage;
 mod window;

@@ -132,7 +132,12 @@ fn endless(answer: bool) -> TransferWatch {
             std::future::pending::<()>().await;
         }
     });
-    TransferWatch { snapshot, done, cancel: Arc::new(cancel) }
+    TransferWatch {
+        snapshot,
+        done,
+        cancel: Arc::new(cancel),
+        steer: Arc::new(tokio::sync::watch::channel(Default::default()).0),
+    }
 }
 
 /// Signals are the process's, so both cases are one test.

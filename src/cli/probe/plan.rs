@@ -146,6 +146,7 @@ pub fn profile(tried: &[Tried], origin: &Origin) -> Option<Profile> {
             ..Sockets::default()
         },
         files: Files { depth: Some(depth as u16), ..Files::default() },
+        timetable: Vec::new(),
         provenance: Provenance {
             date: Some(Day::of_unix(origin.now)),
             command: origin.command.clone(),

@@ -177,6 +177,7 @@ async fn every_route_asks_who_is_there() {
         ("GET", "/v1/transfers"),
         ("POST", "/v1/transfers"),
         ("GET", "/v1/transfers/x"),
+        ("PATCH", "/v1/transfers/x"),
         ("DELETE", "/v1/transfers/x"),
         ("POST", "/v1/transfers/x/tickets"),
         ("GET", "/v1/stat?path=/"),
@@ -278,6 +279,32 @@ async fn status_transfers_and_whose_they_are() {
 }
 
 #[tokio::test]
+async fn a_running_transfer_is_changed_by_whose_it_is() {
+    let port = TestPort::start(quick(), |_| {});
+    let (running, over) = (crate::ids::TransferId([7; 16]), crate::ids::TransferId([8; 16]));
+    let status = |id| TransferStatus { transfer: Some(id), ..ended_transfer() };
+    let all = [TransferStatus { report: None, ..status(running) }, status(over)];
+    port.engine.transfers.lock().unwrap().extend(all);
+    let change = Steer { rate: Some(0), ..Steer::default() };
+    for (name, may) in [("chief", true), ("alice", true), ("bob", false)] {
+        let client = client(&port, &port.token(name, if name == "chief" { "/" } else { "/a" }, true, name == "chief"));
+        let class =
+            |result: Result<TransferView, _>| result.map_err(|error: crate::engine::error::TransferError| error.class);
+        let changed = class(client.steer(&running.to_string(), &change).await).map(|view| view.transfer);
+        assert_eq!(changed, if may { Ok(Some(running)) } else { Err(Class::NotFound) }, "{name}");
+        let late = class(client.steer(&over.to_string(), &change).await).map(|view| view.transfer);
+        assert_eq!(late, Err(if may { Class::Permanent } else { Class::NotFound }), "{name}");
+        for bad in [Steer::default(), Steer { streams: Some(0), ..change }, Steer { rate: Some(7999), ..change }] {
+            let refused = client.steer(&running.to_string(), &bad).await;
+            assert!(refused.is_err(), "{name}: {bad:?}");
+        }
+    }
+    let steered = port.engine.steered.lock().unwrap();
+    let reached: Vec<_> = steered.iter().filter(|(id, _)| *id == running).collect();
+    assert_eq!(reached, [&(running, change), &(running, change)], "what is refused never reaches the engine");
+}
+
+#[tokio::test]
 async fn a_third_party_copy_from_start_to_cancel() {
     let port = TestPort::start(quick(), |_| {});
     let owner = client(&port, &port.token("owner", "/in", false, true));
@@ -301,6 +328,9 @@ async fn a_third_party_copy_from_start_to_cancel() {
     let id = owner.start_third_party(&request("/in/x", "127.0.0.1:1")).await.unwrap().id;
     assert_eq!(other.transfer(&id).await.unwrap_err().class, Class::NotFound);
     assert_eq!(other.cancel(&id).await.unwrap_err().class, Class::NotFound);
+    let low = Steer { priority: Some(crate::engine::spec::Priority::Low), ..Steer::default() };
+    assert_eq!(other.steer(&id, &low).await.unwrap_err().class, Class::NotFound);
+    assert!(owner.steer(&id, &low).await.is_ok(), "also before it moves");
     assert_eq!(other.hand_ticket(&id, 0, ticket()).await.unwrap_err().class, Class::NotFound);
     let until = async |what: &dyn Fn(&TransferView) -> bool| {
         for _ in 0..200 {
@@ -319,6 +349,7 @@ async fn a_third_party_copy_from_start_to_cancel() {
     assert!(moving.report.is_none() && moving.path == "in/x" && moving.principal == "owner");
     owner.cancel(&id).await.unwrap();
     let ended = until(&|v| v.report.is_some()).await;
+    assert_eq!(owner.steer(&id, &low).await.unwrap_err().class, Class::Permanent, "it has ended");
     assert_eq!(ended.report.unwrap().verdict, Verdict::Partial);
     let (principal, to, _) = port.engine.pulls.lock().unwrap().pop().unwrap();
     assert_eq!((principal.as_str(), to.options.verify, to.options.encrypt), ("owner", Verify::Disk, Some(true)));

@@ -1,18 +1,20 @@
 //! Tasks beside a session's loop that bring it what happens elsewhere: messages, data streams, further sources.
 
-use super::run::News;
+use super::run::{News, Peer, Run};
 use crate::engine::channel::Channel;
+#[cfg(feature = "testing")]
+use crate::engine::commit::Durable;
 use crate::engine::coordinator::Ctx;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
-use crate::engine::session::Joined;
-use crate::engine::spec::DestinationSpec;
-use crate::wire::control::Message;
+use crate::engine::links::{Links, LinksConfig};
+use crate::engine::session::{self, Joined, NEAR_RTT_US, StreamSource};
+use crate::engine::spec::{ChecksumKind, DestinationSpec, Steer};
+use crate::engine::worker::{Event, StreamKey};
+use crate::ids::SessionId;
 #[cfg(feature = "testing")]
-use crate::{
-    engine::{commit::Durable, destination::run::Run},
-    sys::observe::{Told, told},
-};
+use crate::sys::observe::{Told, told};
+use crate::wire::control::{Message, Offer, Retune};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +72,69 @@ pub(super) fn dial_other(ctx: Rc<Ctx>, spec: DestinationSpec, source: Arc<dyn Ti
             Err(error) => tracing::warn!(source = source.peer(), %error, "a further source is not used"),
         }
     });
+}
+
+impl Run<'_> {
+    pub(super) fn joined(&mut self, peer: usize, joined: Joined) {
+        if self.peers[peer].gone {
+            return;
+        }
+        match self.peers[peer].links.attach(joined) {
+            Ok(stream) => {
+                self.table.add_stream(stream, self.peers[peer].links.session);
+                self.stream_peer.insert(stream, peer);
+            }
+            Err(error) => tracing::warn!(%error, "a stream could not be attached"),
+        }
+    }
+
+    pub(super) fn add_source(
+        &mut self,
+        opened: session::Opened,
+        channel: Channel,
+        offer: Offer,
+        events: &mpsc::UnboundedSender<Event>,
+        config: &impl Fn(StreamSource, SessionId, bool) -> LinksConfig,
+    ) {
+        // Without a known digest nobody could tell whose bytes are right.
+        let known = self.spec.options.expect.as_ref().is_some_and(|e| e.kind == ChecksumKind::Xxh3);
+        if !known || offer.roots.len() != self.offer.roots.len() {
+            let note = "a further source was not used: the file's digest is not known beforehand (--expect xxh3:HEX)";
+            self.carry.notes.insert(note.to_owned());
+            return;
+        }
+        channel.send(super::accept_message(self.ctx, self.spec, self.id, self.epoch, opened.streams, 0));
+        let index = self.peers.len();
+        let near = opened.rtt_us < NEAR_RTT_US;
+        let session::Opened { id, streams, source, joining, .. } = opened;
+        let mut links = Links::new(self.ctx.clone(), config(source, id, near), None, events.clone());
+        links.want(streams);
+        let out = forward(index, channel, self.relay.clone());
+        forward_joins(index, joining, self.relay.clone());
+        let told = Retune { rate: self.spec.options.rate, streams, asked: Steer::default() };
+        let (engine, process) = (offer.engine, offer.process);
+        self.peers.push(Peer { links, out, engine, stats: None, gone: false, begun: streams, told, process });
+        self.steer();
+        self.bind_at(index);
+    }
+
+    /// A further source is asked for nothing any more; what its streams held goes back to the table.
+    pub(super) fn drop_peer(&mut self, peer: usize, why: &str) {
+        let lost = &mut self.peers[peer];
+        lost.links.close();
+        lost.stats.get_or_insert_default();
+        if std::mem::replace(&mut lost.gone, true) {
+            return;
+        }
+        self.carry.notes.insert(format!("a further source was lost: {why}"));
+        let streams: Vec<StreamKey> =
+            self.stream_peer.iter().filter(|(_, p)| **p == peer).map(|(stream, _)| *stream).collect();
+        for stream in streams {
+            // Before the next claim is given out, not only once its worker has let go of it: it is not asked again.
+            self.stream_peer.remove(&stream);
+            self.retired.insert(stream, peer);
+        }
+    }
 }
 
 #[cfg(feature = "testing")]

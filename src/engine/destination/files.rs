@@ -423,9 +423,10 @@ impl Run<'_> {
             return;
         }
         let depth = self.spec.options.tuning.depth.map_or(if self.near { DEPTH_NEAR } else { DEPTH_FAR }, usize::from);
-        let all: Vec<(StreamKey, usize)> = self.stream_peer.iter().map(|(s, p)| (*s, *p)).collect();
+        let all = self.in_use();
         let well: Vec<_> = all.iter().copied().filter(|(stream, peer)| !self.hangs(*stream, *peer)).collect();
         let mut streams = if well.is_empty() { all } else { well };
+        streams.truncate(self.yielded(streams.len()));
         // Who has least to do comes first, and who was relieved of something last: it is not to have it back.
         streams.sort_by_key(|(stream, _)| (self.relieved.contains_key(stream), self.table.held_by(*stream)));
         // What is asked for and not durable is what a crash can cost at most: the bound of DESIGN, however slow the
@@ -434,14 +435,14 @@ impl Run<'_> {
         let most = self.window() + streams.len() as u64 * (CHUNK_SIZE + buffers);
         // Shared out evenly: who comes first would take it all, and the others would stand idle.
         let share = most.saturating_sub(self.uncommitted()) / CHUNK_SIZE / (streams.len() as u64).max(1);
-        let depth = depth.min((share as usize).max(1));
+        let depth = self.yielded(depth.min((share as usize).max(1)));
         let mut again = true;
         while again {
             again = false;
             for (stream, peer) in &streams {
                 // One claim each in turn, so that the first stream does not take all there is.
                 let packs = self.packs.values().filter(|p| p.stream == *stream).count();
-                if *peer == 0 && packs < PACKS_PER_STREAM && self.claim_pack(*stream) {
+                if *peer == 0 && packs < self.yielded(PACKS_PER_STREAM) && self.claim_pack(*stream) {
                     again = true;
                 } else {
                     let room = depth.saturating_sub(self.table.held_by(*stream)) as u32;

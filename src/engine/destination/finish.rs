@@ -224,7 +224,7 @@ impl Run<'_> {
         let lost: u64 = self.peers.iter().map(|p| p.links.lost).sum();
         let duration = clock::since(self.carry.began).as_nanos() as u64;
         let evidence = self.evidence();
-        let shares = evidence.shares(self.spec.options.rate);
+        let shares = evidence.shares(self.rate);
         let one_process =
             self.peers[0].process == u64::from(std::process::id()) && self.offer.agent == self.ctx.config.agent;
         let latency = &self.carry.latency;
@@ -286,7 +286,7 @@ impl Run<'_> {
                 .iter()
                 .map(|(l, share)| (l.word().to_owned(), (share * 1e3).round() / 1e3))
                 .collect(),
-            explanation: evidence.explain(self.spec.options.rate),
+            explanation: evidence.explain(self.rate),
             evidence: Some(evidence),
             cpu_ns: Ends {
                 source: if one_process { 0 } else { self.carry.source_cpu_ns },

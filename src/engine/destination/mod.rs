@@ -11,6 +11,7 @@ mod later;
 mod pace;
 mod prepare;
 mod run;
+mod steer;
 
 use super::backoff::Backoff;
 use super::commit::{Journal, open_journal_file, renew_journal_file};

@@ -15,15 +15,16 @@ use crate::engine::commit::{Batch, Durable, Journal, JournalFailure, PlacedChunk
 use crate::engine::coordinator::{Ctx, Entry};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
-use crate::engine::session::{self, Joined, Links, LinksConfig, NEAR_RTT_US, StreamSource};
+use crate::engine::links::{Links, LinksConfig};
+use crate::engine::session::{self, Joined, StreamSource};
 use crate::engine::source::{absolute, escape_text, interrupted};
-use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, Report};
+use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, MOVING, Report, Steer};
 use crate::engine::tuning::socket_options;
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
 use crate::ids::{Epoch, Handle, PathKey, SessionId, TransferId};
 use crate::limits::{COMMIT_INTERVAL_MS, commit_window};
 use crate::manifest::SegmentReader;
-use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, SourceStats};
+use crate::wire::control::{BATCH_MAX, Message, Offer, PeerError, Progress, Retune, SourceStats};
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::rc::Rc;
 use std::sync::{Arc, atomic::AtomicUsize};
@@ -70,6 +71,9 @@ pub(super) struct Peer {
     pub stats: Option<SourceStats>,
     /// Not asked any more. Its place in the list stays: streams and news name peers by it.
     pub gone: bool,
+    /// The streams that its session began with, and what its source goes by now.
+    pub begun: u16,
+    pub told: Retune,
     /// Unanswered Seals and Binds.
     pub process: u64,
 }
@@ -124,6 +128,12 @@ pub(super) struct Run<'a> {
     pub encrypted: bool,
     pub near: bool,
     pub streams: u16,
+    /// The cap in force, bits per second over all streams.
+    pub rate: Option<u64>,
+    /// By how many steps of priority others go first, see `steer`.
+    pub yields: u8,
+    /// The same, at the source.
+    pub yields_there: u8,
     pub id: TransferId,
     pub epoch: Epoch,
     pub root: Arc<Root>,
@@ -223,11 +233,12 @@ pub(super) async fn run(
         near,
     };
     let mut links = Links::new(ctx.clone(), config(begun.source, begun.session, begun.near), None, events.clone());
-    links.dial_all(begun.streams);
+    links.want(begun.streams);
     let out = forward(0, begun.channel, tell.clone());
     forward_joins(0, begun.joining, tell.clone());
-    let peer =
-        Peer { links, out, engine: begun.offer.engine.clone(), stats: None, gone: false, process: begun.offer.process };
+    let (engine, process) = (begun.offer.engine.clone(), begun.offer.process);
+    let told = Retune { rate: options.rate, streams: begun.streams, asked: Steer::default() };
+    let peer = Peer { links, out, engine, stats: None, gone: false, begun: begun.streams, told, process };
     for other in begun.others {
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }
@@ -243,6 +254,9 @@ pub(super) async fn run(
         encrypted: begun.encrypted,
         near: begun.near,
         streams: begun.streams,
+        rate: begun.spec.options.rate,
+        yields: 0,
+        yields_there: 0,
         id: begun.id,
         epoch: begun.epoch,
         root: begun.root,
@@ -355,6 +369,7 @@ impl Run<'_> {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut stopping = self.ctx.stopping.clone();
         let mut cancel = self.entry.cancel.subscribe();
+        let mut steer = self.entry.steer.subscribe();
         loop {
             tokio::select! {
                 biased;
@@ -386,6 +401,7 @@ impl Run<'_> {
                     }
                 },
                 _ = tick.tick() => self.tick()?,
+                Ok(()) = steer.changed() => self.steer(),
                 _ = stopping.wait_for(|s| *s) => return Err(interrupted()),
                 _ = cancel.wait_for(|c| *c) => return Err(interrupted()),
             }
@@ -421,64 +437,6 @@ impl Run<'_> {
             && (self.journal.is_some() || self.spec.options.dry_run)
     }
 
-    fn joined(&mut self, peer: usize, joined: Joined) {
-        if self.peers[peer].gone {
-            return;
-        }
-        match self.peers[peer].links.attach(joined) {
-            Ok(stream) => {
-                self.table.add_stream(stream, self.peers[peer].links.session);
-                self.stream_peer.insert(stream, peer);
-            }
-            Err(error) => tracing::warn!(%error, "a stream could not be attached"),
-        }
-    }
-
-    fn add_source(
-        &mut self,
-        opened: session::Opened,
-        channel: Channel,
-        offer: Offer,
-        events: &mpsc::UnboundedSender<Event>,
-        config: &impl Fn(StreamSource, SessionId, bool) -> LinksConfig,
-    ) {
-        // Without a known digest nobody could tell whose bytes are right.
-        let known = self.spec.options.expect.as_ref().is_some_and(|e| e.kind == ChecksumKind::Xxh3);
-        if !known || offer.roots.len() != self.offer.roots.len() {
-            let note = "a further source was not used: the file's digest is not known beforehand (--expect xxh3:HEX)";
-            self.carry.notes.insert(note.to_owned());
-            return;
-        }
-        channel.send(super::accept_message(self.ctx, self.spec, self.id, self.epoch, opened.streams, 0));
-        let index = self.peers.len();
-        let near = opened.rtt_us < NEAR_RTT_US;
-        let session::Opened { id, streams, source, joining, .. } = opened;
-        let mut links = Links::new(self.ctx.clone(), config(source, id, near), None, events.clone());
-        links.dial_all(streams);
-        let out = forward(index, channel, self.relay.clone());
-        forward_joins(index, joining, self.relay.clone());
-        self.peers.push(Peer { links, out, engine: offer.engine, stats: None, gone: false, process: offer.process });
-        self.bind_at(index);
-    }
-
-    /// A further source is asked for nothing any more; what its streams held goes back to the table.
-    pub(super) fn drop_peer(&mut self, peer: usize, why: &str) {
-        let lost = &mut self.peers[peer];
-        lost.links.close();
-        lost.stats.get_or_insert_default();
-        if std::mem::replace(&mut lost.gone, true) {
-            return;
-        }
-        self.carry.notes.insert(format!("a further source was lost: {why}"));
-        let streams: Vec<StreamKey> =
-            self.stream_peer.iter().filter(|(_, p)| **p == peer).map(|(stream, _)| *stream).collect();
-        for stream in streams {
-            // Before the next claim is given out, not only once its worker has let go of it: it is not asked again.
-            self.stream_peer.remove(&stream);
-            self.retired.insert(stream, peer);
-        }
-    }
-
     /// Ends a stream's claims; where this end dials, it is dialled again.
     pub(super) fn stream_dead(&mut self, stream: StreamKey, why: &Fault) {
         self.table.remove_stream(stream);
@@ -498,6 +456,7 @@ impl Run<'_> {
     }
 
     fn tick(&mut self) -> Result<(), TransferError> {
+        self.steer();
         let now = crate::engine::worker::now_ns();
         // Meanwhile streams that bring nothing may be waiting for our own disk.
         let committing_long = self.committing_bytes > 0 && clock::since(self.last_commit) > Duration::from_secs(5);
@@ -508,7 +467,7 @@ impl Run<'_> {
             Some(Seen { stream: *stream, asked: asked && !committing_long, brought })
         };
         let seen: Vec<Seen> = self.stream_peer.iter().filter_map(look).collect();
-        for stream in self.pace.look(now, &seen, least(self.spec.options.rate)) {
+        for stream in self.pace.look(now, &seen, least(self.rate)) {
             self.carry.notes.insert("a stream that brought next to nothing for 45 s was replaced".to_owned());
             self.peers[self.stream_peer[&stream]].links.cut(stream);
         }
@@ -524,7 +483,9 @@ impl Run<'_> {
             total_files: self.counts.total_files,
             scanned: self.manifest_end.is_some(),
             streams,
-            phase: if streams == 0 { "connecting" } else { "moving" }.to_owned(),
+            rate: self.rate,
+            priority: self.entry.priority(),
+            phase: if streams == 0 { "connecting" } else { MOVING }.to_owned(),
         };
         let progress = Progress {
             bytes: snapshot.bytes,

@@ -38,6 +38,10 @@ impl Run<'_> {
                 Ok(())
             }
             Message::ManifestEnd(_) => hostile("counts its manifest segments wrongly"),
+            Message::Wish(wish) => {
+                self.wished(wish);
+                Ok(())
+            }
             Message::Problem { root, path, what } => {
                 // Its place here, as in every other failure; a path that no place can have, as the source says it.
                 let place = self.placement.prefixes.get(usize::from(root)).and_then(|p| p.join(&path).ok());

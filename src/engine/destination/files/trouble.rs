@@ -1,7 +1,7 @@
 //! What went wrong with a big file: other bytes than expected, a failed chunk, a failed sync.
 
 use super::*;
-use crate::engine::session::Live;
+use crate::engine::links::Live;
 
 /// How long a session may be without any data stream while there is something to fetch.
 const STREAMLESS_MAX: Duration = Duration::from_secs(45);

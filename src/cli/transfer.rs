@@ -1,0 +1,174 @@
+//! `longhaul transfer`: what an agent moves, and changes to it while it runs.
+
+use super::cp::PeerArgs;
+use super::fail::{Fail, finish, printable, say};
+use super::service::{say_json, table};
+use crate::control::client::{ClientOptions, PeerClient};
+use crate::control::messages::TransferView;
+use crate::control::url::PeerUrl;
+use crate::engine::error::TransferError;
+use crate::engine::spec::{Priority, Steer};
+use crate::units::{BitRate, Bytes, parse_rate};
+use clap::Subcommand;
+
+/// What an agent moves: lists, shows, changes and stops it.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Running transfers and the last ended ones, at either end
+    List {
+        #[command(flatten)]
+        at: At,
+    },
+    /// One transfer
+    Show {
+        #[command(flatten)]
+        at: At,
+        /// Its id
+        id: String,
+    },
+    /// Changes a running transfer. Either end can be asked; the destination decides
+    Set {
+        #[command(flatten)]
+        at: At,
+        /// Its id
+        id: String,
+        /// Cap over all streams instead of the one it was started with; `none` lifts it
+        #[arg(long, value_name = "RATE|none", value_parser = parse_cap, required_unless_present_any = ["streams", "priority"])]
+        rate: Option<u64>,
+        /// Data streams
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(crate::limits::MAX_STREAMS)))]
+        streams: Option<u16>,
+        /// Against other transfers of the same agent
+        #[arg(long, value_name = "P")]
+        priority: Option<Priority>,
+    },
+}
+
+/// Which agent.
+#[derive(Debug, Clone, clap::Args)]
+struct At {
+    /// The agent: a host, or `lh://host[:port]`
+    #[arg(value_name = "PEER")]
+    agent: String,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    peer: PeerArgs,
+}
+
+fn parse_cap(text: &str) -> Result<u64, String> {
+    if text == "none" { Ok(0) } else { parse_rate(text).map_err(|error| error.to_string()) }
+}
+
+impl At {
+    fn client(&self) -> Result<PeerClient, Fail> {
+        let typed = if self.agent.starts_with("lh://") { self.agent.clone() } else { format!("lh://{}", self.agent) };
+        let url = PeerUrl::parse(typed.as_bytes()).map_err(|error| Fail::usage(error.to_string()))?;
+        let options = ClientOptions {
+            token_file: self.peer.token_file.clone(),
+            fingerprint: self.peer.peer_fingerprint,
+            known_peers: self.peer.known_peers.clone(),
+            insecure_http: self.peer.insecure_http,
+            tls: self.peer.tls.own(),
+        };
+        Ok(PeerClient::new(url, options)?)
+    }
+}
+
+/// Runs the command. The exit code.
+pub fn run(args: Args) -> u8 {
+    let json = match &args.command {
+        Command::List { at } | Command::Show { at, .. } | Command::Set { at, .. } => at.json,
+    };
+    let done = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| Fail::new(1, format!("cannot start: {error}")))?;
+        runtime.block_on(execute(args.command))
+    };
+    finish(json, done())
+}
+
+async fn execute(command: Command) -> Result<u8, Fail> {
+    match command {
+        Command::List { at } => {
+            let all = at.client()?.transfers().await?;
+            if at.json {
+                say_json(&all);
+            } else {
+                let heads = ["ID", "STATE", "ROLE", "DONE", "RATE", "STREAMS", "PRIORITY", "PATH"];
+                say(&table(heads, all.iter().map(row)));
+            }
+        }
+        Command::Show { at, id } => show(&at, &at.client()?.transfer(&id).await?),
+        Command::Set { at, id, rate, streams, priority } => {
+            let client = at.client()?;
+            let change = Steer { rate, streams, priority };
+            client.steer(&id, &change).await?;
+            show(&at, &after(&client, &id).await?);
+        }
+    }
+    Ok(0)
+}
+
+/// As it is a moment later: the other end may have to be told first.
+async fn after(client: &PeerClient, id: &str) -> Result<TransferView, TransferError> {
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    client.transfer(id).await
+}
+
+fn state(view: &TransferView) -> String {
+    view.report
+        .as_ref()
+        .map_or_else(|| view.snapshot.phase.clone(), |report| format!("{:?}", report.verdict).to_uppercase())
+}
+
+fn cap(view: &TransferView) -> String {
+    view.snapshot.rate.map_or_else(|| "no cap".to_owned(), |rate| BitRate(rate).to_string())
+}
+
+fn priority(view: &TransferView) -> String {
+    format!("{:?}", view.snapshot.priority).to_lowercase()
+}
+
+fn row(view: &TransferView) -> [String; 8] {
+    let shot = &view.snapshot;
+    [
+        view.id.clone().unwrap_or_else(|| "-".to_owned()),
+        state(view),
+        view.role.clone(),
+        format!("{} of {}", Bytes(shot.bytes), Bytes(shot.total_bytes)),
+        cap(view),
+        shot.streams.to_string(),
+        priority(view),
+        view.path.clone(),
+    ]
+}
+
+fn show(at: &At, view: &TransferView) {
+    if at.json {
+        return say_json(view);
+    }
+    let [id, state, role, done, rate, streams, priority, path] = row(view);
+    let line = |name: &str, value: &str| format!("{name:<10}{}\n", printable(value));
+    let all = [("id", id), ("state", state), ("role", role), ("path", path), ("done", done)];
+    let settings = [("rate", rate), ("streams", streams), ("priority", priority)];
+    say(&all.iter().chain(&settings).map(|(name, value)| line(name, value)).collect::<String>());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caps_as_typed() {
+        assert_eq!((parse_cap("none"), parse_cap("500Mbit")), (Ok(0), Ok(500_000_000)));
+        assert!(parse_cap("fast").is_err() && parse_cap("0").is_err());
+    }
+}
