@@ -92,10 +92,12 @@ fn streams_come_and_go_and_nothing_is_sent_twice() {
     sandbox.write("far/src/big", &bytes);
     std::fs::create_dir_all(sandbox.at("far/in")).unwrap();
     // Both who dials and who is dialled takes part.
-    let copies: [(&str, fn(&Sandbox, &Agent, &[&str], &str) -> Running, &str); 2] =
-        [("pull", pull, "out"), ("push", push, "in/out")];
-    for (name, copy, to) in copies {
-        let copy = copy(&sandbox, &agent, &["--rate", "160Mbit", "--streams", "2"], to);
+    for name in ["pull", "push"] {
+        let options = ["--rate", "160Mbit", "--streams", "2"];
+        let copy = match name {
+            "pull" => pull(&sandbox, &agent, &options, "out"),
+            _ => push(&sandbox, &agent, &options, "in/out"),
+        };
         let id = id_of(&agent);
         for count in [6u64, 1, 3] {
             assert_eq!(set(&agent, &id, &format!(r#"{{"streams":{count}}}"#)), 202);
