@@ -129,7 +129,7 @@ pub struct LinksConfig {
     pub extra: Extra,
     /// Socket options of every data stream.
     pub options: SocketOptions,
-    /// Below [`NEAR_RTT_US`].
+    /// Below [`NEAR_RTT_US`](super::session::NEAR_RTT_US).
     pub near: bool,
 }
 
