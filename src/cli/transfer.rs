@@ -9,7 +9,7 @@ use crate::control::url::PeerUrl;
 use crate::engine::error::TransferError;
 use crate::engine::spec::{Priority, Steer};
 use crate::units::{BitRate, Bytes, parse_rate};
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 
 /// What an agent moves: lists, shows, changes and stops it.
 #[derive(Debug, clap::Args)]
@@ -33,13 +33,14 @@ enum Command {
         id: String,
     },
     /// Changes a running transfer. Either end can be asked; the destination decides
+    #[command(group(ArgGroup::new("change").required(true).multiple(true).args(["rate", "streams", "priority"])))]
     Set {
         #[command(flatten)]
         at: At,
         /// Its id
         id: String,
         /// Cap over all streams instead of the one it was started with; `none` lifts it
-        #[arg(long, value_name = "RATE|none", value_parser = parse_cap, required_unless_present_any = ["streams", "priority"])]
+        #[arg(long, value_name = "RATE|none", value_parser = parse_cap)]
         rate: Option<u64>,
         /// Data streams
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(crate::limits::MAX_STREAMS)))]
