@@ -214,6 +214,12 @@ fn parse_preserve(text: &str) -> Result<Preserve, String> {
     Ok(preserve)
 }
 
+/// An agent, as a host or as `lh://host[:port]`.
+pub fn parse_peer(text: &str) -> Result<PeerUrl, Fail> {
+    let typed = if text.starts_with("lh://") { text.to_owned() } else { format!("lh://{text}") };
+    parse_url(&typed).map_err(Fail::usage)
+}
+
 /// An agent, as `lh://host[:port]/path`.
 pub fn parse_url(text: &str) -> Result<PeerUrl, String> {
     PeerUrl::parse(text.as_bytes()).map_err(|e| e.to_string())

@@ -1,8 +1,9 @@
 //! `longhaul doctor`: audits this host, and the way to a peer. Changes nothing.
 
+use super::cp::parse_peer;
 use super::fail::{Fail, finish, printable, say};
 use super::report::count;
-use crate::control::url::{DATA_PORT, PeerUrl};
+use crate::control::url::DATA_PORT;
 use crate::doctor::gather::{gather, reach};
 use crate::doctor::{Finding, Level, Target, check};
 use crate::units::{parse_rate, parse_span};
@@ -48,8 +49,7 @@ pub fn run(args: Args) -> u8 {
 fn execute(args: &Args) -> Result<u8, Fail> {
     let mut facts = gather(args.root.as_deref());
     if let Some(name) = &args.peer {
-        let typed = if name.starts_with("lh://") { name.clone() } else { format!("lh://{name}") };
-        let url = PeerUrl::parse(typed.as_bytes()).map_err(|error| Fail::usage(error.to_string()))?;
+        let url = parse_peer(name)?;
         let found = (url.host.as_str(), url.port).to_socket_addrs();
         let addresses: Vec<SocketAddr> = found.map(Iterator::collect).unwrap_or_default();
         facts.peer = Some(reach(&url.host, &addresses, (args.data_port != 0).then_some(args.data_port)));

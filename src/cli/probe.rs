@@ -3,7 +3,7 @@
 mod plan;
 mod plot;
 
-use super::cp::PeerArgs;
+use super::cp::{PeerArgs, parse_peer};
 use super::fail::{Fail, finish, printable, say, show};
 use crate::clock;
 use crate::control::client::PeerTickets;
@@ -103,8 +103,7 @@ pub fn run(args: Args) -> u8 {
 
 fn execute(args: &Args) -> Result<u8, Fail> {
     let began = Instant::now();
-    let typed = if args.target.starts_with("lh://") { args.target.clone() } else { format!("lh://{}", args.target) };
-    let url = PeerUrl::parse(typed.as_bytes()).map_err(|error| Fail::usage(error.to_string()))?;
+    let url = parse_peer(&args.target)?;
     let target = args.save.as_deref().map(|name| place(name, args.force)).transpose()?;
     let found = (url.host.as_str(), url.port).to_socket_addrs();
     let addresses: Vec<SocketAddr> = found.map(Iterator::collect).unwrap_or_default();

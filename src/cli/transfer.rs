@@ -1,11 +1,10 @@
 //! `longhaul transfer`: what an agent moves, and changes to it while it runs.
 
-use super::cp::PeerArgs;
+use super::cp::{PeerArgs, parse_peer};
 use super::fail::{Fail, finish, printable, say};
 use super::service::{say_json, table};
-use crate::control::client::{ClientOptions, PeerClient};
+use crate::control::client::PeerClient;
 use crate::control::messages::TransferView;
-use crate::control::url::PeerUrl;
 use crate::engine::error::TransferError;
 use crate::engine::spec::{Priority, Steer};
 use crate::units::{BitRate, Bytes, parse_rate};
@@ -70,16 +69,7 @@ fn parse_cap(text: &str) -> Result<u64, String> {
 
 impl At {
     fn client(&self) -> Result<PeerClient, Fail> {
-        let typed = if self.agent.starts_with("lh://") { self.agent.clone() } else { format!("lh://{}", self.agent) };
-        let url = PeerUrl::parse(typed.as_bytes()).map_err(|error| Fail::usage(error.to_string()))?;
-        let options = ClientOptions {
-            token_file: self.peer.token_file.clone(),
-            fingerprint: self.peer.peer_fingerprint,
-            known_peers: self.peer.known_peers.clone(),
-            insecure_http: self.peer.insecure_http,
-            tls: self.peer.tls.own(),
-        };
-        Ok(PeerClient::new(url, options)?)
+        self.peer.client(&parse_peer(&self.agent)?, false)
     }
 }
 

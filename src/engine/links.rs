@@ -275,7 +275,12 @@ impl Links {
         self.gone_paths.push(live.stats.send_path.get());
         self.gone_paths.dedup();
         // Of those that are too many the destination has let go; nothing is lost.
-        if matches!(why, Fault::Detached) || live.index.0 > self.wanted.get() {
+        if live.index.0 > self.wanted.get() {
+            return None;
+        }
+        // It was let go, and is wanted again meanwhile.
+        if matches!(why, Fault::Detached) {
+            self.dial(live.index, Duration::ZERO);
             return None;
         }
         self.lost += 1;
@@ -330,8 +335,9 @@ impl Links {
         paths
     }
 
-    /// Closes all streams.
+    /// Closes all streams; none is dialled any more.
     pub fn close(&mut self) {
+        self.wanted.set(0);
         for (stream, live) in &self.live {
             self.ctx.workers[live.worker].inbox.send(Command::Detach(*stream));
         }

@@ -32,16 +32,22 @@ pub fn socket_options(options: &TransferOptions) -> SocketOptions {
 /// The source's sockets: what the destination asks for, before what this end would do by itself. A rate is a cap, so the
 /// lower one holds. `streams` share it.
 pub fn at_source(own: &TransferOptions, accept: &Accept, streams: u16) -> SocketOptions {
-    let rate = accept.rate.into_iter().chain(own.rate).min();
     let both = TransferOptions {
         congestion: accept.congestion.clone().or_else(|| own.congestion.clone()),
         window: accept.window.or(own.window),
         tuning: accept.tuning.clone().or(&own.tuning),
         ..own.clone()
     };
-    let share = rate.map(|bits| bits / u64::from(streams.max(1)));
-    let pacing = share.into_iter().chain(both.tuning.pacing).min();
-    SocketOptions { pacing_bytes_per_sec: pacing.map(|bits| (bits / 8).max(1)), ..socket_options(&both) }
+    let pacing_bytes_per_sec = pacing(own.rate, own.tuning.pacing, accept, streams);
+    SocketOptions { pacing_bytes_per_sec, ..socket_options(&both) }
+}
+
+/// Bytes per second of one of the `streams` that share a rate: the lower of this end's `cap` (bits per second) and the one asked
+/// for, and never above what a stream may have by the destination's word, or else by this end's `stream` (bits per second).
+pub fn pacing(cap: Option<u64>, stream: Option<u64>, accept: &Accept, streams: u16) -> Option<u64> {
+    let share = accept.rate.into_iter().chain(cap).min().map(|bits| bits / u64::from(streams.max(1)));
+    let least = share.into_iter().chain(accept.tuning.pacing.or(stream)).min();
+    least.map(|bits| (bits / 8).max(1))
 }
 
 /// Options whose gaps the profile for this peer has filled, if there is one and they name none yet.

@@ -62,6 +62,20 @@ fn two_equal_sources_serve_a_quarter_each_at_least() {
 }
 
 #[test]
+fn two_sources_share_a_rate() {
+    let dir = scratch(4 * BYTES);
+    let (one, two) = pair(dir.path());
+    let expect = format!("xxh3:{}", digest(dir.path(), &one));
+    let to = dir.path().join("copy");
+    let (from, also) = (one.url("file"), two.url("file"));
+    let args = ["--also", &also, "--expect", &expect, "--rate", "64MiB", &from, to.to_str().unwrap()];
+    let report = copy(dir.path(), &one.token_file(), &args).succeeds(PATIENCE);
+    // 6 s; half of that if each had the whole rate.
+    let took = report["duration_ns"].as_u64().unwrap();
+    assert!(took > 4_500_000_000, "{took} ns for {BYTES} bytes: {report:#}");
+}
+
+#[test]
 fn a_second_source_with_other_bytes_never_gets_them_in() {
     let dir = scratch(4 * BYTES);
     let (one, two) = pair(dir.path());

@@ -118,6 +118,40 @@ fn streams_come_and_go_and_nothing_is_sent_twice() {
 }
 
 #[test]
+fn a_stream_that_was_just_let_go_comes_back_when_it_is_wanted_again() {
+    let sandbox = Sandbox::in_memory();
+    let agent = sandbox.agent("far", &[]);
+    sandbox.write("far/src/big", &noise(200 << 20, 5));
+    let _copy = pull(&sandbox, &agent, &["--rate", "80Mbit", "--streams", "6"], "out");
+    let id = id_of(&agent);
+    for round in 0..30 {
+        set(&agent, &id, r#"{"streams":1}"#);
+        // At every distance from the moment at which the streams are let go.
+        std::thread::sleep(Duration::from_millis(10 * round));
+        assert_eq!(set(&agent, &id, r#"{"streams":6}"#), 202, "round {round}");
+        let all = || snapshot(&agent, &id)["streams"] == 6;
+        wait_for("all streams are there", Duration::from_secs(10), all);
+    }
+}
+
+#[test]
+fn more_streams_than_a_source_has_buffers_for_are_asked_for_once() {
+    let sandbox = Sandbox::in_memory();
+    let (from, to) = (sandbox.agent("from", &["--memory", "8MiB"]), sandbox.agent("to", &[]));
+    sandbox.write("from/big", &noise(100 << 20, 6));
+    let (source, token) = (from.token_file(), to.token_file());
+    let tokens = ["--source-token-file", &source, "--token-file", &token, "--rate", "80Mbit"];
+    let _copy = sandbox.start_cp(&[&tokens[..], &[&from.url("big"), &to.url("out")]].concat());
+    let id = id_of(&from);
+    assert_eq!(set(&from, &id, r#"{"streams":64}"#), 202);
+    std::thread::sleep(Duration::from_secs(3));
+    let streams = snapshot(&from, &id)["streams"].as_u64().unwrap();
+    assert!(streams < 64, "{streams} streams");
+    let changes = to.running.stderr().matches("the transfer was changed while it runs").count();
+    assert!((1..4).contains(&changes), "changed {changes} times");
+}
+
+#[test]
 fn a_lower_priority_gives_way() {
     let sandbox = Sandbox::in_memory();
     let agent = sandbox.agent("far", &["--verify", "wire"]);
@@ -132,8 +166,15 @@ fn a_lower_priority_gives_way() {
         running(&agent).into_iter().find(of).unwrap()["id"].as_str().unwrap().to_owned()
     };
     let (low_id, high_id) = (id("low"), id("high"));
-    assert_eq!(set(&agent, &low_id, r#"{"rate":0,"priority":"low"}"#), 202);
-    assert_eq!(set(&agent, &high_id, r#"{"rate":0,"priority":"high"}"#), 202);
+    // While both are capped; then the cap is lifted of the one that is to go first, so that the other has no start.
+    for (id, change) in [
+        (&low_id, r#"{"priority":"low"}"#),
+        (&high_id, r#"{"priority":"high"}"#),
+        (&high_id, r#"{"rate":0}"#),
+        (&low_id, r#"{"rate":0}"#),
+    ] {
+        assert_eq!(set(&agent, id, change), 202);
+    }
     high.wait(LONG).expect(0);
     let left = snapshot(&agent, &low_id);
     assert_eq!(left["priority"], "low");

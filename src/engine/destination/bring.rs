@@ -113,7 +113,17 @@ impl Run<'_> {
         forward_joins(index, joining, self.relay.clone());
         let told = Retune { rate: self.spec.options.rate, streams, asked: Steer::default() };
         let (engine, process) = (offer.engine, offer.process);
-        self.peers.push(Peer { links, out, engine, stats: None, gone: false, begun: streams, told, process });
+        self.peers.push(Peer {
+            links,
+            out,
+            engine,
+            stats: None,
+            gone: false,
+            begun: streams,
+            told,
+            yields: 0,
+            process,
+        });
         self.steer();
         self.bind_at(index);
     }

@@ -74,6 +74,8 @@ pub(super) struct Peer {
     /// The streams that its session began with, and what its source goes by now.
     pub begun: u16,
     pub told: Retune,
+    /// By how many steps of priority others go first there.
+    pub yields: u8,
     /// Unanswered Seals and Binds.
     pub process: u64,
 }
@@ -132,8 +134,6 @@ pub(super) struct Run<'a> {
     pub rate: Option<u64>,
     /// By how many steps of priority others go first, see `steer`.
     pub yields: u8,
-    /// The same, at the source.
-    pub yields_there: u8,
     pub id: TransferId,
     pub epoch: Epoch,
     pub root: Arc<Root>,
@@ -238,7 +238,7 @@ pub(super) async fn run(
     forward_joins(0, begun.joining, tell.clone());
     let (engine, process) = (begun.offer.engine.clone(), begun.offer.process);
     let told = Retune { rate: options.rate, streams: begun.streams, asked: Steer::default() };
-    let peer = Peer { links, out, engine, stats: None, gone: false, begun: begun.streams, told, process };
+    let peer = Peer { links, out, engine, stats: None, gone: false, begun: begun.streams, told, yields: 0, process };
     for other in begun.others {
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }
@@ -256,7 +256,6 @@ pub(super) async fn run(
         streams: begun.streams,
         rate: begun.spec.options.rate,
         yields: 0,
-        yields_there: 0,
         id: begun.id,
         epoch: begun.epoch,
         root: begun.root,

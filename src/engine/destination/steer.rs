@@ -21,7 +21,12 @@ impl Run<'_> {
             some => some,
         };
         self.rate = cap_of(options, wanted, clock::unix_now());
-        self.yields = self.ctx.yields(self.entry).max(self.yields_there);
+        self.yields = self
+            .peers
+            .iter()
+            .filter(|peer| !peer.gone)
+            .map(|peer| peer.yields)
+            .fold(self.ctx.yields(self.entry), u8::max);
         let sources = self.peers.iter().filter(|peer| !peer.gone).count() as u64;
         // Each source is told its share: none of them knows of the others.
         let share = self.rate.map(|rate| (rate / sources.max(1)).max(MIN_RATE));
@@ -42,8 +47,8 @@ impl Run<'_> {
     }
 
     /// A source's side would have something changed. The last word holds, whichever end it came from.
-    pub(super) fn wished(&mut self, wish: Wish) {
-        self.yields_there = wish.yields;
+    pub(super) fn wished(&mut self, peer: usize, wish: Wish) {
+        self.peers[peer].yields = wish.yields;
         self.entry.steer.send_if_modified(|all| {
             let before = *all;
             all.merge(&wish.steer);

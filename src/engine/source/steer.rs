@@ -3,7 +3,7 @@
 use super::Session;
 use crate::clock;
 use crate::engine::spec::{Steer, TransferOptions};
-use crate::engine::tuning::{at_source, cap_of};
+use crate::engine::tuning::{cap_of, pacing};
 use crate::limits::MAX_STREAMS;
 use crate::wire::control::{Accept, Message, Retune, Wish};
 
@@ -20,7 +20,7 @@ pub(super) struct Steering {
 impl Session<'_> {
     /// Rate and streams from here on, by the destination's word.
     pub(super) fn retune(&mut self, to: Retune) {
-        let most = self.ctx.streams_max().min(MAX_STREAMS);
+        let most = self.streams_max();
         (self.steering.accept.rate, self.steering.accept.streams) = (to.rate, to.streams.min(most));
         // What was asked for at the beginning of a push is in the destination's word. Only what this end allows still counts.
         self.steering.own.rate = self.steering.own.ceiling;
@@ -32,12 +32,15 @@ impl Session<'_> {
         }
     }
 
+    fn streams_max(&self) -> u16 {
+        self.ctx.streams_max().min(MAX_STREAMS)
+    }
+
     /// Paces the streams by what the destination and the time of the day at this end allow.
     pub(super) fn pace(&mut self) {
         let Steering { own, accept, .. } = &self.steering;
-        let own = TransferOptions { rate: cap_of(own, own.rate, clock::unix_now()), ..own.clone() };
-        let pacing = at_source(&own, accept, accept.streams).pacing_bytes_per_sec;
-        self.links.pace(pacing);
+        let cap = cap_of(own, own.rate, clock::unix_now());
+        self.links.pace(pacing(cap, own.tuning.pacing, accept, accept.streams));
     }
 
     /// Tells the destination what was asked for here, and whether other transfers of this end go first.
@@ -46,7 +49,9 @@ impl Session<'_> {
         self.wish(asked);
     }
 
-    fn wish(&mut self, steer: Steer) {
+    fn wish(&mut self, mut steer: Steer) {
+        // More than there are buffers for would be asked for, cut down and asked for again without end.
+        steer.streams = steer.streams.map(|count| count.min(self.streams_max()));
         let wish = Wish { steer, yields: self.ctx.yields(self.entry) };
         if wish != self.steering.said {
             self.steering.said = wish;

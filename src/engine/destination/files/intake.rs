@@ -39,7 +39,7 @@ impl Run<'_> {
             }
             Message::ManifestEnd(_) => hostile("counts its manifest segments wrongly"),
             Message::Wish(wish) => {
-                self.wished(wish);
+                self.wished(peer, wish);
                 Ok(())
             }
             Message::Problem { root, path, what } => {
