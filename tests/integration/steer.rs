@@ -118,23 +118,6 @@ fn streams_come_and_go_and_nothing_is_sent_twice() {
 }
 
 #[test]
-fn a_stream_that_was_just_let_go_comes_back_when_it_is_wanted_again() {
-    let sandbox = Sandbox::in_memory();
-    let agent = sandbox.agent("far", &[]);
-    sandbox.write("far/src/big", &noise(200 << 20, 5));
-    let _copy = pull(&sandbox, &agent, &["--rate", "80Mbit", "--streams", "6"], "out");
-    let id = id_of(&agent);
-    for round in 0..30 {
-        set(&agent, &id, r#"{"streams":1}"#);
-        // At every distance from the moment at which the streams are let go.
-        std::thread::sleep(Duration::from_millis(10 * round));
-        assert_eq!(set(&agent, &id, r#"{"streams":6}"#), 202, "round {round}");
-        let all = || snapshot(&agent, &id)["streams"] == 6;
-        wait_for("all streams are there", Duration::from_secs(10), all);
-    }
-}
-
-#[test]
 fn more_streams_than_a_source_has_buffers_for_are_asked_for_once() {
     let sandbox = Sandbox::in_memory();
     let (from, to) = (sandbox.agent("from", &["--memory", "8MiB"]), sandbox.agent("to", &[]));
