@@ -117,6 +117,10 @@ pub struct Args {
     /// auto, buffered, dontcache, direct or splice (unencrypted bytes go from the page cache to the socket) [default: auto]
     #[arg(long, value_name = "HOW", value_parser = parse_word::<IoChoice>)]
     pub io: Option<IoChoice>,
+    /// on or off: whether what nobody has set (congestion control, streams, depth, pacing) is tuned while it runs
+    /// [default: on]
+    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    pub tuner: Option<bool>,
     /// Say what held it back: the evidence, and what to change
     #[arg(long)]
     pub explain: bool,
@@ -259,6 +263,7 @@ impl Args {
             recursive: self.recursive,
             io: self.io.unwrap_or_default(),
             bind: self.tuning.bind,
+            tuner: self.tuner.unwrap_or(true),
             ..TransferOptions::default()
         };
         if let Some(chosen) = &self.chosen {

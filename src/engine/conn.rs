@@ -118,6 +118,15 @@ impl Parked {
         }
     }
 
+    /// Gives it this congestion control. What was not as asked.
+    pub fn control(&self, name: &str) -> Option<String> {
+        match self {
+            Parked::Tcp(socket) => crate::net::socket::set_congestion(socket, name).map(|note| note.to_string()),
+            #[cfg(feature = "testing")]
+            Parked::Simulated(_) => None,
+        }
+    }
+
     /// Ends it in both directions: whoever waits on it notices.
     pub fn cut(&self) {
         match self {

@@ -11,15 +11,23 @@ pub(super) struct Connections {
     count: u64,
     /// Round trips seen on the way: their sum in µs, and how many.
     seen: (u64, u64),
+    /// The longest mean over connections since it was asked for last, µs.
+    longest: u64,
     congestion: BTreeSet<String>,
 }
 
 impl Connections {
     /// Notes the round trip of each connection as it is now: at the end queues are empty, and it says little.
     pub(super) fn look<'a>(&mut self, sockets: impl Iterator<Item = &'a Parked>) {
-        for info in sockets.filter_map(Parked::tcp_info).filter(|info| info.rtt_us > 0) {
-            self.seen = (self.seen.0 + u64::from(info.rtt_us), self.seen.1 + 1);
-        }
+        let infos = sockets.filter_map(Parked::tcp_info).filter(|info| info.rtt_us > 0);
+        let (sum, count) = infos.fold((0, 0), |all, info| (all.0 + u64::from(info.rtt_us), all.1 + 1));
+        self.seen = (self.seen.0 + sum, self.seen.1 + count);
+        self.longest = self.longest.max(sum.checked_div(count).unwrap_or(0));
+    }
+
+    /// The longest round trip, as a mean over connections, of all looks since this was asked last, µs; 0: none.
+    pub(super) fn longest(&mut self) -> u64 {
+        std::mem::take(&mut self.longest)
     }
 
     /// Adds what the kernel says of one connection.

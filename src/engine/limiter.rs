@@ -43,7 +43,8 @@ pub struct Evidence {
 }
 
 /// What can hold a transfer back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Limiter {
     /// Reading.
     SourceDisk,
@@ -105,6 +106,20 @@ fn part(ns: u64, of: u64) -> f64 {
 }
 
 impl EndView {
+    fn since(&self, before: &Self) -> Self {
+        Self {
+            wall_ns: self.wall_ns.saturating_sub(before.wall_ns),
+            streams: self.streams,
+            workers: self.workers,
+            cpu_ns: self.cpu_ns.saturating_sub(before.cpu_ns),
+            delay_ns: self.delay_ns.saturating_sub(before.delay_ns),
+            idle_ns: self.idle_ns.saturating_sub(before.idle_ns),
+            disk_ns: self.disk_ns.saturating_sub(before.disk_ns),
+            send_ns: self.send_ns.saturating_sub(before.send_ns),
+            held_back_ns: self.held_back_ns.saturating_sub(before.held_back_ns),
+        }
+    }
+
     fn stream_time(&self) -> u64 {
         self.wall_ns.saturating_mul(self.streams.max(1))
     }
@@ -168,6 +183,24 @@ impl Evidence {
         if all.congestion.is_empty() {
             // What is shown to people comes from a peer.
             all.congestion = one.congestion.chars().filter(|c| c.is_ascii_graphic()).take(64).collect();
+        }
+    }
+
+    /// What has been added since `before`, of the same session: the evidence of the time between.
+    pub fn since(&self, before: &Self) -> Self {
+        let mut sender = self.sender.clone();
+        if let (Some(now), Some(then)) = (&mut sender, &before.sender) {
+            now.busy_us = now.busy_us.saturating_sub(then.busy_us);
+            now.rwnd_limited_us = now.rwnd_limited_us.saturating_sub(then.rwnd_limited_us);
+            now.sndbuf_limited_us = now.sndbuf_limited_us.saturating_sub(then.sndbuf_limited_us);
+            now.bytes_sent = now.bytes_sent.saturating_sub(then.bytes_sent);
+            now.bytes_retransmitted = now.bytes_retransmitted.saturating_sub(then.bytes_retransmitted);
+        }
+        Self {
+            source: self.source.since(&before.source),
+            destination: self.destination.since(&before.destination),
+            sender,
+            received_bytes: self.received_bytes.saturating_sub(before.received_bytes),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::clock;
 use crate::ids::{SessionId, StreamIndex};
 use crate::net::SocketOptions;
 use crate::sys::SendPath;
-use crate::wire::control::Message;
+use crate::wire::control::{Control, Message};
 use crate::wire::views::SenderView;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -74,6 +74,10 @@ pub struct Links {
     packer: Option<Arc<dyn Packer>>,
     events: mpsc::UnboundedSender<Event>,
     options: SocketOptions,
+    /// Bytes per second of a stream by somebody's wish.
+    paced: Option<u64>,
+    /// What congestion control was asked for at first, and which one that was, once the tuner has changed it.
+    first: Option<(Vec<String>, String)>,
     near: bool,
     /// What options were clamped, each said once.
     pub notes: Vec<String>,
@@ -159,6 +163,8 @@ impl Links {
             extra,
             packer,
             events,
+            paced: options.pacing_bytes_per_sec,
+            first: None,
             options,
             near,
             notes: Vec::new(),
@@ -186,8 +192,31 @@ impl Links {
         self.live.get(&stream).is_some_and(|live| live.index.0 > self.wanted.get())
     }
 
-    /// Caps the rate of every stream, those to come included, bytes per second; `None`: no cap.
-    pub fn pace(&mut self, bytes_per_sec: Option<u64>) {
+    /// The congestion control of every stream, those to come included; `None`: what it was at first.
+    pub fn control(&mut self, control: Option<Control>) {
+        let name = match (control, &self.first) {
+            (None, None) => return,
+            (None, Some((options, name))) => {
+                self.options.congestion = options.clone();
+                name.clone()
+            }
+            (Some(control), first) => {
+                if first.is_none() {
+                    let name = self.live.values().next().map(|live| live.socket.congestion()).unwrap_or_default();
+                    self.first = Some((self.options.congestion.clone(), name));
+                }
+                self.options.congestion = vec![control.name().to_owned()];
+                control.name().to_owned()
+            }
+        };
+        let notes: Vec<String> = self.live.values().filter_map(|live| live.socket.control(&name)).collect();
+        notes.into_iter().for_each(|note| self.note(note));
+    }
+
+    /// Caps the rate of every stream, those to come included, bytes per second; `None`: no cap. `set`: the cap that somebody
+    /// has set, which is what the limiter is to know.
+    pub fn pace(&mut self, bytes_per_sec: Option<u64>, set: Option<u64>) {
+        self.paced = set;
         if self.options.pacing_bytes_per_sec == bytes_per_sec {
             return;
         }
@@ -322,8 +351,17 @@ impl Links {
     pub fn sender(&self) -> SenderView {
         let mut all = self.tcp.clone();
         self.live.values().for_each(|live| all.add(&live.socket));
-        let paced = self.options.pacing_bytes_per_sec.map_or(0, |bytes| bytes.saturating_mul(8));
-        all.view(paced)
+        all.view(self.paced())
+    }
+
+    fn paced(&self) -> u64 {
+        self.paced.map_or(0, |bytes| bytes.saturating_mul(8))
+    }
+
+    /// The same, with the longest round trip since this was asked last in place of the mean.
+    pub fn sample(&mut self) -> SenderView {
+        let rtt_us = self.tcp.longest();
+        SenderView { rtt_us, ..self.sender() }
     }
 
     /// How blocks were sent, each way named once.

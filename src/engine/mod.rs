@@ -34,6 +34,7 @@ pub mod session;
 pub mod source;
 pub mod spec;
 pub mod sums;
+pub mod tuner;
 pub mod tuning;
 pub mod worker;
 

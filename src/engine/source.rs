@@ -30,7 +30,7 @@ use crate::relpath::RelPath;
 use crate::sys::{Arena, SLOT_HEAD, SendPath};
 use crate::wire::control::{Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Sealed, SourceStats, Wish};
 use crate::wire::data::{PACK_ENTRY_HEAD, PackItem, Status, put_pack_entry};
-use crate::wire::views::{EndView, SourceView};
+use crate::wire::views::SourceView;
 pub(super) use opening::SPLICE;
 pub use opening::mode_word;
 use opening::{open_one, place, source_io, status_of, wish};
@@ -384,6 +384,8 @@ impl<'a> Session<'a> {
                 own: own.clone(),
                 accept: Accept { streams: used, ..accept.clone() },
                 said: Wish::default(),
+                pacing: None,
+                sampled: clock::now(),
             },
         };
         session.wish_again();
@@ -477,6 +479,7 @@ impl<'a> Session<'a> {
                 self.links.look();
                 self.pace();
                 self.tell_wishes();
+                self.tell_sample();
                 self.entry.snapshot.send_replace(Snapshot {
                     bytes: p.bytes,
                     total_bytes: p.total_bytes,
@@ -599,20 +602,7 @@ impl<'a> Session<'a> {
             busy_ns: workers.busy,
             io: how.into_iter().collect::<Vec<_>>().join(", "),
             notes,
-            view: Some(SourceView {
-                end: EndView {
-                    wall_ns: clock::since(self.began).as_nanos() as u64,
-                    streams: self.links.live.len() as u64,
-                    workers: self.ctx.workers.len() as u64,
-                    cpu_ns: workers.cpu,
-                    delay_ns: workers.delay,
-                    idle_ns: totals.idle,
-                    disk_ns: totals.disk_wait,
-                    send_ns: totals.send_wait,
-                    held_back_ns: 0,
-                },
-                sender: self.links.sender(),
-            }),
+            view: Some(SourceView { end: self.end_view(), sender: self.links.sender() }),
         }
     }
 

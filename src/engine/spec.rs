@@ -92,6 +92,9 @@ pub struct TransferOptions {
     /// What else is set on sockets and claims.
     #[serde(skip_serializing_if = "Tuning::is_empty")]
     pub tuning: Tuning,
+    /// Whether what nobody has set is tuned while the transfer runs.
+    #[serde(skip_serializing_if = "is_true")]
+    pub tuner: bool,
     /// The profile that has filled in what nobody said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<ProfileUse>,
@@ -104,6 +107,10 @@ pub struct TransferOptions {
     /// The day's caps at this end. Not told.
     #[serde(skip)]
     pub timetable: Option<Timetable>,
+}
+
+fn is_true(on: &bool) -> bool {
+    *on
 }
 
 impl Default for TransferOptions {
@@ -124,6 +131,7 @@ impl Default for TransferOptions {
             recursive: false,
             io: IoChoice::Auto,
             tuning: Tuning::default(),
+            tuner: true,
             profile: None,
             bind: None,
             ceiling: None,

@@ -262,6 +262,13 @@ fn congestion(handle: &SockRef<'_>, asked: &[String], peer: Option<SocketAddr>, 
     notes.extend(refused.into_iter().map(note));
 }
 
+/// Gives a connection another congestion control while it runs: the kernel starts that one with the window there is.
+pub fn set_congestion(socket: &impl AsFd, name: &str) -> Option<SocketNote> {
+    let mut notes = Vec::new();
+    congestion(&SockRef::from(socket), &[name.to_owned()], None, &mut notes);
+    notes.pop()
+}
+
 fn congestion_of(handle: &SockRef<'_>) -> String {
     let name = handle.tcp_congestion().unwrap_or_default();
     name.split(|byte| *byte == 0).next().map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned())

@@ -133,8 +133,28 @@ pub struct PeerError {
     pub what: String,
 }
 
-/// What holds from now on. A destination sends it whenever something of it changes.
+/// A congestion control that the tuner chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Control {
+    /// RFC 9438.
+    Cubic,
+    /// The kernel's, whichever version it has.
+    Bbr,
+}
+
+impl Control {
+    /// The kernel's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cubic => "cubic",
+            Self::Bbr => "bbr",
+        }
+    }
+}
+
+/// What holds from now on. A destination sends it whenever something of it changes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Retune {
     /// Bits per second over all streams of this session.
@@ -144,6 +164,12 @@ pub struct Retune {
     /// What people asked for meanwhile, for a source that opens the next session.
     #[serde(default, skip_serializing_if = "Steer::is_empty")]
     pub asked: Steer,
+    /// Congestion control of all streams, by the tuner; without it what was asked for at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control: Option<Control>,
+    /// Bits per second over all streams, by the tuner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pacing: Option<u64>,
 }
 
 /// What the source's side would have changed. The destination decides.
@@ -255,6 +281,9 @@ pub enum Message {
     Retune(Retune),
     /// Source: what it would have changed.
     Wish(Wish),
+    /// Source, about twice a second: its counters since the session began, but for the round trip, which is the longest since
+    /// the sample before.
+    Sample(SourceView),
 }
 
 fn json<T: Serialize>(out: &mut Vec<u8>, tag: u8, value: &T) {
@@ -352,6 +381,7 @@ impl Message {
             }
             Message::Retune(v) => json(&mut out, 21, v),
             Message::Wish(v) => json(&mut out, 22, v),
+            Message::Sample(v) => json(&mut out, 23, v),
         }
         out
     }
@@ -399,7 +429,7 @@ impl Message {
                 let to: Retune = from_json(fields.rest(), "retune")?;
                 if to.streams == 0
                     || to.streams > MAX_STREAMS
-                    || to.rate.is_some_and(|rate| rate < MIN_RATE)
+                    || to.rate.into_iter().chain(to.pacing).any(|rate| rate < MIN_RATE)
                     || to.asked.check().is_err()
                 {
                     return Err(WireError::Range("retune"));
@@ -413,6 +443,7 @@ impl Message {
                 }
                 Message::Wish(wish)
             }
+            23 => Message::Sample(from_json(fields.rest(), "sample")?),
             _ => return Err(WireError::Range("message")),
         };
         fields.end()?;
@@ -520,7 +551,7 @@ mod tests {
             Message::Bye,
             Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16])), (PathKey([3; 16]), Digest([4; 16]))]),
             Message::Lost { stream: StreamIndex(3), attempt: 1001 },
-            Message::Retune(Retune { rate: Some(8_000_000), streams: 4, asked: Steer::default() }),
+            Message::Retune(Retune { rate: Some(8_000_000), streams: 4, ..Retune::default() }),
             Message::Wish(Wish { steer: Steer { rate: Some(0), ..Steer::default() }, yields: 1 }),
         ]
     }

@@ -4,7 +4,6 @@ mod changed;
 mod crashes;
 mod cuts;
 mod far;
-mod lab;
 mod memory;
 mod relay;
 mod sources;

@@ -8,7 +8,7 @@ use longhaul::manifest::Mtime;
 use longhaul::profile::{Priority, Steer, Tuning};
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
-    Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Retune, Sealed, SourceStats, Wish,
+    Accept, Bind, Bound, Control, Message, Offer, OfferedRoot, PeerError, Progress, Retune, Sealed, SourceStats, Wish,
 };
 use longhaul::wire::data::Status;
 use longhaul::wire::views::{EndView, SenderView, SourceView};
@@ -103,6 +103,7 @@ fn samples() -> Vec<(&'static str, Message)> {
         paced: 9,
     };
     let seen = SourceStats { view: Some(SourceView { end, sender }), ..stats.clone() };
+    let sample = seen.view.clone().unwrap_or_default();
     let progress =
         Progress { bytes: 1, total_bytes: 2, files: 3, total_files: 4, scanned: true, phase: "moving".to_owned() };
     let handles = || vec![Handle(1), Handle(u32::MAX)];
@@ -142,9 +143,20 @@ fn samples() -> Vec<(&'static str, Message)> {
                 rate: Some(8_000_000),
                 streams: 4,
                 asked: Steer { rate: Some(0), streams: Some(4), priority: Some(Priority::Low) },
+                ..Retune::default()
             }),
         ),
-        ("Retune-uncapped", Message::Retune(Retune { rate: None, streams: 1, asked: Steer::default() })),
+        (
+            "Retune-tuned",
+            Message::Retune(Retune {
+                streams: 16,
+                control: Some(Control::Bbr),
+                pacing: Some(940_000_000),
+                ..Retune::default()
+            }),
+        ),
+        ("Sample", Message::Sample(sample)),
+        ("Retune-uncapped", Message::Retune(Retune { rate: None, streams: 1, ..Retune::default() })),
         ("Wish", Message::Wish(Wish { steer: Steer { streams: Some(2), ..Steer::default() }, yields: 1 })),
         ("Lost", Message::Lost { stream: StreamIndex(3), attempt: 1001 }),
     ]

@@ -11,7 +11,7 @@ use longhaul::manifest::{Entry, EntryKind, Mtime, SegmentBuilder};
 use longhaul::profile::{Priority, Steer, Tuning};
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
-    Accept, Bind, Bound, Message, Offer, OfferedRoot, PeerError, Progress, Retune, Sealed, SourceStats, Wish,
+    Accept, Bind, Bound, Control, Message, Offer, OfferedRoot, PeerError, Progress, Retune, Sealed, SourceStats, Wish,
 };
 use longhaul::wire::data::{PACK_ENTRY_HEAD, PackItem, Run, Status, encode_pack_want, encode_runs, put_pack_entry};
 use longhaul::wire::header::{CHUNK_END, FrameType};
@@ -92,7 +92,14 @@ pub fn messages() -> Vec<Message> {
         Message::Error(PeerError { class: "retry".into(), what: "full".into() }),
         Message::Ping,
         Message::Bye,
-        Message::Retune(Retune { rate: None, streams: 2, asked: Steer { rate: Some(8_000_000), ..Steer::default() } }),
+        Message::Retune(Retune {
+            rate: None,
+            streams: 2,
+            asked: Steer { rate: Some(8_000_000), ..Steer::default() },
+            control: Some(Control::Bbr),
+            pacing: Some(9_000_000),
+        }),
+        Message::Sample(longhaul::wire::views::SourceView::default()),
         Message::Wish(Wish { steer: Steer { priority: Some(Priority::High), ..Steer::default() }, yields: 2 }),
         Message::Lost { stream: StreamIndex(3), attempt: 1001 },
     ]

@@ -1,6 +1,7 @@
 //! Tasks beside a session's loop that bring it what happens elsewhere: messages, data streams, further sources.
 
 use super::run::{News, Peer, Run};
+use super::tune::Tune;
 use crate::engine::channel::Channel;
 #[cfg(feature = "testing")]
 use crate::engine::commit::Durable;
@@ -9,7 +10,7 @@ use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
 use crate::engine::links::{Links, LinksConfig};
 use crate::engine::session::{self, Joined, NEAR_RTT_US, StreamSource};
-use crate::engine::spec::{ChecksumKind, DestinationSpec, Steer};
+use crate::engine::spec::{ChecksumKind, DestinationSpec};
 use crate::engine::worker::{Event, StreamKey};
 use crate::ids::SessionId;
 #[cfg(feature = "testing")]
@@ -111,19 +112,10 @@ impl Run<'_> {
         links.want(streams);
         let out = forward(index, channel, self.relay.clone());
         forward_joins(index, joining, self.relay.clone());
-        let told = Retune { rate: self.spec.options.rate, streams, asked: Steer::default() };
+        let told = Retune { rate: self.spec.options.rate, streams, ..Retune::default() };
+        let tune = Tune::for_session(self.ctx, self.spec, streams, near);
         let (engine, process) = (offer.engine, offer.process);
-        self.peers.push(Peer {
-            links,
-            out,
-            engine,
-            stats: None,
-            gone: false,
-            begun: streams,
-            told,
-            yields: 0,
-            process,
-        });
+        self.peers.push(Peer { links, out, engine, stats: None, gone: false, told, tune, yields: 0, process });
         self.steer();
         self.bind_at(index);
     }

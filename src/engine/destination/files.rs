@@ -21,7 +21,7 @@ use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile, Ren
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};
 use crate::engine::source::{disk_error, escape_text, mode_word};
-use crate::engine::spec::{ChecksumKind, Expected, IfExists, IoChoice};
+use crate::engine::spec::{ChecksumKind, DestinationSpec, Expected, IfExists, IoChoice};
 use crate::engine::worker::{ChunkFault, Claim, Command, Event, PackBody, StreamKey, TargetIo};
 use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::{Handle, PathKey, TransferId};
@@ -46,8 +46,8 @@ const PACK_BYTES: u64 = 512 << 10;
 /// Packs asked of one stream at once.
 const PACKS_PER_STREAM: usize = 3;
 /// Chunks asked of one stream at once, below 1 ms of round trip and above.
-const DEPTH_NEAR: usize = 4;
-const DEPTH_FAR: usize = 8;
+const DEPTH_NEAR: u16 = 4;
+const DEPTH_FAR: u16 = 8;
 /// What the socket buffers of one stream hold, both ends together: near streams have fixed ones, further ones grow to
 /// what the kernel allows.
 const SOCKETS_NEAR: u64 = 2 << 20;
@@ -143,6 +143,11 @@ pub(super) struct OpenedPart {
     old: HashMap<u32, Digest>,
     fresh: bool,
     volatile: bool,
+}
+
+/// Chunks asked of one stream at once, before the tuner has a say.
+pub(super) fn depth_at_first(spec: &DestinationSpec, near: bool) -> u16 {
+    spec.options.tuning.depth.unwrap_or(if near { DEPTH_NEAR } else { DEPTH_FAR })
 }
 
 impl Run<'_> {
@@ -422,7 +427,6 @@ impl Run<'_> {
         if full {
             return;
         }
-        let depth = self.spec.options.tuning.depth.map_or(if self.near { DEPTH_NEAR } else { DEPTH_FAR }, usize::from);
         let all = self.in_use();
         let well: Vec<_> = all.iter().copied().filter(|(stream, peer)| !self.hangs(*stream, *peer)).collect();
         let mut streams = if well.is_empty() { all } else { well };
@@ -435,7 +439,11 @@ impl Run<'_> {
         let most = self.window() + streams.len() as u64 * (CHUNK_SIZE + buffers);
         // Shared out evenly: who comes first would take it all, and the others would stand idle.
         let share = most.saturating_sub(self.uncommitted()) / CHUNK_SIZE / (streams.len() as u64).max(1);
-        let depth = self.yielded(depth.min((share as usize).max(1)));
+        let depths: Vec<usize> = self
+            .peers
+            .iter()
+            .map(|p| self.yielded(usize::from(p.tune.tuner.knobs.depth).min((share as usize).max(1))))
+            .collect();
         let mut again = true;
         while again {
             again = false;
@@ -445,7 +453,7 @@ impl Run<'_> {
                 if *peer == 0 && packs < self.yielded(PACKS_PER_STREAM) && self.claim_pack(*stream) {
                     again = true;
                 } else {
-                    let room = depth.saturating_sub(self.table.held_by(*stream)) as u32;
+                    let room = depths[*peer].saturating_sub(self.table.held_by(*stream)) as u32;
                     again |= room > 0 && self.claim_chunks(*stream, *peer, room.min(RUN_CHUNKS));
                 }
             }

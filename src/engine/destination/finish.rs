@@ -247,6 +247,7 @@ impl Run<'_> {
         }
         notes.extend(profile_note(&self.spec.options));
         notes.extend(limiter::notes(&shares));
+        notes.extend(self.peers.iter().flat_map(|p| p.tune.tuner.steps.iter().cloned()));
         notes.dedup();
         let by_distance = || if self.near { "default (near)" } else { "default (far)" }.to_owned();
         Report {
@@ -310,10 +311,16 @@ impl Run<'_> {
 
     /// What both ends say of where the time went.
     fn evidence(&self) -> Evidence {
-        let mut evidence = Evidence { received_bytes: self.carry.received, ..Evidence::default() };
+        let mut evidence = self.evidence_here();
         for view in self.peers.iter().filter_map(|peer| peer.stats.as_ref()?.view.as_ref()) {
             evidence.add_source(view);
         }
+        evidence
+    }
+
+    /// What this end says.
+    pub(super) fn evidence_here(&self) -> Evidence {
+        let mut evidence = Evidence { received_bytes: self.carry.received, ..Evidence::default() };
         let (waits, workers) = (&self.carry.waits, worker_totals(self.ctx).since(self.carry.workers));
         let totals: Vec<_> = self.peers.iter().map(|peer| peer.links.totals()).collect();
         evidence.received_bytes += totals.iter().map(|t| t.payload).sum::<u64>();

@@ -12,6 +12,7 @@ mod pace;
 mod prepare;
 mod run;
 mod steer;
+mod tune;
 
 use super::backoff::Backoff;
 use super::commit::{Journal, open_journal_file, renew_journal_file};

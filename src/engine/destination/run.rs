@@ -5,6 +5,7 @@ use super::files::{OpenFile, Pack, Planned, Small};
 use super::later::Later;
 use super::pace::{Pace, Seen, least};
 use super::prepare::Looked;
+use super::tune::Tune;
 use super::{Carry, Placement};
 use crate::clock;
 use crate::digest::Digest;
@@ -18,7 +19,7 @@ use crate::engine::handle::TicketSource;
 use crate::engine::links::{Links, LinksConfig};
 use crate::engine::session::{self, Joined, StreamSource};
 use crate::engine::source::{absolute, escape_text, interrupted};
-use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, MOVING, Report, Steer};
+use crate::engine::spec::{ChecksumKind, DestinationSpec, Failure, IfExists, MOVING, Report};
 use crate::engine::tuning::socket_options;
 use crate::engine::worker::{Event, Extra, Fault, StreamKey};
 use crate::ids::{Epoch, Handle, PathKey, SessionId, TransferId};
@@ -71,9 +72,10 @@ pub(super) struct Peer {
     pub stats: Option<SourceStats>,
     /// Not asked any more. Its place in the list stays: streams and news name peers by it.
     pub gone: bool,
-    /// The streams that its session began with, and what its source goes by now.
-    pub begun: u16,
+    /// What its source goes by now.
     pub told: Retune,
+    /// What its transfer is given by itself.
+    pub tune: Tune,
     /// By how many steps of priority others go first there.
     pub yields: u8,
     /// Unanswered Seals and Binds.
@@ -237,8 +239,18 @@ pub(super) async fn run(
     let out = forward(0, begun.channel, tell.clone());
     forward_joins(0, begun.joining, tell.clone());
     let (engine, process) = (begun.offer.engine.clone(), begun.offer.process);
-    let told = Retune { rate: options.rate, streams: begun.streams, asked: Steer::default() };
-    let peer = Peer { links, out, engine, stats: None, gone: false, begun: begun.streams, told, yields: 0, process };
+    let told = Retune { rate: options.rate, streams: begun.streams, ..Retune::default() };
+    let peer = Peer {
+        links,
+        out,
+        engine,
+        stats: None,
+        gone: false,
+        told,
+        tune: Tune::for_session(ctx, begun.spec, begun.streams, begun.near),
+        yields: 0,
+        process,
+    };
     for other in begun.others {
         dial_other(ctx.clone(), begun.spec.clone(), other.clone(), tell.clone());
     }

@@ -2,6 +2,7 @@
 
 use super::run::Run;
 use crate::clock;
+use crate::engine::tuner::Knobs;
 use crate::engine::tuning::cap_of;
 use crate::engine::worker::{Command, StreamKey};
 use crate::limits::{MAX_STREAMS, MIN_RATE};
@@ -32,10 +33,11 @@ impl Run<'_> {
         let share = self.rate.map(|rate| (rate / sources.max(1)).max(MIN_RATE));
         let most = self.ctx.streams_max().min(MAX_STREAMS);
         for peer in self.peers.iter_mut().filter(|peer| !peer.gone) {
-            let streams = asked.streams.map_or(peer.begun, |count| count.min(most));
-            let to = Retune { rate: share, streams, asked };
+            peer.tune.tuner.set(asked.streams.map(|count| count.min(most)));
+            let Knobs { streams, control, pacing, .. } = peer.tune.tuner.knobs;
+            let to = Retune { rate: share, streams, asked, control, pacing };
             if peer.told != to {
-                tracing::info!(rate = ?to.rate, streams = to.streams, "the transfer was changed while it runs");
+                tracing::info!(?to, "the transfer was changed while it runs");
                 peer.told = to;
                 // First the source: it lets in what is dialled from here.
                 let _ = peer.out.send(Message::Retune(to));

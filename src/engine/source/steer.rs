@@ -1,11 +1,16 @@
 //! What changes while a transfer runs, at the end that sends: pacing, streams, and whether others go first.
 
-use super::Session;
+use super::{Session, worker_totals};
 use crate::clock;
 use crate::engine::spec::{Steer, TransferOptions};
 use crate::engine::tuning::{cap_of, pacing};
 use crate::limits::MAX_STREAMS;
 use crate::wire::control::{Accept, Message, Retune, Wish};
+use crate::wire::views::{EndView, SourceView};
+use std::time::{Duration, Instant};
+
+/// How often the destination is told how this end stands: half of the shortest window that its tuner judges.
+const SAMPLE_EVERY: Duration = Duration::from_millis(390);
 
 /// What a source goes by besides its sockets' options.
 pub(super) struct Steering {
@@ -15,6 +20,10 @@ pub(super) struct Steering {
     pub accept: Accept,
     /// What was last said to the destination.
     pub said: Wish,
+    /// By the tuner, bits per second over all streams.
+    pub pacing: Option<u64>,
+    /// When counters were last told.
+    pub sampled: Instant,
 }
 
 impl Session<'_> {
@@ -25,6 +34,8 @@ impl Session<'_> {
         // What was asked for at the beginning of a push is in the destination's word. Only what this end allows still counts.
         self.steering.own.rate = self.steering.own.ceiling;
         self.links.want(to.streams.min(most));
+        self.links.control(to.control);
+        self.steering.pacing = to.pacing;
         self.pace();
         self.entry.told.set(to.asked);
         if to.streams > most {
@@ -40,7 +51,35 @@ impl Session<'_> {
     pub(super) fn pace(&mut self) {
         let Steering { own, accept, .. } = &self.steering;
         let cap = cap_of(own, own.rate, clock::unix_now());
-        self.links.pace(pacing(cap, own.tuning.pacing, accept, accept.streams));
+        let set = pacing(cap, own.tuning.pacing, accept, accept.streams);
+        let tuned = self.steering.pacing.map(|bits| (bits / 8 / u64::from(accept.streams.max(1))).max(1));
+        self.links.pace(set.into_iter().chain(tuned).min(), set);
+    }
+
+    /// Tells the destination how this end stands, from time to time.
+    pub(super) fn tell_sample(&mut self) {
+        if clock::since(self.steering.sampled) < SAMPLE_EVERY {
+            return;
+        }
+        self.steering.sampled = clock::now();
+        let view = SourceView { end: self.end_view(), sender: self.links.sample() };
+        self.channel.send(Message::Sample(view));
+    }
+
+    /// Where this end's time has gone since the session began.
+    pub(super) fn end_view(&self) -> EndView {
+        let (totals, workers) = (self.links.totals(), worker_totals(self.ctx).since(self.workers));
+        EndView {
+            wall_ns: clock::since(self.began).as_nanos() as u64,
+            streams: self.links.live.len() as u64,
+            workers: self.ctx.workers.len() as u64,
+            cpu_ns: workers.cpu,
+            delay_ns: workers.delay,
+            idle_ns: totals.idle,
+            disk_ns: totals.disk_wait,
+            send_ns: totals.send_wait,
+            held_back_ns: 0,
+        }
     }
 
     /// Tells the destination what was asked for here, and whether other transfers of this end go first.

@@ -42,6 +42,10 @@ impl Run<'_> {
                 self.wished(peer, wish);
                 Ok(())
             }
+            Message::Sample(view) => {
+                self.sampled(peer, &view);
+                Ok(())
+            }
             Message::Problem { root, path, what } => {
                 // Its place here, as in every other failure; a path that no place can have, as the source says it.
                 let place = self.placement.prefixes.get(usize::from(root)).and_then(|p| p.join(&path).ok());

@@ -7,17 +7,43 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-const FAR: &str = "10.77.0.2";
+pub const FAR: &str = "10.77.0.2";
 /// An answer that is not there by then was lost.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-struct Lab {
+const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
+/// Lets namespaces have cubic as their default, and sets this host back afterwards.
+struct Cubic(Option<String>);
+
+impl Cubic {
+    fn allow() -> Self {
+        let before = std::fs::read_to_string(ALLOWED).unwrap();
+        if before.split_whitespace().any(|name| name == "cubic") {
+            return Self(None);
+        }
+        let wanted = format!("{} cubic", before.trim());
+        // Where this is no root's machine, the lab says so.
+        Self(std::fs::write(ALLOWED, wanted).is_ok().then_some(before))
+    }
+}
+
+impl Drop for Cubic {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|before| drop(std::fs::write(ALLOWED, before.trim())));
+    }
+}
+
+pub struct Lab {
     name: String,
+    spaces: (String, String),
+    _cubic: Option<Cubic>,
+    _alone: MutexGuard<'static, ()>,
 }
 
 fn script(words: &[&str]) -> (bool, String) {
@@ -29,15 +55,28 @@ fn script(words: &[&str]) -> (bool, String) {
 
 impl Lab {
     /// `None`, said why, where it cannot be had.
-    fn up(letter: char, words: &[&str]) -> Option<Self> {
+    pub fn up(letter: char, words: &[&str]) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             skip("network namespaces need root");
             return None;
         }
-        let lab = Self { name: format!("t{letter}{}", std::process::id() % 10_000_000) };
+        let alone = crate::alone();
+        let name = format!("t{letter}{}", std::process::id() % 10_000_000);
+        let lab = Self {
+            spaces: (format!("{name}-a"), format!("{name}-b")),
+            name,
+            _cubic: words.contains(&"cubic").then(Cubic::allow),
+            _alone: alone,
+        };
         let (done, said) = script(&[&["up", "--name", &lab.name][..], words].concat());
         assert!(done, "{said}");
         Some(lab)
+    }
+
+    /// What a command inside one of the namespaces begins with.
+    pub fn prefix(&self, side: char) -> Vec<&str> {
+        let name = if side == 'a' { &self.spaces.0 } else { &self.spaces.1 };
+        vec!["ip", "netns", "exec", name]
     }
 
     fn set(&self, words: &[&str]) {

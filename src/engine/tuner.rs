@@ -1,0 +1,468 @@
+//! What a transfer changes by itself while it runs: congestion control, streams, depth, pacing. Pure: windows of time in,
+//! settings out; the destination brings them into force (`destination/tune.rs`).
+//!
+//! # The rules
+//! Every change is a trial. It begins because the last seconds give a reason, it is left alone until connections have
+//! settled, and it stays only if the seconds after that pay for it; otherwise all is as before, and the same is not tried
+//! again for half a minute, then one, two, four. So a wrong reason costs some seconds once, and no rule can go to and
+//! fro. At any time one thing is under trial. What a user or a profile has set is not touched.
+//!
+//! 1. **Losses without a queue are not the path's being full.** Cubic and Reno take every loss for congestion, and their
+//!    rate falls with its square root whatever the path could carry (Mathis et al. 1997: rate <= MSS / RTT * C / sqrt(p)).
+//!    A full path shows in its round trip, since a queue forms before it overflows (RFC 9438 section 5 on buffers;
+//!    Cardwell et al., BBR, 2016). So where segments are lost and the round trip stays at its least, BBR is tried.
+//! 2. **Losses with a queue are.** BBR's first version does not yield to them: with a queue of one bandwidth-delay product it
+//!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
+//!    the queue stands, cubic is tried, and stays if it is as fast.
+//! 3. **A window that is too small is made up for by streams**: as many again, as long as each step brings a good part
+//!    of what twice the streams should. The same where losses hold cubic or Reno down and there is no BBR, since each
+//!    stream halves on its own (Hacker et al. 2002).
+//! 4. **A stream that does not pay goes.** Each costs a buffer and smaller batches; where a processor is what holds the
+//!    transfer back, half of them are tried.
+//! 5. **A stream with nothing asked of it is asked for more**, if there is something to ask for: a long path holds more
+//!    than the chunks that were asked for.
+//! 6. **BBR that cannot be replaced is paced** to what arrives, where it loses more than a hundredth with a queue: what
+//!    is above that is only sent again. Every 20 s the pacing is lifted for a trial, since the path may carry more by then.
+//! 7. **When the rate falls by a third for two windows, the path has changed**: what was not to be tried may be.
+
+use super::limiter::Limiter;
+use crate::limits::MIN_RATE;
+use crate::wire::control::Control;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// The shortest time that is judged: several round trips of any path on earth but the longest.
+const WINDOW_MIN: Duration = Duration::from_millis(800);
+/// A window has at least so many round trips, so that what a change did is in it.
+const WINDOW_TRIPS: u32 = 6;
+/// Windows kept as reasons.
+const KEPT: usize = 5;
+/// Windows that have to agree before anything is tried.
+const AGREE: usize = 2;
+/// Round trips in which a changed connection finds its rate: slow start doubles, and 2^12 segments are 6 MB.
+const SETTLE_TRIPS: u32 = 12;
+/// The bounds of the time that is left alone.
+const SETTLE_MIN: Duration = Duration::from_millis(1_000);
+const SETTLE_MAX: Duration = Duration::from_secs(4);
+/// Windows that judge a trial.
+const JUDGES: u32 = 2;
+/// A trial below this share of the rate before it ends at once.
+const COLLAPSED: f64 = 0.6;
+/// Losses below this share hold nobody back: by Mathis' formula one stream then has 4 Mbit/s at 1 s of round trip.
+const LOST_NOTED: f64 = 1e-5;
+/// So many segments have to be lost before it is a share and not an accident.
+const LOST_SEGMENTS: u64 = 2;
+/// A segment for this purpose, bytes.
+const SEGMENT: u64 = 1_448;
+/// A hundredth of all bytes sent again is too much where the queue stands.
+const LOST_TOO_MUCH: f64 = 0.01;
+/// A round trip longer than the least by this share, and by [`QUEUE_MIN`], means a queue.
+const QUEUED: f64 = 1.2;
+/// What scheduling on both hosts adds to a round trip without any queue.
+const QUEUE_MIN: Duration = Duration::from_millis(2);
+/// What holds a transfer back for this share of a window is a reason.
+const REASON: f64 = 0.4;
+/// What twice the streams have to bring.
+const STREAMS_PAY: f64 = 1.15;
+/// What another congestion control or more depth has to bring.
+const FASTER: f64 = 1.05;
+/// What is done to lose or to use less may cost so much.
+const AS_FAST: f64 = 0.97;
+/// Pacing against what arrives: a little below, so that the queue drains.
+const PACED: f64 = 0.99;
+/// How long a pacing holds before it is lifted for a trial.
+const PACED_FOR: Duration = Duration::from_secs(20);
+/// Chunks asked of one stream at most: 128 MiB, 10 Gbit/s over 100 ms in one stream.
+const DEPTH_MAX: u16 = 32;
+/// The first rest after a trial that did not pay, and the longest.
+const REST: Duration = Duration::from_secs(30);
+const REST_MAX: Duration = Duration::from_secs(240);
+/// Below this share of the rate that was kept the path has changed.
+const FELL: f64 = 0.67;
+/// Steps that are told; a transfer of days may take more.
+const STEPS_TOLD: usize = 24;
+
+/// What some time showed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Window {
+    /// How long, ns.
+    pub ns: u64,
+    /// Payload that arrived.
+    pub bytes: u64,
+    /// Bytes that the sender sent, repeats included.
+    pub sent: u64,
+    /// Of them, repeats.
+    pub resent: u64,
+    /// The longest round trip that was seen, as a mean over streams, µs; 0: none.
+    pub rtt_us: u64,
+    /// The least of the session, µs; 0: none.
+    pub min_rtt_us: u64,
+    /// Congestion control of all streams, if it is one of these.
+    pub control: Option<Control>,
+    /// What held it back, and for which share of the time.
+    pub limiter: Limiter,
+    /// See `limiter`.
+    pub share: f64,
+    /// Whether chunks were left to ask for at its end.
+    pub more: bool,
+}
+
+impl Window {
+    /// Bits per second.
+    pub fn rate(&self) -> f64 {
+        self.bytes as f64 * 8e9 / self.ns.max(1) as f64
+    }
+
+    fn is_queued(&self) -> bool {
+        let least = self.min_rtt_us as f64;
+        self.rtt_us as f64 > (least * QUEUED).max(least + QUEUE_MIN.as_micros() as f64)
+    }
+
+    fn is(&self, limiters: &[Limiter]) -> bool {
+        self.share >= REASON && limiters.contains(&self.limiter)
+    }
+}
+
+/// How long a window has to be, by the least round trip, µs.
+pub fn window_length(min_rtt_us: u64) -> Duration {
+    WINDOW_MIN.max(Duration::from_micros(min_rtt_us) * WINDOW_TRIPS).min(Duration::from_secs(3))
+}
+
+/// What may be changed: what nobody has set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    /// The number of streams.
+    pub streams: bool,
+    /// Congestion control.
+    pub control: bool,
+    /// Chunks asked of a stream.
+    pub depth: bool,
+    /// Pacing.
+    pub pacing: bool,
+}
+
+/// What is in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Knobs {
+    /// Data streams.
+    pub streams: u16,
+    /// `None`: what the system or somebody has set.
+    pub control: Option<Control>,
+    /// Chunks asked of a stream.
+    pub depth: u16,
+    /// Bits per second over all streams.
+    pub pacing: Option<u64>,
+}
+
+/// The kinds of trials.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Bbr,
+    Cubic,
+    MoreStreams,
+    FewerStreams,
+    Depth,
+    Pacing,
+    Lift,
+}
+
+#[derive(Debug, Clone)]
+struct Trial {
+    kind: Kind,
+    before: Knobs,
+    /// Bits per second before, and the share that was lost.
+    rate: f64,
+    lost: f64,
+    why: String,
+    /// How long it has run, and what the judging windows brought.
+    ran: Duration,
+    judged: u32,
+    bytes: u64,
+    ns: u64,
+    sent: u64,
+    resent: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Rest {
+    until: Duration,
+    next: Duration,
+}
+
+/// One source's tuner.
+#[derive(Debug, Clone)]
+pub struct Tuner {
+    free: Free,
+    most: u16,
+    /// What is in force.
+    pub knobs: Knobs,
+    trial: Option<Trial>,
+    recent: VecDeque<Window>,
+    rests: BTreeMap<Kind, Rest>,
+    /// Time that was looked at.
+    at: Duration,
+    /// The rate that is thought to be had, bits per second, and windows in a row far below it.
+    had: f64,
+    fallen: u32,
+    paced_at: Duration,
+    /// What was tried, for the report.
+    pub steps: Vec<String>,
+}
+
+fn mbit(rate: f64) -> String {
+    crate::units::BitRate(rate as u64).to_string()
+}
+
+/// Sums of two of a window's figures; a peer's numbers may be anything.
+fn sums<'a>(windows: impl Iterator<Item = &'a Window>, of: impl Fn(&Window) -> (u64, u64)) -> (u64, u64) {
+    windows.map(of).fold((0, 0), |sum, next| (sum.0.saturating_add(next.0), sum.1.saturating_add(next.1)))
+}
+
+fn lost_of(sent: u64, resent: u64) -> f64 {
+    if sent == 0 { 0.0 } else { resent as f64 / sent as f64 }
+}
+
+impl Tuner {
+    /// Begins with what is in force. `most`: streams that both ends have buffers for, as far as is known.
+    pub fn new(free: Free, knobs: Knobs, most: u16) -> Self {
+        Self {
+            free,
+            most,
+            knobs,
+            trial: None,
+            recent: VecDeque::new(),
+            rests: BTreeMap::new(),
+            at: Duration::ZERO,
+            had: 0.0,
+            fallen: 0,
+            paced_at: Duration::ZERO,
+            steps: Vec::new(),
+        }
+    }
+
+    /// What people have set meanwhile is not touched any more.
+    pub fn set(&mut self, streams: Option<u16>) {
+        if let Some(count) = streams.filter(|count| self.free.streams || *count != self.knobs.streams) {
+            self.disturbed();
+            self.free.streams = false;
+            self.knobs.streams = count;
+        }
+    }
+
+    /// Something else has just changed what can be seen, as a transfer beside it or a cap: no trial is judged by it.
+    pub fn disturbed(&mut self) {
+        if let Some(trial) = self.trial.take() {
+            self.knobs = trial.before;
+        }
+        self.recent.clear();
+    }
+
+    /// Takes the last window in, and decides; [`Tuner::knobs`] are what holds from here on.
+    pub fn look(&mut self, window: &Window) {
+        self.at += Duration::from_nanos(window.ns);
+        if window.min_rtt_us == 0 {
+            return;
+        }
+        if let Some(trial) = self.trial.take() {
+            self.judge(trial, window);
+            return;
+        }
+        self.notice(window);
+        self.recent.push_back(*window);
+        if self.recent.len() > KEPT {
+            self.recent.pop_front();
+        }
+        if self.recent.len() >= AGREE {
+            self.choose();
+        }
+    }
+
+    fn notice(&mut self, window: &Window) {
+        let rate = window.rate();
+        self.fallen = if rate < FELL * self.had { self.fallen + 1 } else { 0 };
+        if self.fallen >= 2 {
+            self.rests.clear();
+            self.recent.clear();
+            (self.had, self.fallen) = (rate, 0);
+        }
+        // What is had rises at once and sinks slowly.
+        self.had = if rate > self.had { rate } else { 0.9 * self.had + 0.1 * rate };
+    }
+
+    fn may(&self, kind: Kind) -> bool {
+        let free = match kind {
+            Kind::Bbr | Kind::Cubic => self.free.control,
+            Kind::MoreStreams | Kind::FewerStreams => self.free.streams,
+            Kind::Depth => self.free.depth,
+            Kind::Pacing | Kind::Lift => self.free.pacing,
+        };
+        free && self.rests.get(&kind).is_none_or(|rest| rest.until <= self.at)
+    }
+
+    /// Begins a trial, if there is a reason for one.
+    fn choose(&mut self) {
+        let last: Vec<Window> = self.recent.iter().rev().take(AGREE).copied().collect();
+        let all = |test: &dyn Fn(&Window) -> bool| last.iter().all(test);
+        let (sent, resent) = sums(self.recent.iter(), |w| (w.sent, w.resent));
+        let lost = lost_of(sent, resent);
+        let network = all(&|w| w.is(&[Limiter::Network]));
+        let empty = self.recent.iter().all(|w| !w.is_queued());
+        let lossy = network && empty && lost >= LOST_NOTED && resent >= LOST_SEGMENTS * SEGMENT;
+        let bbr = all(&|w| w.control == Some(Control::Bbr));
+        let too_much =
+            bbr && last.iter().any(Window::is_queued) && all(&|w| lost_of(w.sent, w.resent) >= LOST_TOO_MUCH);
+        let windows = all(&|w| w.is(&[Limiter::SenderWindow, Limiter::ReceiverWindow]));
+        let percent = format!("{:.3} % lost", lost * 100.0);
+        let more = self.knobs.streams.saturating_mul(2).min(self.most);
+        let to = self.knobs;
+        if lossy && !bbr && self.may(Kind::Bbr) {
+            let to = Knobs { control: Some(Control::Bbr), ..to };
+            self.begin(Kind::Bbr, to, &format!("{percent} and no queue"));
+        } else if too_much && self.may(Kind::Cubic) {
+            let to = Knobs { control: Some(Control::Cubic), ..to };
+            self.begin(Kind::Cubic, to, &format!("{percent} and the queue is full"));
+        } else if (windows || lossy && !bbr) && more > to.streams && self.may(Kind::MoreStreams) {
+            let why = if windows { "windows are full".to_owned() } else { format!("{percent} and no queue") };
+            self.begin(Kind::MoreStreams, Knobs { streams: more, ..to }, &why);
+        } else if too_much && to.pacing.is_none() && self.may(Kind::Pacing) {
+            let pacing = Some(((PACED * self.late_rate()) as u64).max(MIN_RATE));
+            self.begin(Kind::Pacing, Knobs { pacing, ..to }, &format!("{percent} and the queue is full"));
+        } else if all(&|w| w.is(&[Limiter::WaitingForData]) && w.more) && to.depth < DEPTH_MAX && self.may(Kind::Depth)
+        {
+            let depth = to.depth.saturating_mul(2).min(DEPTH_MAX);
+            self.begin(Kind::Depth, Knobs { depth, ..to }, "streams had nothing asked of them");
+        } else if to.pacing.is_some() && self.at >= self.paced_at + PACED_FOR && self.may(Kind::Lift) {
+            self.begin(Kind::Lift, Knobs { pacing: None, ..to }, "the path may carry more by now");
+        } else if self.recent.len() == KEPT
+            && self.recent.iter().all(|w| w.is(&[Limiter::SourceCpu, Limiter::DestinationCpu]) && !w.is_queued())
+            && to.streams > 2
+            && self.may(Kind::FewerStreams)
+        {
+            self.begin(Kind::FewerStreams, Knobs { streams: to.streams / 2, ..to }, "a processor is full");
+        }
+    }
+
+    fn late_rate(&self) -> f64 {
+        let (bytes, ns) = sums(self.recent.iter().rev().take(AGREE), |w| (w.bytes, w.ns));
+        bytes as f64 * 8e9 / ns.max(1) as f64
+    }
+
+    fn begin(&mut self, kind: Kind, to: Knobs, why: &str) {
+        let (sent, resent) = sums(self.recent.iter().rev().take(AGREE), |w| (w.sent, w.resent));
+        self.trial = Some(Trial {
+            kind,
+            before: self.knobs,
+            rate: self.late_rate(),
+            lost: lost_of(sent, resent),
+            why: why.to_owned(),
+            ran: Duration::ZERO,
+            judged: 0,
+            bytes: 0,
+            ns: 0,
+            sent: 0,
+            resent: 0,
+        });
+        tracing::info!(?kind, ?to, why, "tuner: trial");
+        self.knobs = to;
+        self.recent.clear();
+    }
+
+    fn judge(&mut self, mut trial: Trial, window: &Window) {
+        trial.ran += Duration::from_nanos(window.ns);
+        let trips = Duration::from_micros(window.min_rtt_us) * SETTLE_TRIPS;
+        let settle = trips.clamp(SETTLE_MIN, SETTLE_MAX);
+        let missing = match trial.kind {
+            Kind::Bbr => window.control != Some(Control::Bbr),
+            Kind::Cubic => window.control != Some(Control::Cubic),
+            _ => false,
+        };
+        // Slow beginnings are looked at once a round trip has passed, and only where nothing had to be dialled.
+        let collapsed = matches!(trial.kind, Kind::Cubic | Kind::Pacing) && window.rate() < COLLAPSED * trial.rate;
+        if missing {
+            return self.undo(trial, "is not to be had at the source", true);
+        }
+        if collapsed {
+            let told = format!("{} instead of {}", mbit(window.rate()), mbit(trial.rate));
+            return self.undo(trial, &told, false);
+        }
+        if trial.ran > settle {
+            trial.judged += 1;
+            let (bytes, ns) = (trial.bytes.saturating_add(window.bytes), trial.ns.saturating_add(window.ns));
+            (trial.bytes, trial.ns) = (bytes, ns);
+            let (sent, resent) = (trial.sent.saturating_add(window.sent), trial.resent.saturating_add(window.resent));
+            (trial.sent, trial.resent) = (sent, resent);
+        }
+        if trial.judged < JUDGES {
+            self.trial = Some(trial);
+            return;
+        }
+        let rate = trial.bytes as f64 * 8e9 / trial.ns.max(1) as f64;
+        let lost = lost_of(trial.sent, trial.resent);
+        let pays = match trial.kind {
+            Kind::Bbr | Kind::Depth | Kind::Lift => rate >= FASTER * trial.rate,
+            Kind::MoreStreams => rate >= STREAMS_PAY * trial.rate,
+            Kind::FewerStreams => rate >= trial.rate,
+            Kind::Cubic | Kind::Pacing => rate >= AS_FAST * trial.rate && lost <= trial.lost / 2.0,
+        };
+        let told = format!("{} before, {} with it", mbit(trial.rate), mbit(rate));
+        if !pays {
+            return self.undo(trial, &told, false);
+        }
+        if matches!(trial.kind, Kind::Pacing) {
+            self.paced_at = self.at;
+        }
+        // What paid may be done again at once.
+        self.rests.remove(&trial.kind);
+        // One that replaced the other because of losses is not replaced by it soon: it would lose the same way.
+        let other = match trial.kind {
+            Kind::Bbr => Some(Kind::Cubic),
+            Kind::Cubic => Some(Kind::Bbr),
+            _ => None,
+        };
+        if let Some(kind) = other {
+            self.rest(kind, false);
+        }
+        self.had = rate;
+        self.step(&trial, "kept", &told);
+    }
+
+    fn undo(&mut self, trial: Trial, told: &str, for_good: bool) {
+        self.knobs = trial.before;
+        if trial.kind == Kind::Lift {
+            self.paced_at = self.at;
+        } else {
+            self.rest(trial.kind, for_good);
+        }
+        self.step(&trial, "taken back", told);
+    }
+
+    fn rest(&mut self, kind: Kind, for_good: bool) {
+        let at = self.at;
+        let rest = self.rests.entry(kind).or_default();
+        let length = rest.next.clamp(REST, REST_MAX);
+        rest.until = if for_good { Duration::MAX } else { at + length };
+        rest.next = (2 * length).min(REST_MAX);
+    }
+
+    fn step(&mut self, trial: &Trial, verdict: &str, told: &str) {
+        let what = match trial.kind {
+            Kind::Bbr => "bbr".to_owned(),
+            Kind::Cubic => "cubic".to_owned(),
+            Kind::MoreStreams => format!("{} streams", trial.before.streams.saturating_mul(2).min(self.most)),
+            Kind::FewerStreams => format!("{} streams", trial.before.streams / 2),
+            Kind::Depth => "more chunks asked of each stream".to_owned(),
+            Kind::Pacing => "pacing to what arrives".to_owned(),
+            Kind::Lift => "no pacing".to_owned(),
+        };
+        let line = format!("tuned: {what}, because {} ({told}): {verdict}", trial.why);
+        tracing::info!("{line}");
+        if self.steps.len() < STEPS_TOLD {
+            self.steps.push(line);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

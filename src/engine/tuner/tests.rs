@@ -1,0 +1,243 @@
+//! Paths by formula: what a window shows follows from what is in force, so that the tuner is seen deciding in a loop.
+
+use super::*;
+
+/// A path of 1 Gbit/s.
+struct Path {
+    rtt_ms: f64,
+    loss: f64,
+    /// What one stream's window allows, bits per second.
+    window: f64,
+    bbr: bool,
+    /// What a processor allows, bits per second.
+    cpu: f64,
+    /// What is used unless the tuner says otherwise.
+    control: Control,
+    depth: u16,
+}
+
+const LINK: f64 = 965e6;
+
+impl Default for Path {
+    fn default() -> Self {
+        let (rtt_ms, loss, control) = (100.0, 0.0, Control::Cubic);
+        Self { rtt_ms, loss, window: 1e12, bbr: true, cpu: 1e12, control, depth: 1 }
+    }
+}
+
+impl Path {
+    fn control(&self, knobs: &Knobs) -> Control {
+        match knobs.control {
+            Some(Control::Bbr) if !self.bbr => self.control,
+            Some(control) => control,
+            None => self.control,
+        }
+    }
+
+    /// What a second of it shows.
+    fn window(&self, knobs: &Knobs) -> Window {
+        let streams = f64::from(knobs.streams);
+        let control = self.control(knobs);
+        // Mathis et al.: MSS / RTT * 1.22 / sqrt(p) a stream.
+        let by_loss = match control {
+            Control::Cubic if self.loss > 0.0 => streams * 1448.0 * 8.0 / (self.rtt_ms / 1e3) * 1.22 / self.loss.sqrt(),
+            _ => 1e12,
+        };
+        let by_depth =
+            if knobs.depth >= self.depth { 1e12 } else { LINK * f64::from(knobs.depth) / f64::from(self.depth) };
+        let by_window = streams * self.window;
+        let paced = knobs.pacing.map_or(1e12, |bits| bits as f64);
+        let rate = [LINK, by_loss, by_window, by_depth, self.cpu, paced].into_iter().fold(f64::MAX, f64::min);
+        let full = rate >= 0.98 * LINK;
+        let overshoot = if full && control == Control::Bbr && rate < paced { 0.08 } else { 0.0 };
+        let limiter = match rate {
+            r if r == by_window => Limiter::SenderWindow,
+            r if r == by_depth => Limiter::WaitingForData,
+            r if r == self.cpu => Limiter::DestinationCpu,
+            _ => Limiter::Network,
+        };
+        let sent = rate / 8.0 * (1.0 + self.loss + overshoot);
+        let least = (self.rtt_ms * 1e3) as u64;
+        Window {
+            ns: 1_000_000_000,
+            bytes: (rate / 8.0 * (1.0 - overshoot / 2.0)) as u64,
+            sent: sent as u64,
+            resent: (sent * (self.loss + overshoot)) as u64,
+            rtt_us: if full && paced > rate { least * 3 / 2 } else { least },
+            min_rtt_us: least,
+            control: Some(control),
+            limiter,
+            share: 0.9,
+            more: true,
+        }
+    }
+
+    fn tuner(&self, free: bool) -> Tuner {
+        let free = Free { streams: free, control: free, depth: free, pacing: free };
+        Tuner::new(free, Knobs { streams: 8, control: None, depth: 8, pacing: None }, 64)
+    }
+
+    /// Runs it for so many seconds. The rate of each, Mbit/s.
+    fn run(&self, tuner: &mut Tuner, seconds: usize) -> Vec<u64> {
+        let second = |_| {
+            let window = self.window(&tuner.knobs);
+            tuner.look(&window);
+            (window.rate() / 1e6) as u64
+        };
+        (0..seconds).map(second).collect()
+    }
+}
+
+#[test]
+fn losses_without_a_queue_bring_bbr_in_and_it_stays() {
+    let path = Path { loss: 1e-4, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    let rates = path.run(&mut tuner, 60);
+    assert!(rates[0] < 150, "{rates:?}");
+    assert!(rates[4..8].iter().all(|rate| *rate > 900), "within 4 s: {rates:?}");
+    assert_eq!(tuner.knobs.control, Some(Control::Bbr));
+    assert!(
+        tuner.steps[0].starts_with("tuned: bbr, because 0.01") && tuner.steps[0].ends_with("kept"),
+        "{:?}",
+        tuner.steps
+    );
+    // Cubic, which the overshoot asks for, is not gone back to for long.
+    assert!(rates[8..].iter().filter(|rate| **rate < 800).count() <= 2, "{rates:?}");
+}
+
+#[test]
+fn bbr_that_overshoots_gives_way_to_cubic_where_nothing_else_is_lost() {
+    let path = Path { control: Control::Bbr, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    let rates = path.run(&mut tuner, 20);
+    assert_eq!(path.control(&tuner.knobs), Control::Cubic);
+    let last = path.window(&tuner.knobs);
+    assert!(last.resent == 0 && rates.iter().all(|rate| *rate > 900), "{rates:?}");
+}
+
+#[test]
+fn bbr_without_an_alternative_is_paced_and_the_pacing_is_lifted_for_a_look() {
+    let path = Path { control: Control::Bbr, loss: 1e-3, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    tuner.free.control = false;
+    let rates = path.run(&mut tuner, 15);
+    assert!(tuner.knobs.pacing.is_some_and(|bits| (850e6..965e6).contains(&(bits as f64))), "{:?}", tuner.knobs);
+    assert!(rates.iter().all(|rate| *rate > 850), "{rates:?}");
+    path.run(&mut tuner, 60);
+    assert!(tuner.steps.iter().any(|step| step.starts_with("tuned: no pacing")), "{:?}", tuner.steps);
+}
+
+#[test]
+fn streams_make_up_for_small_windows_as_far_as_it_pays() {
+    let path = Path { window: 40e6, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    let rates = path.run(&mut tuner, 30);
+    assert!(*rates.last().unwrap() > 950 && tuner.knobs.streams == 32, "{rates:?} {:?}", tuner.knobs);
+    // Where another limit stands behind the window, the step that does not pay is taken back.
+    let path = Path { window: 40e6, cpu: 330e6, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    path.run(&mut tuner, 12);
+    assert_eq!(tuner.knobs.streams, 8, "{:?}", tuner.steps);
+    assert!(tuner.steps[0].ends_with("taken back"), "{:?}", tuner.steps);
+}
+
+#[test]
+fn without_bbr_streams_bear_the_losses() {
+    let path = Path { loss: 1e-4, bbr: false, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    let rates = path.run(&mut tuner, 40);
+    assert_eq!(tuner.knobs.streams, 64, "{:?}", tuner.steps);
+    assert!(*rates.last().unwrap() > 850, "{rates:?}");
+    assert_eq!(tuner.steps.iter().filter(|step| step.contains("not to be had")).count(), 1, "asked for once");
+    assert_eq!(tuner.knobs.control, None);
+}
+
+#[test]
+fn more_is_asked_of_streams_that_stand_idle_and_fewer_are_kept_where_a_processor_is_full() {
+    let path = Path { depth: 20, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    let rates = path.run(&mut tuner, 20);
+    assert!(tuner.knobs.depth >= 20 && *rates.last().unwrap() > 950, "{rates:?} {:?}", tuner.knobs);
+    let path = Path { cpu: 400e6, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    path.run(&mut tuner, 60);
+    assert_eq!(tuner.knobs.streams, 2, "{:?}", tuner.steps);
+}
+
+#[test]
+fn a_full_path_is_left_alone_and_so_is_what_somebody_has_set() {
+    let path = Path::default();
+    let mut tuner = path.tuner(true);
+    path.run(&mut tuner, 120);
+    assert!(tuner.steps.is_empty(), "{:?}", tuner.steps);
+    for path in [Path { loss: 1e-4, ..Path::default() }, Path { window: 40e6, ..Path::default() }] {
+        let mut tuner = path.tuner(false);
+        let before = tuner.knobs;
+        path.run(&mut tuner, 60);
+        assert_eq!((tuner.knobs, tuner.steps.len()), (before, 0));
+    }
+    let path = Path { window: 40e6, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    tuner.set(Some(5));
+    path.run(&mut tuner, 30);
+    assert_eq!(tuner.knobs.streams, 5);
+}
+
+#[test]
+fn what_did_not_pay_rests_longer_each_time_unless_the_path_changes() {
+    let slow = Path { window: 40e6, cpu: 330e6, ..Path::default() };
+    let mut tuner = slow.tuner(true);
+    slow.run(&mut tuner, 300);
+    let tries = tuner.steps.iter().filter(|step| step.contains("16 streams")).count();
+    assert!((2..=5).contains(&tries), "{tries}: {:?}", tuner.steps);
+    // Losses appear, and the rate falls: what rested is tried within seconds.
+    let lossy = Path { loss: 1e-3, ..Path::default() };
+    let rates = lossy.run(&mut tuner, 12);
+    assert!(rates[9..].iter().all(|rate| *rate > 900), "{rates:?} {:?}", tuner.steps);
+}
+
+#[test]
+fn a_disturbed_trial_is_taken_back_unjudged() {
+    let path = Path { loss: 1e-4, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    path.run(&mut tuner, 4);
+    assert_eq!(tuner.knobs.control, Some(Control::Bbr));
+    tuner.disturbed();
+    assert_eq!((tuner.knobs.control, tuner.steps.len()), (None, 0));
+}
+
+#[test]
+fn windows_fit_the_round_trip() {
+    assert_eq!(window_length(0), Duration::from_millis(800));
+    assert_eq!(window_length(200_000), Duration::from_millis(1_200));
+    assert_eq!(window_length(10_000_000), Duration::from_secs(3));
+}
+
+#[test]
+fn what_a_peer_says_breaks_nothing() {
+    let path = Path { control: Control::Bbr, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    tuner.free.control = false;
+    for _ in 0..40 {
+        // A link of a few bits a second, and counters that no kernel has.
+        let window =
+            Window { bytes: 1, ns: u64::MAX / 2, sent: u64::MAX, resent: u64::MAX, ..path.window(&tuner.knobs) };
+        tuner.look(&window);
+        assert!(tuner.knobs.pacing.is_none_or(|bits| bits >= MIN_RATE), "{:?}", tuner.knobs);
+        assert!((1..=64).contains(&tuner.knobs.streams));
+    }
+    assert!(tuner.steps.iter().any(|step| step.starts_with("tuned: pacing")), "{:?}", tuner.steps);
+}
+
+#[test]
+fn who_sets_the_streams_during_a_trial_has_them_and_the_trial_is_over() {
+    let path = Path { loss: 1e-4, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    path.run(&mut tuner, 4);
+    assert_eq!(tuner.knobs.control, Some(Control::Bbr));
+    tuner.set(Some(3));
+    assert_eq!((tuner.knobs.streams, tuner.knobs.control), (3, None));
+    tuner.set(Some(3));
+    path.run(&mut tuner, 20);
+    assert_eq!((tuner.knobs.streams, tuner.knobs.control), (3, Some(Control::Bbr)), "{:?}", tuner.steps);
+}
