@@ -56,6 +56,11 @@ table=$(
             run="same"
         done
     done
+    # Lanes that have not run in this folder keep the rows they have.
+    sed -n '/<!-- counts begin/,/<!-- counts end/p' SAFETY.md | { grep '^| [a-z]' || true; } | while IFS= read -r row; do
+        lane=$(cut -d '|' -f 2 <<<"$row" | tr -d ' ')
+        [ -e "$out/$lane.counts" ] || echo "$row"
+    done
 )
 table=$table awk '
     /<!-- counts end/ { skip = 0 }
