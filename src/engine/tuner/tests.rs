@@ -231,7 +231,7 @@ fn what_a_peer_says_breaks_nothing() {
 
 #[test]
 fn who_sets_the_streams_during_a_trial_has_them_and_the_trial_is_over() {
-    let path = Path { loss: 1e-4, ..Path::default() };
+    let path = Path { loss: 1e-3, ..Path::default() };
     let mut tuner = path.tuner(true);
     path.run(&mut tuner, 4);
     assert_eq!(tuner.knobs.control, Some(Control::Bbr));
