@@ -1,13 +1,18 @@
 //! Whole transfers, source and destination as processes of their own, the candidates taking turns: A B C A B C ...
 //!
-//! `cargo bench --bench transfer -- [--size 1GiB] [--files 10000] [--rounds 3] [--dir DIR] [--only NAME,...] [--tiny]`
+//! `cargo bench --bench transfer -- [--size 1GiB] [--files 10000] [--rounds 3] [--dir DIR] [--work LIST] [--only LIST]
+//! [--cold] [--peers] [--peer-bin NAME=PATH] [--name NAME --out DIR] [--tiny]`
 //!
 //! Prints one JSON line per run and a table of medians. What it needs and how to read it: benches/README.md.
 
 mod transfer_parts;
 
 use std::path::{Path, PathBuf};
-use transfer_parts::{Candidate, Outcome, Work, candidates, host_line, pair_role, prepare_memory, same_tree};
+use std::time::Instant;
+use transfer_parts::{
+    Candidate, Field, Outcome, Work, candidates, drop_caches, host_line, pair_role, prepare_memory, same_tree, table,
+    write_results,
+};
 
 struct Options {
     size: u64,
@@ -16,6 +21,12 @@ struct Options {
     dir: PathBuf,
     only: Vec<String>,
     works: Vec<Work>,
+    /// Caches are dropped before each run; yardsticks go by O_DIRECT.
+    cold: bool,
+    peers: bool,
+    named: Vec<(String, PathBuf)>,
+    out: Option<PathBuf>,
+    name: Option<String>,
 }
 
 fn options() -> Result<Options, String> {
@@ -25,7 +36,12 @@ fn options() -> Result<Options, String> {
         rounds: 3,
         dir: PathBuf::from("/dev/shm"),
         only: Vec::new(),
-        works: vec![Work::Big, Work::Small, Work::One],
+        works: vec![Work::Big, Work::Small, Work::Medium, Work::One],
+        cold: false,
+        peers: false,
+        named: Vec::new(),
+        out: None,
+        name: None,
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -41,9 +57,21 @@ fn options() -> Result<Options, String> {
             "--dir" => options.dir = value()?.into(),
             "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
             "--work" => options.works = value()?.split(',').map(Work::named).collect::<Result<_, _>>()?,
+            "--cold" => options.cold = true,
+            "--peers" => options.peers = true,
+            "--peer-bin" => {
+                let text = value()?;
+                let (name, path) = text.split_once('=').ok_or(format!("--peer-bin {text}: NAME=PATH"))?;
+                options.named.push((name.to_owned(), path.into()));
+            }
+            "--out" => options.out = Some(value()?.into()),
+            "--name" => options.name = Some(value()?),
             "--tiny" => (options.size, options.files, options.rounds) = (16 << 20, 100, 1),
             other => return Err(format!("unknown option {other}")),
         }
+    }
+    if options.rounds == 0 || options.size == 0 || options.files == 0 {
+        return Err("--rounds, --size and --files are at least 1".to_owned());
     }
     Ok(options)
 }
@@ -62,72 +90,70 @@ fn main() {
 
 fn measure(options: &Options) -> Result<(), String> {
     let base = tempfile::Builder::new().prefix("lh-bench-").tempdir_in(&options.dir).map_err(|e| e.to_string())?;
-    // What is served lies beside the agent's state, not above it.
+    // What is served lies beside the agent's state, not above it. Servers that give up root have to get here.
     let tree = base.path().join("tree");
     std::fs::create_dir(&tree).map_err(|e| e.to_string())?;
-    println!("{}", host_line());
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(base.path(), std::fs::Permissions::from_mode(0o755)).map_err(|e| e.to_string())?;
+    let host = host_line();
+    println!("{host}");
+    let mut lines = format!("{host}\n");
     for work in &options.works {
         let source = tree.join(work.name());
         work.make(&source, options.size, options.files).map_err(|e| format!("test data: {e}"))?;
-        let mut all = candidates(*work, base.path(), &source)?;
+        let field = Field { peers: options.peers, named: options.named.clone(), direct: options.cold };
+        let mut all = candidates(*work, base.path(), &source, &field)?;
         all.retain(|c| options.only.is_empty() || options.only.iter().any(|name| name == c.name()));
-        let mut outcomes: Vec<(String, Vec<Outcome>)> = all.iter().map(|c| (c.name().to_owned(), Vec::new())).collect();
+        if all.is_empty() {
+            return Err(format!("--only {}: nobody of that name does {}", options.only.join(","), work.name()));
+        }
+        let mut results: Vec<Vec<Outcome>> = vec![Vec::new(); all.len()];
         for round in 1..=options.rounds {
-            for (candidate, (_, results)) in all.iter_mut().zip(&mut outcomes) {
-                results.push(one(candidate.as_mut(), *work, base.path(), &source, round)?);
+            for (candidate, results) in all.iter_mut().zip(&mut results) {
+                let outcome = one(candidate.as_mut(), options, base.path(), &source)?;
+                let line = outcome.json(*work, candidate.as_ref(), round);
+                println!("{line}");
+                lines += &format!("{line}\n");
+                results.push(outcome);
             }
         }
+        println!("{}", table(*work, &all, &results));
+        if let Some(out) = &options.out {
+            let name = options.name.clone().unwrap_or(work.name().to_owned());
+            write_results(out, &name, *work, &all, &results).map_err(|e| format!("{}: {e}", out.display()))?;
+            std::fs::write(out.join(format!("{name}.jsonl")), &lines).map_err(|e| e.to_string())?;
+        }
         drop(all);
-        table(*work, &outcomes);
         std::fs::remove_dir_all(&source).or_else(|_| std::fs::remove_file(&source)).map_err(|e| e.to_string())?;
     }
     Ok(())
 }
 
-fn one(candidate: &mut dyn Candidate, work: Work, base: &Path, source: &Path, round: usize) -> Result<Outcome, String> {
-    let out = base.join("out");
-    let _ = std::fs::remove_dir_all(&out);
-    std::fs::create_dir(&out).map_err(|e| e.to_string())?;
-    let (bytes, files) = work.totals(source).map_err(|e| e.to_string())?;
-    prepare_memory(base, bytes).map_err(|e| format!("preparing memory: {e}"))?;
-    let mut outcome = candidate.run(&out).map_err(|e| format!("{}: {e}", candidate.name()))?;
+fn one(candidate: &mut dyn Candidate, options: &Options, base: &Path, source: &Path) -> Result<Outcome, String> {
+    let text = |e: std::io::Error| e.to_string();
+    // A new name every time: ext4 is slow where names and inodes have just been removed.
+    let out = tempfile::Builder::new().prefix("out-").tempdir_in(base).map_err(text)?;
+    let (bytes, files) = Work::totals(source).map_err(text)?;
+    if options.cold {
+        drop_caches().map_err(|e| format!("--cold: caches cannot be dropped: {e}"))?;
+    } else {
+        prepare_memory(base, bytes).map_err(|e| format!("preparing memory: {e}"))?;
+    }
+    let mut outcome = candidate.run(out.path()).map_err(|e| format!("{}: {e}", candidate.name()))?;
+    if options.cold {
+        // What it has not synced itself is part of a durable copy.
+        let began = Instant::now();
+        nix::unistd::syncfs(std::fs::File::open(out.path()).map_err(text)?).map_err(|e| e.to_string())?;
+        outcome.wall += began.elapsed().as_secs_f64();
+    }
     (outcome.bytes, outcome.files) = (bytes, files);
     if candidate.moves_files() {
         // Every round of every candidate: a fast wrong copy is no result.
-        let got = out.join(source.file_name().expect("made by us"));
+        let got = out.path().join(source.file_name().expect("made by us"));
         outcome.checked = same_tree(source, &got).map_err(|e| format!("{}: {e}", candidate.name()))?;
         if !outcome.checked {
             return Err(format!("{}: the copy differs from its source", candidate.name()));
         }
     }
-    println!("{}", outcome.json(work, candidate.name(), round));
-    std::fs::remove_dir_all(&out).map_err(|e| e.to_string())?;
     Ok(outcome)
-}
-
-fn table(work: Work, outcomes: &[(String, Vec<Outcome>)]) {
-    let median = |results: &[Outcome], of: &dyn Fn(&Outcome) -> f64| {
-        let mut values: Vec<f64> = results.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-    };
-    println!("\n{}: medians", work.name());
-    println!(
-        "{:<20} {:>9} {:>9} {:>10} {:>12} {:>9}",
-        "candidate", "wall s", "Gbit/s", "files/s", "CPU-s/GiB", "us/file"
-    );
-    for (name, results) in outcomes {
-        let wall = median(results, &|o| o.wall);
-        let cpu = median(results, &|o| o.cpu_source + o.cpu_destination);
-        let Some(one) = results.first() else { continue };
-        let (bytes, files) = (one.bytes as f64, one.files as f64);
-        println!(
-            "{name:<20} {wall:>9.3} {:>9.1} {:>10.0} {:>12.2} {:>9.1}",
-            bytes * 8e-9 / wall,
-            files / wall,
-            cpu / (bytes / (1u64 << 30) as f64),
-            cpu * 1e6 / files
-        );
-    }
-    println!();
 }

@@ -95,6 +95,21 @@ impl RelPath {
         })
     }
 
+    /// The last name; empty for the root.
+    pub fn name(&self) -> &[u8] {
+        let start = self.0.iter().rposition(|&b| b == b'/').map_or(0, |slash| slash + 1);
+        &self.0[start..]
+    }
+
+    /// The last name, if the path lies directly in `dir`.
+    pub fn name_in(&self, dir: &RelPath) -> Option<&[u8]> {
+        let name = match dir.is_root() {
+            true => &self.0[..],
+            false => self.0.strip_prefix(dir.as_bytes())?.strip_prefix(b"/")?,
+        };
+        (!name.is_empty() && !name.contains(&b'/')).then_some(name)
+    }
+
     /// Whether `self` is `other` or lies below it, by whole components.
     pub fn starts_with(&self, other: &RelPath) -> bool {
         other.is_root() || self.0.strip_prefix(other.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/')

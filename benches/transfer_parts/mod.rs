@@ -1,112 +1,40 @@
 //! The candidates of `transfer.rs`, their test data, and what is measured of them.
 
+mod chart;
 mod pair;
+mod peers;
+mod work;
 
 use serde_json::{Value, json};
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-pub use pair::{Pair, pair_role};
+pub use chart::{table, write_results};
+pub use pair::pair_role;
+use pair::{How, Loop, Pair};
+pub use work::Work;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// What is moved.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Work {
-    /// One big file.
-    Big,
-    /// Many files of 10 KiB, 100 to a directory.
-    Small,
-    /// One file of 1 KiB: nothing but latency.
-    One,
-}
-
-/// Bytes of a file of [`Work::Small`].
-const SMALL: usize = 10 << 10;
-/// Files of a directory of [`Work::Small`].
-const PER_DIR: usize = 100;
-
-impl Work {
-    pub fn name(self) -> &'static str {
-        match self {
-            Work::Big => "big",
-            Work::Small => "small",
-            Work::One => "one",
-        }
-    }
-
-    pub fn named(name: &str) -> Result<Self, String> {
-        [Work::Big, Work::Small, Work::One]
-            .into_iter()
-            .find(|w| w.name() == name)
-            .ok_or(format!("--work {name}: big, small or one"))
-    }
-
-    /// Bytes that no file system or tool can make smaller.
-    pub fn make(self, at: &Path, size: u64, files: usize) -> io::Result<()> {
-        let mut noise = Noise(0x9e37_79b9_7f4a_7c15);
-        match self {
-            Work::Big | Work::One => {
-                let mut left = if self == Work::One { 1024 } else { size };
-                let mut file = File::create(at)?;
-                let mut block = vec![0; 1 << 20];
-                while left > 0 {
-                    noise.fill(&mut block);
-                    let step = left.min(block.len() as u64);
-                    file.write_all(&block[..step as usize])?;
-                    left -= step;
-                }
-            }
-            Work::Small => {
-                let mut content = vec![0; SMALL];
-                for number in 0..files {
-                    let dir = at.join(format!("d{:04}", number / PER_DIR));
-                    if number % PER_DIR == 0 {
-                        fs::create_dir_all(&dir)?;
-                    }
-                    noise.fill(&mut content);
-                    fs::write(dir.join(format!("f{number:06}")), &content)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub fn totals(self, at: &Path) -> io::Result<(u64, u64)> {
-        let meta = fs::metadata(at)?;
-        if meta.is_file() {
-            return Ok((meta.len(), 1));
-        }
-        let mut totals = (0, 0);
-        for entry in fs::read_dir(at)? {
-            let (bytes, files) = self.totals(&entry?.path())?;
-            totals = (totals.0 + bytes, totals.1 + files);
-        }
-        Ok(totals)
-    }
-}
-
-struct Noise(u64);
-
-impl Noise {
-    fn fill(&mut self, bytes: &mut [u8]) {
-        for word in bytes.chunks_mut(8) {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            word.copy_from_slice(&self.0.to_le_bytes()[..word.len()]);
-        }
-    }
+/// What a candidate promises when it says that it is done.
+#[derive(Clone, Copy)]
+pub struct Traits {
+    /// What it compares.
+    pub verify: &'static str,
+    /// What it syncs by itself. On a disk the harness syncs what is left and counts the time.
+    pub durable: &'static str,
+    pub encrypted: bool,
 }
 
 /// What one run came to.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Outcome {
     pub bytes: u64,
     pub files: u64,
@@ -116,19 +44,27 @@ pub struct Outcome {
     pub rss_source: u64,
     pub rss_destination: u64,
     pub limiter: String,
-    pub encrypted: bool,
+    /// Latency of a chunk, ns: median and 99th percentile.
+    pub chunk_ns: Option<(u64, u64)>,
     pub checked: bool,
 }
 
 impl Outcome {
-    pub fn json(&self, work: Work, candidate: &str, round: usize) -> Value {
+    /// CPU seconds of both ends per GiB.
+    pub fn cost(&self) -> f64 {
+        (self.cpu_source + self.cpu_destination) / (self.bytes as f64 / (1u64 << 30) as f64)
+    }
+
+    pub fn json(&self, work: Work, candidate: &dyn Candidate, round: usize) -> Value {
         let gib = self.bytes as f64 / (1u64 << 30) as f64;
         json!({
-            "work": work.name(), "candidate": candidate, "round": round, "bytes": self.bytes, "files": self.files,
+            "work": work.name(), "candidate": candidate.name(), "round": round, "bytes": self.bytes, "files": self.files,
             "wall_s": self.wall, "gbit_s": self.bytes as f64 * 8e-9 / self.wall, "files_s": self.files as f64 / self.wall,
             "cpu_s_per_gib": { "source": self.cpu_source / gib, "destination": self.cpu_destination / gib },
             "rss_bytes": { "source": self.rss_source, "destination": self.rss_destination },
-            "limiter": self.limiter, "encrypted": self.encrypted, "bytes_compared": self.checked,
+            "limiter": self.limiter, "encrypted": candidate.traits().encrypted, "verify": candidate.traits().verify,
+            "durable": candidate.traits().durable, "bytes_compared": self.checked,
+            "chunk_latency_ns": self.chunk_ns.map(|(p50, p99)| json!({ "p50": p50, "p99": p99 })),
             "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next(),
         })
     }
@@ -137,6 +73,7 @@ impl Outcome {
 /// One way to move a tree.
 pub trait Candidate {
     fn name(&self) -> &str;
+    fn traits(&self) -> Traits;
     /// iperf3 moves none.
     fn moves_files(&self) -> bool {
         true
@@ -145,19 +82,44 @@ pub trait Candidate {
     fn run(&mut self, out: &Path) -> Fallible<Outcome>;
 }
 
+/// Which candidates, beyond the usual ones.
+pub struct Field {
+    /// Other tools than rsync and cp too.
+    pub peers: bool,
+    /// Programs that are not installed: name and path.
+    pub named: Vec<(String, PathBuf)>,
+    /// The yardsticks go by O_DIRECT: the source is on a disk and cold.
+    pub direct: bool,
+}
+
 /// What can run here for this work; says what cannot.
-pub fn candidates(work: Work, base: &Path, source: &Path) -> Result<Vec<Box<dyn Candidate>>, String> {
+pub fn candidates(work: Work, base: &Path, source: &Path, field: &Field) -> Result<Vec<Box<dyn Candidate>>, String> {
     let mut all: Vec<Box<dyn Candidate>> = Vec::new();
     let text = |e: Box<dyn std::error::Error>| e.to_string();
-    if work == Work::Big {
-        all.push(Box::new(Pair::new(source)));
+    let digest = How { digest: true, ..How::default() };
+    match work {
+        Work::Big if field.direct => {
+            all.push(Box::new(Pair::new("pair-direct", How { direct: true, ..How::default() }, source)));
+        }
+        Work::Big | Work::Medium | Work::Small => {
+            all.push(Box::new(Pair::new("pair", digest, source)));
+            all.push(Box::new(Pair::new("pair-sealed", How { cipher: true, ..digest }, source)));
+        }
+        Work::One => {}
     }
-    let state = base.join(format!("state-{}", work.name()));
+    if work == Work::Small {
+        all.push(Box::new(Loop::new(source)));
+    }
     let root = source.parent().expect("made by us");
-    let agent = Agent::start(root, &state).map_err(text)?;
-    let agent = std::rc::Rc::new(agent);
-    for (name, encrypt) in [("longhaul-plain", "off"), ("longhaul", "on")] {
-        all.push(Box::new(Longhaul { name, encrypt, agent: agent.clone(), source: source.to_owned() }));
+    for engine in ["auto", "epoll"] {
+        let state = base.join(format!("state-{}-{engine}", work.name()));
+        let agent = std::rc::Rc::new(Agent::start(root, &state, engine).map_err(text)?);
+        for encrypt in [false, true] {
+            let disk = if field.direct { &["wire", "disk"][..] } else { &["wire"] };
+            for verify in disk {
+                all.push(Box::new(Longhaul::new(engine, encrypt, verify, agent.clone(), source)));
+            }
+        }
     }
     if has("rsync") {
         all.push(Box::new(Rsync::start(base, source).map_err(text)?));
@@ -165,18 +127,23 @@ pub fn candidates(work: Work, base: &Path, source: &Path) -> Result<Vec<Box<dyn 
         eprintln!("rsync is not installed: left out");
     }
     all.push(Box::new(Cp { source: source.to_owned() }));
+    if field.peers && work != Work::One {
+        all.extend(peers::peers(work, base, source, &field.named).map_err(text)?);
+    }
     if work == Work::Big && has("iperf3") {
         let bytes = fs::metadata(source).map_err(|e| e.to_string())?.len();
-        all.push(Box::new(Iperf { name: "iperf3-P4", congestion: None, bytes }));
-        all.push(Box::new(Iperf { name: "iperf3-P4-cubic", congestion: Some("cubic"), bytes }));
+        all.push(Box::new(Iperf { name: "iperf3-P2", congestion: None, bytes }));
+        all.push(Box::new(Iperf { name: "iperf3-P2-cubic", congestion: Some("cubic"), bytes }));
     } else if work == Work::Big {
         eprintln!("iperf3 is not installed: left out");
     }
     Ok(all)
 }
 
+/// Whether a program is in the path, or where the distributions keep servers.
 fn has(tool: &str) -> bool {
-    Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|dir| dir.join(tool).is_file())
 }
 
 /// Writes and removes as much as will be written: a virtual machine that gives free pages back to its host pays for the
@@ -193,6 +160,12 @@ pub fn prepare_memory(base: &Path, bytes: u64) -> io::Result<()> {
     }
     drop(file);
     fs::remove_file(&at)
+}
+
+/// Everything that is clean leaves the page cache. Needs root.
+pub fn drop_caches() -> io::Result<()> {
+    nix::unistd::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3")
 }
 
 /// Whether both hold the same names and bytes.
@@ -247,12 +220,18 @@ pub fn host_line() -> Value {
     })
 }
 
-/// CPU seconds of a process so far, with the children it has waited for.
-fn cpu_of(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in brackets may hold blanks: fields are counted behind it.
-    let fields = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: u64 = fields.split_whitespace().skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum();
+/// CPU seconds of a process group so far, with the children that each of it has waited for.
+fn cpu_of(group: u32) -> f64 {
+    let mut ticks = 0;
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes.filter(|p| p.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit)) {
+        let stat = fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        // The name in brackets may hold blanks: fields are counted behind it.
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        if fields.get(2).and_then(|f| f.parse().ok()) == Some(group) {
+            ticks += fields.iter().skip(11).take(4).filter_map(|f| f.parse::<u64>().ok()).sum::<u64>();
+        }
+    }
     ticks as f64 / 100.0
 }
 
@@ -300,12 +279,26 @@ fn free_port() -> io::Result<u16> {
     TcpListener::bind(("127.0.0.1", 0))?.local_addr().map(|a| a.port())
 }
 
-/// A server of ours that ends with its candidate.
+/// A server of ours, in a process group of its own, that ends with its candidate.
 struct Server(Child);
+
+impl Server {
+    fn start(command: &mut Command) -> Fallible<Self> {
+        let child = command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Ok(Self(child.map_err(|e| format!("{}: {e}", command.get_program().to_string_lossy()))?))
+    }
+
+    fn cpu(&self) -> f64 {
+        cpu_of(self.0.id())
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
+        let group = nix::unistd::Pid::from_raw(self.0.id() as i32);
+        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM);
+        std::thread::sleep(Duration::from_millis(50));
+        let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         let _ = self.0.wait();
     }
 }
@@ -317,15 +310,17 @@ struct Agent {
 }
 
 impl Agent {
-    fn start(root: &Path, state: &Path) -> Fallible<Self> {
+    fn start(root: &Path, state: &Path, engine: &str) -> Fallible<Self> {
         fs::create_dir_all(state)?;
         let mut child = Command::new(env!("CARGO_BIN_EXE_longhaul"))
-            .args(["agent", "--http", "127.0.0.1:0", "--data", "127.0.0.1:0", "--encrypt", "off", "--root"])
+            .args(["agent", "--http", "127.0.0.1:0", "--data", "127.0.0.1:0", "--encrypt", "off", "--engine", engine])
+            .arg("--root")
             .arg(root)
             .arg("--state")
             .arg(state)
             .arg("--log")
             .arg(state.join("log"))
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -339,37 +334,63 @@ impl Agent {
 
 /// An agent as source, `longhaul cp` as destination.
 struct Longhaul {
-    name: &'static str,
-    encrypt: &'static str,
+    name: String,
+    engine: &'static str,
+    encrypt: bool,
+    verify: &'static str,
     agent: std::rc::Rc<Agent>,
     source: PathBuf,
 }
 
+impl Longhaul {
+    fn new(
+        engine: &'static str,
+        encrypt: bool,
+        verify: &'static str,
+        agent: std::rc::Rc<Agent>,
+        source: &Path,
+    ) -> Self {
+        let mut name = "longhaul".to_owned();
+        for (apart, word) in [(!encrypt, "-plain"), (verify == "disk", "-disk"), (engine == "epoll", "-epoll")] {
+            name.push_str(if apart { word } else { "" });
+        }
+        Self { name, engine, encrypt, verify, agent, source: source.to_owned() }
+    }
+}
+
 impl Candidate for Longhaul {
     fn name(&self) -> &str {
-        self.name
+        &self.name
+    }
+
+    fn traits(&self) -> Traits {
+        let verify = if self.verify == "disk" { "XXH3-128, read back" } else { "XXH3-128 on receipt" };
+        Traits { verify, durable: "journal, fdatasync", encrypted: self.encrypt }
     }
 
     fn run(&mut self, out: &Path) -> Fallible<Outcome> {
-        let pid = self.agent.server.0.id();
-        let before = cpu_of(pid);
+        let server = &self.agent.server;
+        let before = server.cpu();
         let name = self.source.file_name().expect("made by us").to_string_lossy().into_owned();
+        let encrypt = if self.encrypt { "on" } else { "off" };
         let (stdout, wall, cpu, rss) = timed(
             Command::new(env!("CARGO_BIN_EXE_longhaul"))
-                .args(["cp", "-r", "--json", "--encrypt", self.encrypt, "--token-file"])
+                .args(["cp", "-r", "--json", "--encrypt", encrypt, "--verify", self.verify, "--engine", self.engine])
+                .arg("--token-file")
                 .arg(&self.agent.token)
                 .arg(format!("lh://{}/{name}", self.agent.http))
                 .arg(out.join(&name)),
         )?;
         let report: Value = serde_json::from_slice(&stdout)?;
+        let latency = &report["chunk_latency_ns"];
         Ok(Outcome {
             wall,
             cpu_destination: cpu,
-            cpu_source: cpu_of(pid) - before,
-            rss_source: peak_rss(pid),
+            cpu_source: server.cpu() - before,
+            rss_source: peak_rss(server.0.id()),
             rss_destination: rss,
             limiter: report["limiter"].as_str().unwrap_or_default().to_owned(),
-            encrypted: report["encrypted"] == true,
+            chunk_ns: latency["p50"].as_u64().zip(latency["p99"].as_u64()),
             ..Outcome::default()
         })
     }
@@ -390,14 +411,14 @@ impl Rsync {
         let user = if nix::unistd::geteuid().is_root() { "uid = 0\ngid = 0\n" } else { "" };
         write!(config, "use chroot = no\n{user}[src]\npath = {}\nread only = yes\n", root.display())?;
         let port = free_port()?;
-        let child = Command::new("rsync")
-            .args(["--daemon", "--no-detach", "--address=127.0.0.1", &format!("--port={port}")])
-            .arg(format!("--config={}", config.path().display()))
-            .arg("--log-file=/dev/null")
-            .stdin(Stdio::null())
-            .spawn()?;
+        let server = Server::start(
+            Command::new("rsync")
+                .args(["--daemon", "--no-detach", "--address=127.0.0.1", &format!("--port={port}")])
+                .arg(format!("--config={}", config.path().display()))
+                .arg("--log-file=/dev/null"),
+        )?;
         wait_for(port)?;
-        Ok(Self { server: Server(child), port, source: source.to_owned(), _config: config })
+        Ok(Self { server, port, source: source.to_owned(), _config: config })
     }
 }
 
@@ -417,9 +438,12 @@ impl Candidate for Rsync {
         "rsync"
     }
 
+    fn traits(&self) -> Traits {
+        Traits { verify: "XXH3-128 or MD5 on receipt", durable: "none", encrypted: false }
+    }
+
     fn run(&mut self, out: &Path) -> Fallible<Outcome> {
-        let pid = self.server.0.id();
-        let before = cpu_of(pid);
+        let before = self.server.cpu();
         let name = self.source.file_name().expect("made by us").to_string_lossy().into_owned();
         let from = format!("rsync://127.0.0.1:{}/src/{name}", self.port);
         let (_, wall, cpu, rss) = timed(Command::new("rsync").args(["-a", "--whole-file"]).arg(from).arg(out))?;
@@ -427,8 +451,8 @@ impl Candidate for Rsync {
         Ok(Outcome {
             wall,
             cpu_destination: cpu,
-            cpu_source: cpu_of(pid) - before,
-            rss_source: peak_rss(pid),
+            cpu_source: self.server.cpu() - before,
+            rss_source: peak_rss(self.server.0.id()),
             rss_destination: rss,
             ..Outcome::default()
         })
@@ -442,6 +466,10 @@ struct Cp {
 impl Candidate for Cp {
     fn name(&self) -> &str {
         "cp"
+    }
+
+    fn traits(&self) -> Traits {
+        Traits { verify: "none", durable: "none", encrypted: false }
     }
 
     fn run(&mut self, out: &Path) -> Fallible<Outcome> {
@@ -462,22 +490,21 @@ impl Candidate for Iperf {
         self.name
     }
 
+    fn traits(&self) -> Traits {
+        Traits { verify: "none", durable: "moves no file", encrypted: false }
+    }
+
     fn moves_files(&self) -> bool {
         false
     }
 
     fn run(&mut self, _out: &Path) -> Fallible<Outcome> {
         let port = free_port()?.to_string();
-        let server = Command::new("iperf3")
-            .args(["-s", "-B", "127.0.0.1", "-p", &port])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()?;
-        let server = Server(server);
+        let server = Server::start(Command::new("iperf3").args(["-s", "-B", "127.0.0.1", "-p", &port]))?;
         std::thread::sleep(Duration::from_millis(200));
-        let before = cpu_of(server.0.id());
+        let before = server.cpu();
         let mut client = Command::new("iperf3");
-        client.args(["-c", "127.0.0.1", "-p", &port, "-P", "4", "-J", "-n", &self.bytes.to_string()]);
+        client.args(["-c", "127.0.0.1", "-p", &port, "-P", "2", "-J", "-n", &self.bytes.to_string()]);
         if let Some(name) = self.congestion {
             client.args(["-C", name]);
         }
@@ -488,7 +515,7 @@ impl Candidate for Iperf {
         Ok(Outcome {
             wall,
             cpu_source: cpu,
-            cpu_destination: cpu_of(server.0.id()) - before,
+            cpu_destination: server.cpu() - before,
             rss_source: rss,
             rss_destination: peak_rss(server.0.id()),
             ..Outcome::default()

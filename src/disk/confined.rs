@@ -362,6 +362,25 @@ impl Root {
     }
 }
 
+/// The directory that was asked for last. Files of a pack lie side by side: for all but the first of a directory there is
+/// neither lock nor look-up, nor a question whether it is still there. So it is for a pack, and not for longer.
+#[derive(Debug, Default)]
+pub struct LastDir(Option<DirHandle>);
+
+impl LastDir {
+    /// As [`Root::parent_of`]. Always of the same root.
+    pub fn parent_of<'p>(&mut self, root: &Root, path: &'p RelPath) -> Result<(DirHandle, &'p [u8]), DiskError> {
+        if let Some(dir) = &self.0
+            && let Some(name) = path.name_in(&dir.path)
+        {
+            return Ok((dir.clone(), name));
+        }
+        let (dir, name) = root.parent_of(path)?;
+        self.0 = Some(dir.clone());
+        Ok((dir, name))
+    }
+}
+
 /// Repeats a call that a signal interrupted.
 pub(super) fn retrying<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     loop {

@@ -33,7 +33,7 @@ pub mod source;
 mod tests;
 
 pub use aligned::{AlignedBuf, DIRECT_ALIGN};
-pub use confined::{DirHandle, Kind, Made, Resolver, Root, Stat};
+pub use confined::{DirHandle, Kind, LastDir, Made, Resolver, Root, Stat};
 pub use error::DiskError;
 pub use lock::{LockError, TreeLock};
 pub use part::{PartFile, ReadBack, sync_names};

@@ -2,10 +2,9 @@
 //! each. A sync per file costs 35 to 45 times one `syncfs` for all (measured on ext4 and XFS).
 
 use super::calls;
-use super::confined::{DirHandle, Root, Stat, retrying};
+use super::confined::{DirHandle, LastDir, Root, Stat, retrying};
 use super::error::{DiskError, Doing};
-use super::names::part_name;
-use super::part::place;
+use super::names::{is_reserved, part_name};
 use super::probe::FsKind;
 use super::publish::{Meta, RenamedBy, Replace, rename_one, set_metadata};
 use super::record::Proof;
@@ -34,7 +33,7 @@ const PAGE: u64 = 4096;
 pub struct SmallFile {
     dir: DirHandle,
     name: Vec<u8>,
-    final_name: Vec<u8>,
+    path: RelPath,
     fd: OwnedFd,
     stat: Stat,
     len: u64,
@@ -43,8 +42,12 @@ pub struct SmallFile {
 
 impl SmallFile {
     /// Its final path.
-    pub fn path(&self) -> RelPath {
-        self.dir.child(&self.final_name)
+    pub fn path(&self) -> &RelPath {
+        &self.path
+    }
+
+    fn final_name(&self) -> &[u8] {
+        self.path.name()
     }
 
     /// Inode and device, for the journal.
@@ -60,9 +63,9 @@ impl SmallFile {
         let mut at = 0;
         while at < content.len() {
             let n = retrying(|| fsys::read_at(self.fd.as_fd(), &mut content[at..], at as u64, Caching::Normal))
-                .map_err(self.dir.fail(Doing::Read, &self.final_name))?;
+                .map_err(self.dir.fail(Doing::Read, self.final_name()))?;
             if n == 0 {
-                return Err(DiskError::Short { path: self.path(), missing: (content.len() - at) as u64 });
+                return Err(DiskError::Short { path: self.path.clone(), missing: (content.len() - at) as u64 });
             }
             at += n;
         }
@@ -76,16 +79,20 @@ impl SmallFile {
 }
 
 /// Writes a whole file to its part name, with metadata and record. What an earlier run of this transfer left under that
-/// name is replaced. On failure nothing stays behind.
+/// name is replaced. On failure nothing stays behind. `last` is kept from file to file of a pack.
 pub fn create_small(
     root: &Root,
+    last: &mut LastDir,
     path: &RelPath,
     id: &TransferId,
     content: &[u8],
     meta: &Meta,
     proof: Option<Proof>,
 ) -> Result<SmallFile, DiskError> {
-    let (dir, final_name) = place(root, path)?;
+    if is_reserved(path) {
+        return Err(DiskError::Reserved { path: path.clone() });
+    }
+    let (dir, final_name) = last.parent_of(root, path)?;
     let name = part_name(final_name, id);
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
     let fd = match dir.open_at(&name, flags, 0o600) {
@@ -100,8 +107,7 @@ pub fn create_small(
     let filled = fill(&dir, final_name, &fd, content, meta, proof);
     match filled {
         Ok((stat, record)) => {
-            let final_name = final_name.to_vec();
-            Ok(SmallFile { dir, name, final_name, fd, stat, len: content.len() as u64, record })
+            Ok(SmallFile { dir, name, path: path.clone(), fd, stat, len: content.len() as u64, record })
         }
         Err(e) => dir.unlink_same(&name, fd.as_fd()).and(Err(e)),
     }
@@ -149,11 +155,12 @@ pub enum SyncedBy {
 pub fn sync_batch(files: &[SmallFile], own_fs: bool) -> Result<SyncedBy, DiskError> {
     let Some(first) = files.first() else { return Ok(SyncedBy::Each) };
     let one_fs = files.iter().all(|file| file.stat.dev == first.stat.dev);
-    let many = one_fs && files.len() >= SYNCFS_FROM && (own_fs || points::alone() || little_else_dirty(files));
-    if many && FsKind::of(first.fd.as_fd()).is_ok_and(FsKind::syncs_whole) {
+    let many = one_fs && files.len() >= SYNCFS_FROM;
+    let kind = FsKind::of(first.fd.as_fd()).ok().filter(|kind| many && kind.syncs_whole());
+    if kind.is_some_and(|kind| own_fs || points::alone() || little_else_dirty(files, kind)) {
         // The error sequence counts from the opening of this very descriptor: what failed since then is told.
         retrying(|| points::fails("small.syncfs").and_then(|()| calls::sync_fs(first.fd.as_fd())))
-            .map_err(first.dir.fail(Doing::Sync, &first.final_name))?;
+            .map_err(first.dir.fail(Doing::Sync, first.final_name()))?;
         return Ok(SyncedBy::Syncfs);
     }
     sync_each(files)?;
@@ -166,7 +173,7 @@ fn sync_each(files: &[SmallFile]) -> Result<(), DiskError> {
     let work = || {
         while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
             if let Err(errno) = retrying(|| points::fails("small.fsync").and_then(|()| calls::sync(file.fd.as_fd()))) {
-                let error = file.dir.fail(Doing::Sync, &file.final_name)(errno);
+                let error = file.dir.fail(Doing::Sync, file.final_name())(errno);
                 failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
             }
         }
@@ -184,11 +191,14 @@ fn sync_each(files: &[SmallFile]) -> Result<(), DiskError> {
     failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-fn little_else_dirty(files: &[SmallFile]) -> bool {
+fn little_else_dirty(files: &[SmallFile], kind: FsKind) -> bool {
     // A simulated run does not depend on what else this host writes.
     #[cfg(feature = "testing")]
     if crate::sys::observe::active() {
         return files.len().is_multiple_of(2);
+    }
+    if kind.is_volatile() {
+        return true; // memory is written back to nowhere
     }
     let ours: u64 = files.iter().map(|file| file.len.next_multiple_of(PAGE)).sum();
     dirty_bytes().is_some_and(|all| all.saturating_sub(ours) <= FOREIGN_DIRTY_MAX)
@@ -208,7 +218,7 @@ fn dirty_bytes() -> Option<u64> {
 /// directory could not be synced has failed too.
 pub fn rename_batch(files: &[SmallFile], replace: Replace) -> Vec<Result<RenamedBy, DiskError>> {
     let mut results: Vec<_> =
-        files.iter().map(|file| rename_one(&file.dir, &file.name, &file.final_name, &file.stat, replace)).collect();
+        files.iter().map(|file| rename_one(&file.dir, &file.name, file.final_name(), &file.stat, replace)).collect();
     points::at("small.renamed");
     let mut synced: Vec<(&RelPath, Result<(), DiskError>)> = Vec::new();
     for (file, result) in files.iter().zip(&mut results) {

@@ -1,7 +1,7 @@
 //! Walk 8 (its disk side): source files, opened so that nothing but a regular file is ever read and so that a change while it is
 //! read is noticed.
 
-use super::confined::{DirHandle, Kind, Root, Stat, retrying};
+use super::confined::{DirHandle, Kind, LastDir, Root, Stat, retrying};
 use super::error::{DiskError, Doing};
 use super::extents::data_extents;
 use super::plan::{IoWish, ReadPlan, Residency, read_plan, residency};
@@ -245,9 +245,15 @@ fn open_direct(dir: &DirHandle, name: &[u8], stat: &Stat) -> Option<OwnedFd> {
 
 /// Reads a small file whole into the front of `buf`, for a pack; its identity says how many bytes. It is checked against
 /// `expect` and once more after the reading, so that a half-changed file is never sent. A file that is longer than `buf`
-/// has changed.
-pub fn read_small(root: &Root, path: &RelPath, expect: Expect, buf: &mut [u8]) -> Result<Identity, SourceError> {
-    let (dir, name) = root.parent_of(path).map_err(sort)?;
+/// has changed. `last` is kept from file to file of a pack.
+pub fn read_small(
+    root: &Root,
+    last: &mut LastDir,
+    path: &RelPath,
+    expect: Expect,
+    buf: &mut [u8],
+) -> Result<Identity, SourceError> {
+    let (dir, name) = last.parent_of(root, path).map_err(sort)?;
     let (fd, stat) = open_regular(&dir, name)?;
     let before = Identity::from(&stat);
     let changed = |now| SourceError::Changed { path: path.clone(), now };

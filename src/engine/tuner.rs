@@ -10,7 +10,8 @@
 //! 1. **Losses without a queue are not the path's being full.** Cubic and Reno take every loss for congestion, and their
 //!    rate falls with its square root whatever the path could carry (Mathis et al. 1997: rate <= MSS / RTT * C / sqrt(p)).
 //!    A full path shows in its round trip, since a queue forms before it overflows (RFC 9438 section 5 on buffers;
-//!    Cardwell et al., BBR, 2016). So where segments are lost and the round trip stays at its least, BBR is tried.
+//!    Cardwell et al., BBR, 2016). So where segments are lost and the round trip stays at its least, BBR is tried; where a
+//!    queue has shown before what the path carries, at that rate, since BBR's beginning fills a queue to find it.
 //! 2. **Losses with a queue are.** BBR's first version does not yield to them: with a queue of one bandwidth-delay product it
 //!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
 //!    the queue stands, cubic is tried, and stays if it is as fast.
@@ -19,13 +20,15 @@
 //!    stream halves on its own (Hacker et al. 2002).
 //! 4. **A stream that does not pay goes.** Each costs a buffer and smaller batches; where a processor is what holds the
 //!    transfer back, half of them are tried.
-//! 5. **A stream with nothing asked of it is asked for more**, if there is something to ask for: a long path holds more
+//! 5. **A stream with nothing asked of it is asked for more**, if there is something to ask for and a long path holds more
 //!    than the chunks that were asked for.
 //! 6. **BBR that cannot be replaced is paced** to what arrives, where it loses more than a hundredth with a queue: what
-//!    is above that is only sent again. Every 20 s the pacing is lifted for a trial, since the path may carry more by then.
+//!    is above that is only sent again. A pacing that is reached without a queue is raised, by a twentieth, then by twice
+//!    as much each time, as long as more arrives for it; and 20 s later anew, since the path may carry more by then.
 //! 7. **When the rate falls by a third for two windows, the path has changed**: what was not to be tried may be.
 
 use super::limiter::Limiter;
+use crate::grid::CHUNK_SIZE;
 use crate::limits::MIN_RATE;
 use crate::wire::control::Control;
 use serde::{Deserialize, Serialize};
@@ -71,8 +74,15 @@ const FASTER: f64 = 1.05;
 const AS_FAST: f64 = 0.97;
 /// Pacing against what arrives: a little below, so that the queue drains.
 const PACED: f64 = 0.99;
-/// How long a pacing holds before it is lifted for a trial.
+/// How long a pacing holds that could not be raised.
 const PACED_FOR: Duration = Duration::from_secs(20);
+/// The first step up, and the largest.
+const RAISE: f64 = 0.05;
+const RAISE_MAX: f64 = 0.8;
+/// Of a step up, what has to arrive.
+const RAISE_PAYS: f64 = 0.5;
+/// Pacing is what holds a transfer back that runs at this share of it.
+const PACING_REACHED: f64 = 0.93;
 /// Chunks asked of one stream at most: 128 MiB, 10 Gbit/s over 100 ms in one stream.
 const DEPTH_MAX: u16 = 32;
 /// The first rest after a trial that did not pay, and the longest.
@@ -165,7 +175,7 @@ enum Kind {
     FewerStreams,
     Depth,
     Pacing,
-    Lift,
+    Raise,
 }
 
 #[derive(Debug, Clone)]
@@ -206,7 +216,11 @@ pub struct Tuner {
     /// The rate that is thought to be had, bits per second, and windows in a row far below it.
     had: f64,
     fallen: u32,
-    paced_at: Duration,
+    /// The most that arrived while a queue stood, since the path last changed, bits per second.
+    full: Option<f64>,
+    /// The next step up, and when.
+    raise: f64,
+    raise_at: Duration,
     /// What was tried, for the report.
     pub steps: Vec<String>,
 }
@@ -237,7 +251,9 @@ impl Tuner {
             at: Duration::ZERO,
             had: 0.0,
             fallen: 0,
-            paced_at: Duration::ZERO,
+            full: None,
+            raise: RAISE,
+            raise_at: Duration::ZERO,
             steps: Vec::new(),
         }
     }
@@ -280,12 +296,16 @@ impl Tuner {
     }
 
     fn notice(&mut self, window: &Window) {
-        let rate = window.rate();
+        let (rate, first) = (window.rate(), self.had == 0.0);
         self.fallen = if rate < FELL * self.had { self.fallen + 1 } else { 0 };
         if self.fallen >= 2 {
             self.rests.clear();
             self.recent.clear();
-            (self.had, self.fallen) = (rate, 0);
+            (self.had, self.fallen, self.full) = (rate, 0, None);
+        }
+        // The first window has the ramp in it.
+        if window.is_queued() && !first {
+            self.full = Some(self.full.map_or(rate, |full| full.max(rate)));
         }
         // What is had rises at once and sinks slowly.
         self.had = if rate > self.had { rate } else { 0.9 * self.had + 0.1 * rate };
@@ -296,7 +316,7 @@ impl Tuner {
             Kind::Bbr | Kind::Cubic => self.free.control,
             Kind::MoreStreams | Kind::FewerStreams => self.free.streams,
             Kind::Depth => self.free.depth,
-            Kind::Pacing | Kind::Lift => self.free.pacing,
+            Kind::Pacing | Kind::Raise => self.free.pacing,
         };
         free && self.rests.get(&kind).is_none_or(|rest| rest.until <= self.at)
     }
@@ -305,36 +325,52 @@ impl Tuner {
     fn choose(&mut self) {
         let last: Vec<Window> = self.recent.iter().rev().take(AGREE).copied().collect();
         let all = |test: &dyn Fn(&Window) -> bool| last.iter().all(test);
-        let (sent, resent) = sums(self.recent.iter(), |w| (w.sent, w.resent));
-        let lost = lost_of(sent, resent);
         let network = all(&|w| w.is(&[Limiter::Network]));
-        let empty = self.recent.iter().all(|w| !w.is_queued());
-        let lossy = network && empty && lost >= LOST_NOTED && resent >= LOST_SEGMENTS * SEGMENT;
+        // Since the last queue: what overflowed with it says nothing about the path.
+        let clear = || self.recent.iter().rev().take_while(|w| !w.is_queued());
+        let (sent, resent) = sums(clear(), |w| (w.sent, w.resent));
+        let lost = lost_of(sent, resent);
+        let lossy = network && clear().count() >= AGREE && lost >= LOST_NOTED && resent >= LOST_SEGMENTS * SEGMENT;
         let bbr = all(&|w| w.control == Some(Control::Bbr));
         let too_much =
             bbr && last.iter().any(Window::is_queued) && all(&|w| lost_of(w.sent, w.resent) >= LOST_TOO_MUCH);
         let windows = all(&|w| w.is(&[Limiter::SenderWindow, Limiter::ReceiverWindow]));
-        let percent = format!("{:.3} % lost", lost * 100.0);
+        let percent = |lost: f64| format!("{:.3} % lost", lost * 100.0);
+        let (sent, resent) = sums(last.iter(), |w| (w.sent, w.resent));
+        let full = format!("{} and the queue is full", percent(lost_of(sent, resent)));
         let more = self.knobs.streams.saturating_mul(2).min(self.most);
         let to = self.knobs;
         if lossy && !bbr && self.may(Kind::Bbr) {
-            let to = Knobs { control: Some(Control::Bbr), ..to };
-            self.begin(Kind::Bbr, to, &format!("{percent} and no queue"));
+            // Where the path is known to be full, BBR need not find out by filling its queue.
+            let known = self.full.filter(|_| self.free.pacing && to.pacing.is_none());
+            let pacing = known.map(|rate| ((PACED * rate) as u64).max(MIN_RATE)).or(to.pacing);
+            let to = Knobs { control: Some(Control::Bbr), pacing, ..to };
+            self.begin(Kind::Bbr, to, &format!("{} and no queue", percent(lost)));
         } else if too_much && self.may(Kind::Cubic) {
             let to = Knobs { control: Some(Control::Cubic), ..to };
-            self.begin(Kind::Cubic, to, &format!("{percent} and the queue is full"));
+            self.begin(Kind::Cubic, to, &full);
         } else if (windows || lossy && !bbr) && more > to.streams && self.may(Kind::MoreStreams) {
-            let why = if windows { "windows are full".to_owned() } else { format!("{percent} and no queue") };
+            let why = if windows { "windows are full".to_owned() } else { format!("{} and no queue", percent(lost)) };
             self.begin(Kind::MoreStreams, Knobs { streams: more, ..to }, &why);
-        } else if too_much && to.pacing.is_none() && self.may(Kind::Pacing) {
+        } else if too_much
+            && to.pacing.is_none_or(|bits| self.late_rate() < COLLAPSED * bits as f64)
+            && self.may(Kind::Pacing)
+        {
             let pacing = Some(((PACED * self.late_rate()) as u64).max(MIN_RATE));
-            self.begin(Kind::Pacing, Knobs { pacing, ..to }, &format!("{percent} and the queue is full"));
-        } else if all(&|w| w.is(&[Limiter::WaitingForData]) && w.more) && to.depth < DEPTH_MAX && self.may(Kind::Depth)
+            self.begin(Kind::Pacing, Knobs { pacing, ..to }, &full);
+        } else if all(&|w| w.is(&[Limiter::WaitingForData]) && w.more && self.is_shallow(w))
+            && to.depth < DEPTH_MAX
+            && self.may(Kind::Depth)
         {
             let depth = to.depth.saturating_mul(2).min(DEPTH_MAX);
             self.begin(Kind::Depth, Knobs { depth, ..to }, "streams had nothing asked of them");
-        } else if to.pacing.is_some() && self.at >= self.paced_at + PACED_FOR && self.may(Kind::Lift) {
-            self.begin(Kind::Lift, Knobs { pacing: None, ..to }, "the path may carry more by now");
+        } else if let Some(bits) = to.pacing
+            && self.at >= self.raise_at
+            && all(&|w| !w.is_queued() && w.rate() >= PACING_REACHED * bits as f64)
+            && self.may(Kind::Raise)
+        {
+            let pacing = Some((bits as f64 * (1.0 + self.raise)) as u64);
+            self.begin(Kind::Raise, Knobs { pacing, ..to }, "all of it arrives without a queue");
         } else if self.recent.len() == KEPT
             && self.recent.iter().all(|w| w.is(&[Limiter::SourceCpu, Limiter::DestinationCpu]) && !w.is_queued())
             && to.streams > 2
@@ -342,6 +378,14 @@ impl Tuner {
         {
             self.begin(Kind::FewerStreams, Knobs { streams: to.streams / 2, ..to }, "a processor is full");
         }
+    }
+
+    /// Whether so little is asked for that streams stand idle for a round trip each time: an idle share of [`REASON`] means
+    /// that what is asked for is at most rate by round trip through it.
+    fn is_shallow(&self, window: &Window) -> bool {
+        let asked = u64::from(self.knobs.streams) * u64::from(self.knobs.depth) * CHUNK_SIZE;
+        let in_a_trip = window.rate() / 8.0 * window.rtt_us.max(window.min_rtt_us) as f64 / 1e6;
+        asked as f64 <= in_a_trip / REASON
     }
 
     fn late_rate(&self) -> f64 {
@@ -379,7 +423,8 @@ impl Tuner {
             _ => false,
         };
         // Slow beginnings are looked at once a round trip has passed, and only where nothing had to be dialled.
-        let collapsed = matches!(trial.kind, Kind::Cubic | Kind::Pacing) && window.rate() < COLLAPSED * trial.rate;
+        let collapsed =
+            matches!(trial.kind, Kind::Cubic | Kind::Pacing | Kind::Raise) && window.rate() < COLLAPSED * trial.rate;
         if missing {
             return self.undo(trial, "is not to be had at the source", true);
         }
@@ -401,7 +446,8 @@ impl Tuner {
         let rate = trial.bytes as f64 * 8e9 / trial.ns.max(1) as f64;
         let lost = lost_of(trial.sent, trial.resent);
         let pays = match trial.kind {
-            Kind::Bbr | Kind::Depth | Kind::Lift => rate >= FASTER * trial.rate,
+            Kind::Bbr | Kind::Depth => rate >= FASTER * trial.rate,
+            Kind::Raise => rate >= (1.0 + RAISE_PAYS * self.raise) * trial.rate && lost < LOST_TOO_MUCH,
             Kind::MoreStreams => rate >= STREAMS_PAY * trial.rate,
             Kind::FewerStreams => rate >= trial.rate,
             Kind::Cubic | Kind::Pacing => rate >= AS_FAST * trial.rate && lost <= trial.lost / 2.0,
@@ -410,8 +456,10 @@ impl Tuner {
         if !pays {
             return self.undo(trial, &told, false);
         }
-        if matches!(trial.kind, Kind::Pacing) {
-            self.paced_at = self.at;
+        match trial.kind {
+            Kind::Raise => self.raise = (2.0 * self.raise).min(RAISE_MAX),
+            Kind::Pacing => self.hold_pacing(),
+            _ => {}
         }
         // What paid may be done again at once.
         self.rests.remove(&trial.kind);
@@ -430,12 +478,15 @@ impl Tuner {
 
     fn undo(&mut self, trial: Trial, told: &str, for_good: bool) {
         self.knobs = trial.before;
-        if trial.kind == Kind::Lift {
-            self.paced_at = self.at;
-        } else {
-            self.rest(trial.kind, for_good);
+        match trial.kind {
+            Kind::Raise => self.hold_pacing(),
+            kind => self.rest(kind, for_good),
         }
         self.step(&trial, "taken back", told);
+    }
+
+    fn hold_pacing(&mut self) {
+        (self.raise, self.raise_at) = (RAISE, self.at + PACED_FOR);
     }
 
     fn rest(&mut self, kind: Kind, for_good: bool) {
@@ -448,13 +499,14 @@ impl Tuner {
 
     fn step(&mut self, trial: &Trial, verdict: &str, told: &str) {
         let what = match trial.kind {
+            Kind::Bbr if self.knobs.pacing != trial.before.pacing && verdict == "kept" => "bbr, paced".to_owned(),
             Kind::Bbr => "bbr".to_owned(),
             Kind::Cubic => "cubic".to_owned(),
             Kind::MoreStreams => format!("{} streams", trial.before.streams.saturating_mul(2).min(self.most)),
             Kind::FewerStreams => format!("{} streams", trial.before.streams / 2),
             Kind::Depth => "more chunks asked of each stream".to_owned(),
             Kind::Pacing => "pacing to what arrives".to_owned(),
-            Kind::Lift => "no pacing".to_owned(),
+            Kind::Raise => "a faster pacing".to_owned(),
         };
         let line = format!("tuned: {what}, because {} ({told}): {verdict}", trial.why);
         tracing::info!("{line}");

@@ -12,6 +12,10 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// Sent data may stay unacknowledged for so long: above the longest stall of a disk that is tolerated (60 s).
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Unsent bytes that a socket takes: with more a stream looks idle while its bytes still wait for the path, and what is asked
+/// of it changes late. 1 MiB costs nothing that was measured, up to 1 Gbit/s over 100 ms and on loopback.
+const NOTSENT: u32 = 1 << 20;
+
 /// What a transfer's options mean for its sockets. Nothing paces here: only the source knows how many streams share a rate.
 pub fn socket_options(options: &TransferOptions) -> SocketOptions {
     let tuning = &options.tuning;
@@ -19,7 +23,7 @@ pub fn socket_options(options: &TransferOptions) -> SocketOptions {
         window: options.window,
         congestion: options.congestion.as_deref().map(split_congestion).unwrap_or_default(),
         pacing_bytes_per_sec: None,
-        notsent_lowat: tuning.notsent_lowat,
+        notsent_lowat: tuning.notsent_lowat.or(Some(NOTSENT)),
         user_timeout: Some(tuning.user_timeout_ms.map_or(USER_TIMEOUT, |ms| Duration::from_millis(ms.into()))),
         keepalive: Some(KEEPALIVE),
         nodelay: true,

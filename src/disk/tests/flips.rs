@@ -1,6 +1,7 @@
 //! Somebody with access to the tree exchanges directories for symlinks while we work in it.
 
 use super::{ID, for_each_root, listing, p, plan};
+use crate::disk::confined::LastDir;
 use crate::disk::part::PartFile;
 use crate::disk::plan::IoWish;
 use crate::disk::probe::ProbeCache;
@@ -89,7 +90,7 @@ fn work(root: &crate::disk::Root) -> u64 {
     root.forget(&p(""));
     count(root.make_dir(&p("d/made")).is_ok());
     root.forget(&p(""));
-    if let Ok(file) = create_small(root, &p("d/file"), &ID, b"mine", &META, None) {
+    if let Ok(file) = create_small(root, &mut LastDir::default(), &p("d/file"), &ID, b"mine", &META, None) {
         root.forget(&p(""));
         let files = vec![file];
         count(rename_batch(&files, Replace::Yes)[0].is_ok());
@@ -113,7 +114,7 @@ fn work(root: &crate::disk::Root) -> u64 {
     root.forget(&p(""));
     let mut buf = [0; 64];
     for name in ["d/file", "f/name"] {
-        if let Ok(identity) = read_small(root, &p(name), Expect::Any, &mut buf) {
+        if let Ok(identity) = read_small(root, &mut LastDir::default(), &p(name), Expect::Any, &mut buf) {
             assert_ne!(&buf[..identity.size as usize], SECRET, "read through a symlink");
             count(true);
         }
@@ -124,7 +125,7 @@ fn work(root: &crate::disk::Root) -> u64 {
         }
     }
     // A final name that is a link at times: it is replaced as a name, its target stays.
-    if let Ok(file) = create_small(root, &p("f/name"), &ID, b"mine", &META, None) {
+    if let Ok(file) = create_small(root, &mut LastDir::default(), &p("f/name"), &ID, b"mine", &META, None) {
         let files = vec![file];
         count(rename_batch(&files, Replace::Yes)[0].is_ok());
         drop_batch(files);

@@ -1,7 +1,7 @@
 //! Full, read-only and forbidden places. Mounts live in a mount namespace of the test's own thread and end with it.
 
 use super::{ID, p, places, plan};
-use crate::disk::confined::Root;
+use crate::disk::confined::{LastDir, Root};
 use crate::disk::error::DiskError;
 use crate::disk::lock::{LockError, TreeLock};
 use crate::disk::part::PartFile;
@@ -66,8 +66,9 @@ fn a_full_file_system_is_said_with_its_numbers() {
         std::fs::write(dir.path().join("filler"), vec![1; 7 << 20]).unwrap();
         let full = part.write_all_at(&vec![1; 2 << 20], 0).unwrap_err();
         assert!(matches!(full, DiskError::NoSpace { .. }), "{full}");
-        let filled =
-            (0..4096).find_map(|i| create_small(&root, &p(format!("s{i}")), &ID, &[1; 8192], &META, None).err());
+        let filled = (0..4096).find_map(|i| {
+            create_small(&root, &mut LastDir::default(), &p(format!("s{i}")), &ID, &[1; 8192], &META, None).err()
+        });
         assert!(matches!(filled, Some(DiskError::NoSpace { .. })), "{filled:?}");
     });
 }
@@ -82,12 +83,12 @@ fn a_read_only_mount_is_said() {
         let root = Root::open(dir.path()).unwrap();
         let read_only = |e: &DiskError| matches!(e, DiskError::ReadOnly { .. });
         assert!(read_only(&PartFile::create(&root, &p("n"), &ID, 1, None, &plan(FileMode::PageCache)).unwrap_err()));
-        assert!(read_only(&create_small(&root, &p("n"), &ID, b"", &META, None).unwrap_err()));
+        assert!(read_only(&create_small(&root, &mut LastDir::default(), &p("n"), &ID, b"", &META, None).unwrap_err()));
         assert!(read_only(&root.make_dir(&p("n")).unwrap_err()));
         assert!(read_only(&FsFacts::of(root.handle()).unwrap_err()));
         let lock = TreeLock::take(&root, &p(""), &p(""), &ID, Epoch(1)).unwrap_err();
         assert!(matches!(&lock, LockError::Disk(e) if read_only(e)), "{lock}");
-        assert_eq!(read_small(&root, &p("f"), Expect::Any, &mut [0]).unwrap().size, 1);
+        assert_eq!(read_small(&root, &mut LastDir::default(), &p("f"), Expect::Any, &mut [0]).unwrap().size, 1);
     });
 }
 
@@ -146,10 +147,13 @@ fn permissions_are_said_and_the_scan_goes_on() {
             assert!(denied(&PartFile::create(&root, &p("open/n"), &ID, 1, None, &io).unwrap_err()));
             assert!(denied(&root.make_dir(&p("open/n")).unwrap_err()));
             assert!(denied(&root.stat(&p("closed/f")).unwrap_err()));
-            let secret = read_small(&root, &p("secret"), Expect::Any, &mut [0]).unwrap_err();
+            let secret = read_small(&root, &mut LastDir::default(), &p("secret"), Expect::Any, &mut [0]).unwrap_err();
             assert_eq!(secret, SourceError::Denied { path: p("secret") });
             // A directory that may be passed through, not listed.
-            assert_eq!(read_small(&root, &p("pass/f"), Expect::Any, &mut [0]).unwrap().size, 1);
+            assert_eq!(
+                read_small(&root, &mut LastDir::default(), &p("pass/f"), Expect::Any, &mut [0]).unwrap().size,
+                1
+            );
             let (mut names, mut problems) = (vec![], vec![]);
             scan(&root, &[p("")], true, &[], &mut |found| {
                 match found {

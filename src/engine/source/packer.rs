@@ -30,7 +30,7 @@ impl SourcePacker {
 
     fn fill(&self, items: Vec<PackItem>, block: u32) -> Option<Vec<PackBody>> {
         let start = SLOT_HEAD as usize;
-        let mut bodies = Vec::new();
+        let (mut bodies, mut last) = (Vec::new(), disk::LastDir::default());
         let (mut slot, mut at, mut payload) = (self.slot()?, 0, 0);
         for item in items {
             let need = PACK_ENTRY_HEAD + item.size as usize;
@@ -42,7 +42,9 @@ impl SourcePacker {
             let (head, content) = room.split_at_mut(PACK_ENTRY_HEAD);
             let expect = Expect::Version { size: u64::from(item.size), mtime: item.mtime };
             let read = match place(&self.roots, item.root, &item.path) {
-                Some(path) => disk::read_small(&self.root, &path, expect, content).map_err(|e| status_of(&e)),
+                Some(path) => {
+                    disk::read_small(&self.root, &mut last, &path, expect, content).map_err(|e| status_of(&e))
+                }
                 None => Err(Status::Gone),
             };
             match read {

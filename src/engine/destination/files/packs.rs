@@ -119,12 +119,13 @@ impl Run<'_> {
         self.ctx.pool.submit(move || {
             let mut body = body;
             let bytes = &mut body.slot.as_mut_slice()[SLOT_HEAD as usize..];
+            let mut last = disk::LastDir::default();
             let written = jobs
                 .into_iter()
                 .map(|(entry, (chunk, proof), to, _, meta)| {
                     let content = &mut bytes[entry.content.clone()];
                     crate::sys::points::flip("destination.pack-content", content);
-                    (entry.handle, create_small(&root, &to, &id, content, &meta, Some(proof)), chunk)
+                    (entry.handle, create_small(&root, &mut last, &to, &id, content, &meta, Some(proof)), chunk)
                 })
                 .collect();
             drop(body);
