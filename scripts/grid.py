@@ -3,7 +3,7 @@
 
   scripts/grid.py                      16 cells, 40 s a run, 5 rounds: most of a day
   scripts/grid.py --short              four corner cells, 10 s a run, 3 rounds
-  scripts/grid.py --rtt 100ms --loss 0.01% [--rate 1gbit] [--cc cubic] [--seconds 40] [--rounds 5] [--size 4GiB] [--out DIR]
+  scripts/grid.py --rtt 100ms --loss 0.01% [--rate 1gbit] [--cc cubic] [--seconds 40] [--screen 40] [--rounds 5] [--size 4GiB] [--out DIR]
 
 In each cell iperf3 is tried once in 16 settings (cubic, bbr x 1, 4, 8, 16 streams x the kernel's default limits of
 buffers, 256 MiB); its best two then
@@ -103,7 +103,7 @@ def cell(args, rtt, loss, out):
         return run
     try:
         print(f"{args.rate} {rtt} {loss}", file=sys.stderr)
-        tried = [(note(f"screen {s}", iperf(s, args.seconds))["bits_per_second"], s) for s in SETTINGS]
+        tried = [(note(f"screen {s}", iperf(s, args.screen or args.seconds))["bits_per_second"], s) for s in SETTINGS]
         best = [s for _, s in sorted(tried, key=lambda t: -t[0])[:2]]
         with tempfile.TemporaryDirectory(dir="/dev/shm") as dir:
             agent = Agent(args.binary, dir, size_of(args.size))
@@ -136,6 +136,7 @@ def main():
     parser.add_argument("--cc", default="cubic")
     parser.add_argument("--buffers", choices=list(LIMITS), default="256m", help="Longhaul's limits")
     parser.add_argument("--seconds", type=int, default=40)
+    parser.add_argument("--screen", type=int, help="seconds of a screening run [default: --seconds]")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--size", default="4GiB")
     parser.add_argument("--binary", default=os.path.join(ROOT, "target", "release", "longhaul"))

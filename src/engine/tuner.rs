@@ -37,6 +37,10 @@ use std::time::Duration;
 
 /// The shortest time that is judged: several round trips of any path on earth but the longest.
 const WINDOW_MIN: Duration = Duration::from_millis(800);
+/// The same in the beginning: on a short path losses take cubic down within a second, and a transfer may be short.
+const WINDOW_YOUNG: Duration = Duration::from_millis(350);
+/// How long the beginning is.
+const YOUNG: Duration = Duration::from_secs(2);
 /// A window has at least so many round trips, so that what a change did is in it.
 const WINDOW_TRIPS: u32 = 6;
 /// Windows kept as reasons.
@@ -88,6 +92,8 @@ const DEPTH_MAX: u16 = 32;
 /// The first rest after a trial that did not pay, and the longest.
 const REST: Duration = Duration::from_secs(30);
 const REST_MAX: Duration = Duration::from_secs(240);
+/// Below this share of what the path has carried, losses have taken the rate down.
+const SAGGED: f64 = 0.85;
 /// Below this share of the rate that was kept the path has changed.
 const FELL: f64 = 0.67;
 /// Steps that are told; a transfer of days may take more.
@@ -135,9 +141,11 @@ impl Window {
     }
 }
 
-/// How long a window has to be, by the least round trip, µs.
-pub fn window_length(min_rtt_us: u64) -> Duration {
-    WINDOW_MIN.max(Duration::from_micros(min_rtt_us) * WINDOW_TRIPS).min(Duration::from_secs(3))
+/// How long a window has to be, by the least round trip, µs; `young`: see [`Tuner::is_young`].
+pub fn window_length(min_rtt_us: u64, young: bool) -> Duration {
+    if young { WINDOW_YOUNG } else { WINDOW_MIN }
+        .max(Duration::from_micros(min_rtt_us) * WINDOW_TRIPS)
+        .min(Duration::from_secs(3))
 }
 
 /// What may be changed: what nobody has set.
@@ -258,6 +266,11 @@ impl Tuner {
         }
     }
 
+    /// Whether it has just begun and tried nothing yet: then windows are short.
+    pub fn is_young(&self) -> bool {
+        self.at < YOUNG && self.trial.is_none() && self.steps.is_empty()
+    }
+
     /// What people have set meanwhile is not touched any more.
     pub fn set(&mut self, streams: Option<u16>) {
         if let Some(count) = streams.filter(|count| self.free.streams || *count != self.knobs.streams) {
@@ -330,7 +343,10 @@ impl Tuner {
         let clear = || self.recent.iter().rev().take_while(|w| !w.is_queued());
         let (sent, resent) = sums(clear(), |w| (w.sent, w.resent));
         let lost = lost_of(sent, resent);
-        let lossy = network && clear().count() >= AGREE && lost >= LOST_NOTED && resent >= LOST_SEGMENTS * SEGMENT;
+        // One window is enough where the rate has fallen far below what the path has shown already.
+        let fell = self.full.is_some_and(|full| last[0].rate() < SAGGED * full);
+        let agree = if fell { 1 } else { AGREE };
+        let lossy = network && clear().count() >= agree && lost >= LOST_NOTED && resent >= LOST_SEGMENTS * SEGMENT;
         let bbr = all(&|w| w.control == Some(Control::Bbr));
         let too_much =
             bbr && last.iter().any(Window::is_queued) && all(&|w| lost_of(w.sent, w.resent) >= LOST_TOO_MUCH);

@@ -66,7 +66,7 @@ impl Run<'_> {
             return;
         };
         let delta = evidence.since(&before.evidence);
-        let length = window_length(view.sender.min_rtt_us);
+        let length = window_length(view.sender.min_rtt_us, tune.tuner.is_young());
         if Duration::from_nanos(delta.source.wall_ns) < length {
             return;
         }

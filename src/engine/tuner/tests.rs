@@ -245,9 +245,20 @@ fn a_disturbed_trial_is_taken_back_unjudged() {
 
 #[test]
 fn windows_fit_the_round_trip() {
-    assert_eq!(window_length(0), Duration::from_millis(800));
-    assert_eq!(window_length(200_000), Duration::from_millis(1_200));
-    assert_eq!(window_length(10_000_000), Duration::from_secs(3));
+    for (rtt_us, young, ms) in [
+        (0, false, 800),
+        (0, true, 350),
+        (10_000, true, 350),
+        (200_000, true, 1_200),
+        (200_000, false, 1_200),
+        (10_000_000, false, 3_000),
+    ] {
+        assert_eq!(window_length(rtt_us, young), Duration::from_millis(ms), "{rtt_us} {young}");
+    }
+    let mut tuner = Path::default().tuner(true);
+    assert!(tuner.is_young());
+    Path::default().run(&mut tuner, 3);
+    assert!(!tuner.is_young());
 }
 
 #[test]
