@@ -6,6 +6,7 @@ mod support;
 mod tickets;
 
 mod agents;
+mod bench;
 mod checks;
 mod doctor;
 #[cfg(feature = "testing")]
