@@ -16,6 +16,7 @@ mod operands;
 mod paths;
 mod peers;
 mod profiles;
+mod pscheduler;
 mod rerun;
 mod secrecy;
 mod sources;
