@@ -271,6 +271,17 @@ impl Watched {
     }
 }
 
+/// A look at every stream: µs since the start, and bytes since the look before.
+fn sample(watched: &mut [Watched], at: Duration, sends: bool) -> (u64, u64) {
+    let mut bytes = 0;
+    for stream in watched {
+        let look = stream.look(sends);
+        bytes += look.bytes;
+        stream.trial.samples.push(look);
+    }
+    (at.as_micros() as u64, bytes)
+}
+
 /// Moves bytes until the time is up and counts them.
 async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, TransferError> {
     let duration = Duration::from_millis(spec.duration_ms.into());
@@ -319,15 +330,19 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
         tokio::select! {
             biased;
             () = &mut all => {
+                let at = began.elapsed();
+                let last = samples.last().map_or(0, |(at, _)| *at);
+                // The end may come just before the tick that would have counted it.
+                if at <= duration + SAMPLE / 2 && at >= Duration::from_micros(last) + SAMPLE / 2 {
+                    samples.push(sample(&mut watched, at, sends));
+                }
                 watched.iter().for_each(|stream| seen.add(&stream.socket));
                 break seen;
             }
             _ = tick.tick() => {
                 let at = began.elapsed();
-                let looks: Vec<StreamSample> = watched.iter_mut().map(|stream| stream.look(sends)).collect();
                 if at <= duration + SAMPLE / 2 {
-                    samples.push((at.as_micros() as u64, looks.iter().map(|look| look.bytes).sum()));
-                    watched.iter_mut().zip(looks).for_each(|(stream, look)| stream.trial.samples.push(look));
+                    samples.push(sample(&mut watched, at, sends));
                 }
                 seen.look(watched.iter().map(|stream| &stream.socket));
             }

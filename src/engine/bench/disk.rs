@@ -168,7 +168,7 @@ pub fn write(spec: &DiskSpec) -> Result<Measured, BenchError> {
                 break;
             }
         }
-        done.how = format!("{} ({}), synced, {engine}", word(plan.mode), plan.reason);
+        done.how = format!("{} ({}), {engine}, synced", word(plan.mode), plan.reason);
         Ok(done)
     })
 }
