@@ -178,14 +178,14 @@ impl TlsArgs {
     }
 }
 
-fn parse_block(text: &str) -> Result<u32, String> {
+pub(super) fn parse_block(text: &str) -> Result<u32, String> {
     let size = parse_size(text).map_err(|e| e.to_string())?;
     u32::try_from(size).ok().filter(|size| size.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(size)).ok_or_else(
         || format!("a block is a power of two from {} to {}", Bytes(MIN_BLOCK.into()), Bytes(MAX_BLOCK.into())),
     )
 }
 
-fn parse_congestion(text: &str) -> Result<String, String> {
+pub(super) fn parse_congestion(text: &str) -> Result<String, String> {
     check_congestion(&split_congestion(text)).map(|()| text.to_owned())
 }
 
@@ -194,7 +194,7 @@ fn parse_memory(text: &str) -> Result<u64, String> {
     if size < MEMORY_MIN { Err(format!("at least {}", Bytes(MEMORY_MIN))) } else { Ok(size) }
 }
 
-fn parse_switch(text: &str) -> Result<bool, String> {
+pub(super) fn parse_switch(text: &str) -> Result<bool, String> {
     match text {
         "on" => Ok(true),
         "off" => Ok(false),

@@ -216,7 +216,7 @@ pub fn check_space(dir: &Path, need: u64, advice: &str) -> Result<(), Fail> {
     let free = free_bytes(dir)?;
     if free < need {
         let (need, free) = (crate::units::Bytes(need), crate::units::Bytes(free));
-        return Err(Fail::new(5, format!("the demo needs {need} in {}, where {free} are free: {advice}", show(dir))));
+        return Err(Fail::new(5, format!("this needs {need} in {}, where {free} are free: {advice}", show(dir))));
     }
     Ok(())
 }

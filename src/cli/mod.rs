@@ -2,6 +2,7 @@
 //! retryable, 6 verification failed, 7 permanent, 10 denied, 11 wait timed out, 130 interrupted.
 
 pub mod agent;
+pub mod bench;
 pub mod catalog;
 pub mod clean;
 pub mod cp;
@@ -15,6 +16,7 @@ pub mod fail;
 pub mod journal;
 pub mod manifest_file;
 pub mod operands;
+pub mod picture;
 pub mod pki;
 pub mod probe;
 pub mod progress;
@@ -26,6 +28,7 @@ pub mod third_party;
 pub mod token;
 pub mod transfer;
 pub mod tree;
+pub mod trials;
 pub mod tuning;
 pub mod verify;
 
@@ -68,6 +71,8 @@ enum Command {
     Tape(tape::Args),
     /// Measures the path to an agent and writes a profile
     Probe(probe::Args),
+    /// Measures the parts of a transfer and the whole, and names what holds it back
+    Bench(bench::Args),
     /// Audits this host and the way to a peer; changes nothing
     Doctor(doctor::Args),
     /// What an agent moves, and changes to it while it runs
@@ -102,6 +107,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Pki(args) => pki::run(args),
         Command::Tape(args) => tape::run(args),
         Command::Probe(args) => probe::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Transfer(args) => transfer::run(args),
     }
@@ -128,7 +134,7 @@ mod tests {
         let names: Vec<_> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
         let all = [
             "demo", "cp", "agent", "clean", "journal", "verify", "token", "request", "catalog", "pki", "tape", "probe",
-            "doctor", "transfer",
+            "bench", "doctor", "transfer",
         ];
         assert_eq!(names, all);
     }

@@ -5,27 +5,20 @@ mod plot;
 
 use super::cp::{PeerArgs, parse_peer};
 use super::fail::{Fail, finish, printable, say, show};
+use super::trials::Trials;
 use crate::clock;
-use crate::control::client::PeerTickets;
-use crate::control::messages::{PartialOptions, TicketRequest};
 use crate::control::profiles::{self, user_dir};
 use crate::control::url::PeerUrl;
 use crate::doctor::gather::{gather, reach};
-use crate::engine::handle::{Engine, EngineConfig};
 use crate::engine::probe::ProbeSpec;
-use crate::engine::spec::{EngineChoice, TransferOptions};
-use crate::ids::AgentId;
-use crate::limits::DEFAULT_BLOCK;
-use crate::profile::{Profile, SharedProfiles, check_congestion, split_congestion};
+use crate::engine::spec::TransferOptions;
+use crate::profile::{Profile, check_congestion, split_congestion};
 use crate::units::{BitRate, parse_span, write_span};
 use plan::{Origin, Setting, Tried, best, limiter, next, profile, trial_cost, trial_length};
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Buffers of the client's engine: its workers have nothing to do here.
-const ARENA: usize = 8 << 20;
 /// The shortest time in which a trial of each algorithm fits.
 const FOR_MIN: Duration = Duration::from_secs(3);
 /// Others use the path as well.
@@ -83,7 +76,7 @@ fn parse_for(text: &str) -> Result<Duration, String> {
     if (FOR_MIN..=FOR_MAX).contains(&time) { Ok(time) } else { Err("3s to 5m".to_owned()) }
 }
 
-fn parse_direction(text: &str) -> Result<Direction, String> {
+pub(super) fn parse_direction(text: &str) -> Result<Direction, String> {
     match text {
         "pull" => Ok(Direction::Pull),
         "push" => Ok(Direction::Push),
@@ -91,7 +84,7 @@ fn parse_direction(text: &str) -> Result<Direction, String> {
     }
 }
 
-fn parse_names(text: &str) -> Result<Names, String> {
+pub(super) fn parse_names(text: &str) -> Result<Names, String> {
     let names = split_congestion(text);
     check_congestion(&names).map(|()| Names(names))
 }
@@ -191,21 +184,7 @@ fn sysctl(limiter: &str) -> Option<&'static str> {
 
 /// Runs trials as long as one more fits.
 fn measure(args: &Args, url: &PeerUrl, rtt: Duration, began: Instant, tell: &dyn Fn(&str)) -> Result<Vec<Tried>, Fail> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let runtime = runtime.map_err(|error| Fail::new(1, format!("cannot start the program's threads: {error}")))?;
-    let engine = Engine::start(EngineConfig {
-        workers: Some(1),
-        arena_bytes: ARENA,
-        engine: EngineChoice::Epoll,
-        data_listen: None,
-        advertise: Vec::new(),
-        agent: AgentId([0; 16]),
-        block: DEFAULT_BLOCK,
-        retry_for: Duration::ZERO,
-        profiles: SharedProfiles::default(),
-    })?;
-    let handle = engine.handle();
-    let client = Arc::new(args.peer.client(url, args.direction == Direction::Pull)?);
+    let trials = Trials::start(args.peer.client(url, args.direction == Direction::Pull)?)?;
     let algorithms: Vec<Option<String>> = args.cc.0.iter().cloned().map(Some).collect();
     let length = trial_length(rtt).min(args.time / 2);
     let mut tried: Vec<Tried> = Vec::new();
@@ -220,14 +199,7 @@ fn measure(args: &Args, url: &PeerUrl, rtt: Duration, began: Instant, tell: &dyn
             duration_ms: length.as_millis() as u32,
             options,
         };
-        let request = TicketRequest::Probe {
-            agent_sends: spec.agent_sends,
-            streams: spec.streams,
-            duration_ms: spec.duration_ms,
-            options: PartialOptions::from(&spec.options),
-        };
-        let outcome = runtime.block_on(handle.probe(spec, Arc::new(PeerTickets::new(client.clone(), request))));
-        let trial = match outcome {
+        let trial = match trials.run(spec) {
             Ok(trial) => trial,
             // The first trial's failure is the answer; a later one's costs that setting alone.
             Err(error) if tried.is_empty() => return Err(error.into()),
@@ -243,7 +215,7 @@ fn measure(args: &Args, url: &PeerUrl, rtt: Duration, began: Instant, tell: &dyn
         tell(&plot::line(&setting, trial.as_ref(), top));
         tried.push((setting, trial));
     }
-    runtime.block_on(handle.shutdown(Duration::from_secs(1)));
+    trials.end();
     Ok(tried)
 }
 

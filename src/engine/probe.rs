@@ -20,7 +20,7 @@ use crate::wire::control::{Message, SourceStats};
 use crate::wire::views::{EndView, SenderView, SourceView};
 use serde::{Deserialize, Serialize};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,9 +39,6 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(10);
 /// How often a blocked thread looks at the clock.
 const LOOK: Duration = Duration::from_millis(200);
-/// One write or read, in bytes.
-const PIECE: usize = 256 << 10;
-
 /// One trial.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProbeSpec {
@@ -51,7 +48,7 @@ pub struct ProbeSpec {
     pub streams: u16,
     /// How long bytes are sent, [`DURATION_MIN_MS`] to [`DURATION_MAX_MS`].
     pub duration_ms: u32,
-    /// Congestion control and window of the sender.
+    /// Congestion control and window of the sender; its block is one write, and one read at the other end.
     pub options: TransferOptions,
 }
 
@@ -75,6 +72,44 @@ pub struct Trial {
     pub mtu: u32,
     /// What was not as asked.
     pub notes: Vec<String>,
+    /// CPU time of the agent's process meanwhile, ns; 0: it did not tell.
+    #[serde(skip)]
+    pub peer_cpu_ns: u64,
+    /// The streams one by one, as this end saw them.
+    #[serde(skip)]
+    pub each: Vec<StreamTrial>,
+}
+
+/// One stream of a trial, as this end saw it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StreamTrial {
+    /// This end's address.
+    pub local: Option<SocketAddr>,
+    /// The agent's.
+    pub remote: Option<SocketAddr>,
+    /// Send and receive buffer at the start, bytes, as the kernel counts them.
+    pub buffers: (u64, u64),
+    /// As many as [`Trial::samples`] has, at the same times.
+    pub samples: Vec<StreamSample>,
+}
+
+/// What one stream did between two samples.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamSample {
+    /// Bytes that arrived, or were acknowledged.
+    pub bytes: u64,
+    /// Segments that this end sent again.
+    pub retransmits: u64,
+    /// Congestion window of this end, bytes.
+    pub cwnd: u64,
+    /// Window that the other end offers, bytes.
+    pub window: u64,
+    /// Round trip as this end knows it, µs.
+    pub rtt_us: u64,
+    /// Its deviation, µs.
+    pub rttvar_us: u64,
+    /// Path MTU, bytes.
+    pub mtu: u32,
 }
 
 impl Trial {
@@ -113,9 +148,12 @@ pub async fn serve(ctx: &Rc<Ctx>, spec: &ProbeSpec, opened: Opened) -> Result<()
     let _ended = Ended(ctx, id);
     let mut channel = open_channel(control)?;
     let joined = gather(&mut joining, spec.streams.min(streams)).await?;
+    let cpu = crate::sys::process_cpu_time_ns();
     let run = run(joined, spec, spec.agent_sends).await?;
+    let cpu_ns = crate::sys::process_cpu_time_ns().saturating_sub(cpu);
     let view = SourceView { end: EndView { streams: run.streams, ..EndView::default() }, sender: run.sender };
-    let stats = SourceStats { sent_bytes: run.bytes, notes: run.notes, view: Some(view), ..SourceStats::default() };
+    let stats =
+        SourceStats { sent_bytes: run.bytes, notes: run.notes, view: Some(view), cpu_ns, ..SourceStats::default() };
     channel.send(Message::Stats(stats));
     let bye = async { while !matches!(channel.recv().await, Ok(Message::Bye) | Err(_)) {} };
     let _ = tokio::time::timeout(GRACE, bye).await;
@@ -163,6 +201,8 @@ pub async fn trial(ctx: &Rc<Ctx>, spec: &ProbeSpec, from: &dyn TicketSource) -> 
         rtt_us: rtt_us.into(),
         mtu: run.mtu,
         notes,
+        peer_cpu_ns: stats.cpu_ns,
+        each: run.each,
     })
 }
 
@@ -191,6 +231,55 @@ struct Run {
     sender: SenderView,
     mtu: u32,
     notes: Vec<String>,
+    each: Vec<StreamTrial>,
+}
+
+/// One stream while it runs.
+struct Watched {
+    socket: Parked,
+    arrived: Arc<AtomicU64>,
+    /// What had come by at the last sample: bytes, segments sent again.
+    seen: (u64, u64),
+    trial: StreamTrial,
+}
+
+impl Watched {
+    /// Bytes so far: the kernel's count of what was acknowledged, or those that arrived.
+    fn bytes(&self, sends: bool) -> u64 {
+        if sends {
+            self.socket.tcp_info().map_or(0, |info| info.bytes_acked)
+        } else {
+            self.arrived.load(Ordering::Relaxed)
+        }
+    }
+
+    /// Since the last look.
+    fn look(&mut self, sends: bool) -> StreamSample {
+        let info = self.socket.tcp_info().unwrap_or_default();
+        let bytes = if sends { info.bytes_acked } else { self.arrived.load(Ordering::Relaxed) };
+        let now = (bytes, u64::from(info.total_retrans));
+        let before = std::mem::replace(&mut self.seen, now);
+        StreamSample {
+            bytes: now.0.saturating_sub(before.0),
+            retransmits: now.1.saturating_sub(before.1),
+            cwnd: u64::from(info.cwnd) * u64::from(info.snd_mss),
+            window: info.snd_wnd.into(),
+            rtt_us: info.rtt_us.into(),
+            rttvar_us: info.rttvar_us.into(),
+            mtu: info.pmtu,
+        }
+    }
+}
+
+/// A look at every stream: µs since the start, and bytes since the look before.
+fn sample(watched: &mut [Watched], at: Duration, sends: bool) -> (u64, u64) {
+    let mut bytes = 0;
+    for stream in watched {
+        let look = stream.look(sends);
+        bytes += look.bytes;
+        stream.trial.samples.push(look);
+    }
+    (at.as_micros() as u64, bytes)
 }
 
 /// Moves bytes until the time is up and counts them.
@@ -198,31 +287,35 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
     let duration = Duration::from_millis(spec.duration_ms.into());
     let until = Instant::now() + duration;
     let options = socket_options(&spec.options);
-    let arrived = Arc::new(AtomicU64::new(0));
-    let (mut spares, mut ends, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+    let piece = spec.options.block as usize;
+    let (mut watched, mut ends, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     for stream in joined {
         notes.extend(stream.notes);
         let spare = stream.socket.try_clone().map_err(lost)?;
         let socket = TcpStream::from(stream.socket.into_descriptor().map_err(lost)?);
+        let (local, remote) = (socket.local_addr().ok(), socket.peer_addr().ok());
+        let kernel = socket2::SockRef::from(&socket);
+        let bytes = |size: std::io::Result<usize>| size.map_or(0, |size| size as u64);
+        let buffers = (bytes(kernel.send_buffer_size()), bytes(kernel.recv_buffer_size()));
         if sends {
-            let peer = socket.peer_addr().ok();
-            notes.extend(net::apply(&socket, &options, peer).iter().map(ToString::to_string));
+            notes.extend(net::apply(&socket, &options, remote).iter().map(ToString::to_string));
         }
         let (tell, end) = oneshot::channel();
-        let arrived = arrived.clone();
+        let arrived = Arc::new(AtomicU64::new(0));
+        let count = arrived.clone();
         let work = move || {
-            let _ = if sends { send(socket, until) } else { receive(socket, until + GRACE, &arrived) };
+            let _ = if sends { send(socket, until, piece) } else { receive(socket, until + GRACE, piece, &count) };
             let _ = tell.send(());
         };
         std::thread::Builder::new().name("lh-probe".to_owned()).spawn(work).map_err(lost)?;
-        spares.push(spare);
+        let trial = StreamTrial { local, remote, buffers, samples: Vec::new() };
+        watched.push(Watched { socket: spare, arrived, seen: (0, 0), trial });
         ends.push(end);
     }
-    let count = || match sends {
-        true => spares.iter().filter_map(Parked::tcp_info).map(|info| info.bytes_acked).sum(),
-        false => arrived.load(Ordering::Relaxed),
-    };
-    let (mut samples, mut before, mut seen) = (Vec::new(), count(), Connections::default());
+    for stream in &mut watched {
+        stream.look(sends);
+    }
+    let (mut samples, mut seen) = (Vec::new(), Connections::default());
     let began = Instant::now();
     let mut tick = tokio::time::interval(SAMPLE);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -237,37 +330,43 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
         tokio::select! {
             biased;
             () = &mut all => {
-                spares.iter().for_each(|spare| seen.add(spare));
+                let at = began.elapsed();
+                let last = samples.last().map_or(0, |(at, _)| *at);
+                // The end may come just before the tick that would have counted it.
+                if at <= duration + SAMPLE / 2 && at >= Duration::from_micros(last) + SAMPLE / 2 {
+                    samples.push(sample(&mut watched, at, sends));
+                }
+                watched.iter().for_each(|stream| seen.add(&stream.socket));
                 break seen;
             }
             _ = tick.tick() => {
-                let now = count();
                 let at = began.elapsed();
                 if at <= duration + SAMPLE / 2 {
-                    samples.push((at.as_micros() as u64, now.saturating_sub(before)));
+                    samples.push(sample(&mut watched, at, sends));
                 }
-                before = now;
-                seen.look(spares.iter());
+                seen.look(watched.iter().map(|stream| &stream.socket));
             }
         }
     };
     notes.sort();
     notes.dedup();
+    let mtus = watched.iter().filter_map(|stream| stream.socket.tcp_info()).map(|info| info.pmtu);
     Ok(Run {
-        streams: spares.len() as u64,
-        bytes: count(),
+        streams: watched.len() as u64,
+        bytes: watched.iter().map(|stream| stream.bytes(sends)).sum(),
         samples,
         sender: connections.view(0),
-        mtu: spares.iter().filter_map(Parked::tcp_info).map(|info| info.pmtu).filter(|mtu| *mtu > 0).min().unwrap_or(0),
+        mtu: mtus.filter(|mtu| *mtu > 0).min().unwrap_or(0),
         notes,
+        each: watched.into_iter().map(|stream| stream.trial).collect(),
     })
 }
 
-/// Noise until the time is up; then the end of the stream.
-fn send(mut socket: TcpStream, until: Instant) -> std::io::Result<()> {
+/// Noise, `piece` bytes a write, until the time is up; then the end of the stream.
+fn send(mut socket: TcpStream, until: Instant, piece: usize) -> std::io::Result<()> {
     socket.set_nonblocking(false)?;
     socket.set_write_timeout(Some(LOOK))?;
-    let mut noise = vec![0; PIECE];
+    let mut noise = vec![0; piece];
     // Nothing on the way is to compress it.
     aws_lc_rs::rand::fill(&mut noise).map_err(|_| ErrorKind::Other)?;
     while Instant::now() < until {
@@ -282,10 +381,10 @@ fn send(mut socket: TcpStream, until: Instant) -> std::io::Result<()> {
 }
 
 /// Takes what comes until it ends, or the time is up.
-fn receive(mut socket: TcpStream, until: Instant, arrived: &AtomicU64) -> std::io::Result<()> {
+fn receive(mut socket: TcpStream, until: Instant, piece: usize, arrived: &AtomicU64) -> std::io::Result<()> {
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(Some(LOOK))?;
-    let mut piece = vec![0; PIECE];
+    let mut piece = vec![0; piece];
     while Instant::now() < until {
         match socket.read(&mut piece) {
             Ok(0) => return Ok(()),
@@ -339,9 +438,9 @@ mod tests {
         let (far, _) = listener.accept().unwrap();
         let began = Instant::now();
         let until = began + Duration::from_millis(300);
-        let sender = std::thread::spawn(move || send(near, until).unwrap());
+        let sender = std::thread::spawn(move || send(near, until, 65_536).unwrap());
         let arrived = AtomicU64::new(0);
-        receive(far, until + GRACE, &arrived).unwrap();
+        receive(far, until + GRACE, 65_536, &arrived).unwrap();
         sender.join().unwrap();
         assert!(began.elapsed() < Duration::from_secs(5), "the end of the stream, not the grace, ends it");
         assert!(arrived.into_inner() > 1 << 20);
@@ -353,9 +452,9 @@ mod tests {
         let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far, _) = listener.accept().unwrap();
         let until = Instant::now() + Duration::from_millis(300);
-        send(near.try_clone().unwrap(), until).unwrap();
+        send(near.try_clone().unwrap(), until, 65_536).unwrap();
         let arrived = AtomicU64::new(0);
-        receive(near, Instant::now() + Duration::from_millis(300), &arrived).unwrap();
+        receive(near, Instant::now() + Duration::from_millis(300), 65_536, &arrived).unwrap();
         assert!(until.elapsed() < Duration::from_secs(5) && arrived.into_inner() == 0);
         drop(far);
     }

@@ -30,6 +30,11 @@ const NEAR_BUFFER: u64 = 1 << 20;
 /// Below this round trip a link counts as near.
 pub const NEAR_RTT_US: u32 = 1_000;
 
+/// Data streams where nobody says how many, for a round trip in µs.
+pub fn default_streams(rtt_us: u32) -> u16 {
+    if rtt_us < NEAR_RTT_US { STREAMS_NEAR } else { STREAMS_FAR }
+}
+
 /// A connection past its handshake.
 #[derive(Debug)]
 pub struct Joined {
@@ -204,7 +209,7 @@ pub async fn open(
             }
         };
         let rtt_us = socket.rtt_us();
-        let wanted = streams.unwrap_or(if rtt_us < NEAR_RTT_US { STREAMS_NEAR } else { STREAMS_FAR });
+        let wanted = streams.unwrap_or(default_streams(rtt_us));
         let dialer = Dialer::new(Purpose::Open(ticket.id), StreamIndex(0), 1, wanted, allow_plain, &ticket.key.0)
             .map_err(|error| handshake_error(error, addr))?;
         let mut socket = socket.wake().map_err(|error| io_error(error, addr))?;

@@ -9,6 +9,7 @@ use crate::digest::Digest;
 use crate::ids::{SessionId, TicketId, TransferId};
 pub use crate::profile::{Priority, ProfileUse, Steer, Timetable, Tuning};
 use crate::relpath::RelPath;
+use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -369,16 +370,55 @@ pub struct Ends<T> {
     pub destination: T,
 }
 
-/// Percentiles in nanoseconds.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, Default)]
+/// Percentiles in nanoseconds, of a histogram that keeps three digits.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, Default, PartialEq, Eq)]
+#[serde(default)]
 pub struct Latency {
     /// Median.
     pub p50: u64,
+    /// 90th percentile.
+    pub p90: u64,
     /// 99th percentile.
     pub p99: u64,
+    /// 99.9th percentile.
+    pub p999: u64,
     /// Largest.
     pub max: u64,
+    /// Mean.
+    pub mean: u64,
+    /// How many were counted.
+    pub count: u64,
 }
+
+impl Latency {
+    /// An empty histogram for what is told as this: 1 µs to an hour.
+    pub fn histogram() -> Histogram<u64> {
+        Histogram::new_with_bounds(LATENCY_MIN_NS, LATENCY_MAX_NS, 3).expect("bounds are constants")
+    }
+
+    /// Counts one, in ns.
+    pub fn record(histogram: &mut Histogram<u64>, ns: u64) {
+        let _ = histogram.record(ns.clamp(LATENCY_MIN_NS, LATENCY_MAX_NS));
+    }
+
+    /// What a histogram says.
+    pub fn of(histogram: &Histogram<u64>) -> Self {
+        Self {
+            p50: histogram.value_at_quantile(0.5),
+            p90: histogram.value_at_quantile(0.9),
+            p99: histogram.value_at_quantile(0.99),
+            p999: histogram.value_at_quantile(0.999),
+            max: histogram.max(),
+            mean: histogram.mean() as u64,
+            count: histogram.len(),
+        }
+    }
+}
+
+/// The least latency that is told apart, ns.
+const LATENCY_MIN_NS: u64 = 1_000;
+/// The longest: an hour, in ns.
+const LATENCY_MAX_NS: u64 = 3_600_000_000_000;
 
 /// How a transfer ended.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, Default, PartialEq, Eq)]

@@ -45,6 +45,8 @@ pub struct TcpInfo {
     pub segs_in: u32,
     /// Bytes in the send buffer that were never sent.
     pub notsent_bytes: u32,
+    /// The peer's window, in bytes.
+    pub snd_wnd: u32,
     /// Time with data to send, in µs.
     pub busy_time_us: u64,
     /// Part of it spent waiting for the peer's window, in µs.
@@ -91,6 +93,7 @@ impl TcpInfo {
             sndbuf_limited_us: long(184),
             bytes_sent: long(200),
             bytes_retrans: long(208),
+            snd_wnd: word(228),
         }
     }
 }
@@ -116,6 +119,8 @@ mod tests {
         // The SYN counts as a byte acknowledged.
         assert!((50_000..=50_001).contains(&sent.bytes_acked), "{sent:?}");
         assert!(sent.rtt_us > 0 && sent.rtt_us < 1_000_000 && sent.min_rtt_us <= sent.rtt_us, "{sent:?}");
+        // Linux 5.4 and later tell it.
+        assert!(sent.snd_wnd > 1_000 && sent.snd_wnd < 1 << 30, "{sent:?}");
         assert!(sent.cwnd >= 2 && sent.snd_mss >= 500 && sent.segs_out > 0 && received.segs_in > 0, "{sent:?}");
     }
 

@@ -6,6 +6,7 @@ mod support;
 mod tickets;
 
 mod agents;
+mod bench;
 mod checks;
 mod doctor;
 #[cfg(feature = "testing")]
@@ -15,6 +16,7 @@ mod operands;
 mod paths;
 mod peers;
 mod profiles;
+mod pscheduler;
 mod rerun;
 mod secrecy;
 mod sources;

@@ -21,7 +21,7 @@ use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile, Ren
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};
 use crate::engine::source::{disk_error, escape_text, mode_word};
-use crate::engine::spec::{ChecksumKind, DestinationSpec, Expected, IfExists, IoChoice};
+use crate::engine::spec::{ChecksumKind, DestinationSpec, Expected, IfExists, IoChoice, Latency};
 use crate::engine::worker::{ChunkFault, Claim, Command, Event, PackBody, StreamKey, TargetIo};
 use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::{Handle, PathKey, TransferId};

@@ -227,7 +227,6 @@ impl Run<'_> {
         let shares = evidence.shares(self.rate);
         let one_process =
             self.peers[0].process == u64::from(std::process::id()) && self.offer.agent == self.ctx.config.agent;
-        let latency = &self.carry.latency;
         let single =
             (self.carry.files == 1 && self.counts.total_files == 1).then(|| self.expected_seen.clone()).flatten();
         let first_error = (self.counts.failed > 0).then(|| self.failures.first().cloned()).flatten();
@@ -293,11 +292,7 @@ impl Run<'_> {
                 source: if one_process { 0 } else { self.carry.source_cpu_ns },
                 destination: crate::sys::process_cpu_time_ns() - self.carry.cpu_ns,
             },
-            chunk_latency_ns: Latency {
-                p50: latency.value_at_quantile(0.5),
-                p99: latency.value_at_quantile(0.99),
-                max: latency.max(),
-            },
+            chunk_latency_ns: Latency::of(&self.carry.latency),
             digest: single.as_ref().map(|(digest, _)| *digest),
             checksums: single.map(|(_, checksums)| checksums).unwrap_or_default(),
             failures: self.failures.clone(),

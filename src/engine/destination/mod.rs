@@ -21,7 +21,7 @@ use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, tell_error};
-use super::spec::{DestinationSpec, Report, Ticket, Verdict, Verify};
+use super::spec::{DestinationSpec, Latency, Report, Ticket, Verdict, Verify};
 use super::tuning::{for_peer, socket_options};
 use crate::clock;
 use crate::digest;
@@ -108,7 +108,7 @@ impl Carry {
             streamless: None,
             takeovers: files::Takeovers::default(),
             // Three digits from 1 µs to an hour.
-            latency: Histogram::new_with_bounds(1_000, 3_600_000_000_000, 3).expect("bounds are constants"),
+            latency: Latency::histogram(),
             notes: BTreeSet::new(),
             waits: Waits::default(),
         }

@@ -17,7 +17,7 @@ impl Run<'_> {
         match event {
             Event::Placed { stream, handle, chunk, digest, sums, latency_ns } => {
                 if self.table.placed(stream, (handle, chunk)) {
-                    let _ = self.carry.latency.record(latency_ns.clamp(1_000, 3_600_000_000_000));
+                    Latency::record(&mut self.carry.latency, latency_ns);
                     self.chunk_placed(stream, handle, chunk, digest, sums);
                 }
             }
