@@ -4,8 +4,8 @@
 use crate::count;
 use crate::stage::Stage;
 use longhaul::disk::{
-    DiskError, Existing, Expect, Meta, PartFile, Replace, Root, SourceError, create_small, existing, finish_directory,
-    make_symlink, read_small, rename_batch, write_plan,
+    DiskError, Existing, Expect, LastDir, Meta, PartFile, Replace, Root, SourceError, create_small, existing,
+    finish_directory, make_symlink, read_small, rename_batch, write_plan,
 };
 use longhaul::ids::TransferId;
 use longhaul::manifest::Mtime;
@@ -86,7 +86,9 @@ fn round(root: &Root, tally: &mut Tally) {
     anew();
     tally.count("make_dir", root.make_dir(&p("d/made")));
     anew();
-    if let Some(file) = tally.count("create_small", create_small(root, &p("d/file"), &ID, b"mine", &META, None)) {
+    if let Some(file) = tally
+        .count("create_small", create_small(root, &mut LastDir::default(), &p("d/file"), &ID, b"mine", &META, None))
+    {
         anew();
         let renamed = rename_batch(&[file], Replace::Yes).remove(0);
         tally.count("rename_batch", renamed);
@@ -112,7 +114,7 @@ fn round(root: &Root, tally: &mut Tally) {
     let mut buf = [0; 64];
     for name in ["d/canary", "d/dir/canary", "f/name"] {
         anew();
-        match read_small(root, &p(name), Expect::Any, &mut buf) {
+        match read_small(root, &mut LastDir::default(), &p(name), Expect::Any, &mut buf) {
             Ok(identity) => {
                 assert_ne!(&buf[..identity.size as usize], SECRET, "read from outside");
                 tally.through += 1;
