@@ -58,7 +58,11 @@ if [ ! -e "$out/README.md" ]; then
         echo '| tool | version |'
         echo '| --- | --- |'
         for tool in iperf3 rsync tar socat curl nginx aria2c rclone xrdcp globus-url-copy sshd; do
-            echo "| $tool | $(PATH="$PATH:/usr/sbin" command -v "$tool" >/dev/null && version "$tool" || echo 'not installed') |"
+            if PATH="$PATH:/usr/sbin" command -v "$tool" >/dev/null; then
+                echo "| $tool | $(version "$tool" || true) |" # a tool may die of the pipe that head closes
+            else
+                echo "| $tool | not installed |"
+            fi
         done
     } >"$out/README.md"
 fi

@@ -285,12 +285,46 @@ struct Server(Child);
 impl Server {
     fn start(command: &mut Command) -> Fallible<Self> {
         let child = command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Ok(Self(child.map_err(|e| format!("{}: {e}", command.get_program().to_string_lossy()))?))
+        Ok(Self::of(child.map_err(|e| format!("{}: {e}", command.get_program().to_string_lossy()))?))
+    }
+
+    fn of(child: Child) -> Self {
+        servers().push(child.id());
+        Self(child)
     }
 
     fn cpu(&self) -> f64 {
         cpu_of(self.0.id())
     }
+}
+
+/// The groups of all servers that run.
+fn servers() -> std::sync::MutexGuard<'static, Vec<u32>> {
+    static ALL: std::sync::Mutex<Vec<u32>> = std::sync::Mutex::new(Vec::new());
+    ALL.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A signal at the terminal reaches this process only: it takes its servers along, and the directory that `state` lies in.
+fn end_with_us(state: &Path) {
+    use nix::sys::signal::{SigSet, Signal, killpg};
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+        if signals.thread_block().is_err() {
+            return;
+        }
+        let scratch = state.parent().map(Path::to_owned);
+        std::thread::spawn(move || {
+            let _ = signals.wait();
+            for group in servers().iter() {
+                let _ = killpg(nix::unistd::Pid::from_raw(*group as i32), Signal::SIGKILL);
+            }
+            if let Some(scratch) = scratch {
+                let _ = fs::remove_dir_all(scratch);
+            }
+            std::process::exit(130);
+        });
+    });
 }
 
 impl Drop for Server {
@@ -300,6 +334,7 @@ impl Drop for Server {
         std::thread::sleep(Duration::from_millis(50));
         let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
         let _ = self.0.wait();
+        servers().retain(|other| *other != self.0.id());
     }
 }
 
@@ -312,6 +347,7 @@ struct Agent {
 impl Agent {
     fn start(root: &Path, state: &Path, engine: &str) -> Fallible<Self> {
         fs::create_dir_all(state)?;
+        end_with_us(state);
         let mut child = Command::new(env!("CARGO_BIN_EXE_longhaul"))
             .args(["agent", "--http", "127.0.0.1:0", "--data", "127.0.0.1:0", "--encrypt", "off", "--engine", engine])
             .arg("--root")
@@ -328,7 +364,7 @@ impl Agent {
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line)?;
         let ready: Value = serde_json::from_str(&line)?;
         let field = |name: &str| ready[name].as_str().map(str::to_owned).ok_or(format!("no {name} in {line}"));
-        Ok(Self { http: field("http")?, token: field("token_file")?.into(), server: Server(child) })
+        Ok(Self { http: field("http")?, token: field("token_file")?.into(), server: Server::of(child) })
     }
 }
 

@@ -74,7 +74,9 @@ pub fn peers(work: Work, base: &Path, source: &Path, named: &[(String, PathBuf)]
     begun(&["tar", "socat"], &|| Ok(vec![Box::new(TarSocat { source: source.to_owned() })]))?;
     begun(&["nginx", "curl"], &|| Ok(vec![Box::new(curl(base, source, tree)?)]))?;
     begun(&["nginx", "aria2c"], &|| Ok(vec![Box::new(aria2(base, source, tree)?)]))?;
-    begun(&["rclone"], &|| Ok(vec![Box::new(rclone(base, source)?)]))?;
+    if work != Work::Small {
+        begun(&["rclone"], &|| Ok(vec![Box::new(rclone(base, source)?)]))?;
+    }
     begun(&["xrootd", "xrdcp"], &|| Ok(vec![Box::new(xrdcp(base, source, tree)?)]))?;
     begun(&["globus-gridftp-server", "globus-url-copy"], &|| Ok(vec![Box::new(globus(base, source, tree)?)]))?;
     if work != Work::Small {
