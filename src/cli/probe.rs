@@ -16,7 +16,7 @@ use crate::engine::probe::ProbeSpec;
 use crate::engine::spec::{EngineChoice, TransferOptions};
 use crate::ids::AgentId;
 use crate::limits::DEFAULT_BLOCK;
-use crate::profile::{Profile, SharedProfiles, check_congestion, split_congestion};
+use crate::profile::{Marking, Profile, SharedProfiles, check_congestion, split_congestion};
 use crate::units::{BitRate, parse_span, write_span};
 use plan::{Origin, Setting, Tried, best, limiter, next, profile, trial_cost, trial_length};
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -203,6 +203,7 @@ fn measure(args: &Args, url: &PeerUrl, rtt: Duration, began: Instant, tell: &dyn
         block: DEFAULT_BLOCK,
         retry_for: Duration::ZERO,
         profiles: SharedProfiles::default(),
+        marking: Marking::default(),
     })?;
     let handle = engine.handle();
     let client = Arc::new(args.peer.client(url, args.direction == Direction::Pull)?);

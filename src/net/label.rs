@@ -1,0 +1,107 @@
+//! Flow labels that say a SciTag. The kernel takes a label at `connect` only: a socket that dials gets its own, a socket that
+//! is accepted has its listening socket's, or the dialler's where the kernel may reflect.
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::AsFd;
+
+use socket2::{SockRef, Socket};
+
+use crate::profile::SciTag;
+use crate::sys::flow_label;
+
+/// Labels that are tried before a refusal counts: somebody else may have one of a tag's sixteen alone.
+const TRIES: usize = 4;
+
+/// Why packets do not bear a tag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unlabelled {
+    /// IPv4 has no flow labels.
+    Ipv4,
+    /// The community is above 511.
+    Community,
+    /// This end accepted the connection.
+    Accepted,
+    /// The system's words.
+    Refused(String),
+}
+
+impl fmt::Display for Unlabelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ipv4 => f.write_str("IPv4 has no flow labels"),
+            Self::Community => f.write_str("a flow label has nine bits for the community, which end at 511"),
+            Self::Accepted => f.write_str(
+                "the kernel takes a label from the end that dials; here the agent's own setting `scitag` would do, or \
+                 net.ipv6.flowlabel_consistency=0, with which this end answers with the dialler's label",
+            ),
+            Self::Refused(reason) => write!(f, "the kernel refuses the flow label: {reason}"),
+        }
+    }
+}
+
+fn entropy() -> u32 {
+    let mut bytes = [0; 4];
+    // Without random numbers every flow of a tag has one label: worse for who spreads flows by it, and no more than that.
+    let _ = aws_lc_rs::rand::fill(&mut bytes);
+    u32::from_ne_bytes(bytes)
+}
+
+fn flow_of(addr: SocketAddr) -> Option<SocketAddrV6> {
+    match addr {
+        SocketAddr::V6(addr) if addr.ip().to_ipv4_mapped().is_none() => Some(addr),
+        _ => None,
+    }
+}
+
+/// Leases a label for a socket that is about to dial; the address to dial, with that label.
+pub fn prepare(socket: &Socket, tag: SciTag, addr: SocketAddr) -> Result<SocketAddr, Unlabelled> {
+    let addr = flow_of(addr).ok_or(Unlabelled::Ipv4)?;
+    let label = leased(|label| flow_label::lease(socket, *addr.ip(), label), tag)?;
+    // The standard library hands this field on as it is: in the network's order.
+    Ok(SocketAddrV6::new(*addr.ip(), addr.port(), label.to_be(), addr.scope_id()).into())
+}
+
+fn leased(lease: impl Fn(u32) -> io::Result<()>, tag: SciTag) -> Result<u32, Unlabelled> {
+    let mut last = Unlabelled::Community;
+    for _ in 0..TRIES {
+        let label = tag.flow_label(entropy()).ok_or(Unlabelled::Community)?;
+        match lease(label) {
+            Ok(()) => return Ok(label),
+            Err(error) => last = Unlabelled::Refused(error.to_string()),
+        }
+    }
+    Err(last)
+}
+
+/// Gives a bound socket that does not listen yet a label, which all have that it accepts.
+///
+/// A label is taken at `connect`, before anything is looked up; and this one goes to where no connection can lead, so that no
+/// packet is sent and the socket stays as it is.
+pub fn prepare_listener(socket: &Socket, tag: SciTag) -> Result<(), Unlabelled> {
+    if !SockRef::from(socket).local_addr().is_ok_and(|addr| addr.is_ipv6()) {
+        return Err(Unlabelled::Ipv4);
+    }
+    let label = leased(|label| flow_label::lease(socket, Ipv6Addr::LOCALHOST, label), tag)?;
+    let nowhere = SocketAddrV6::new(Ipv4Addr::BROADCAST.to_ipv6_mapped(), 9, label.to_be(), 0);
+    match socket.connect(&SocketAddr::from(nowhere).into()) {
+        Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => Ok(()),
+        Err(error) => Err(Unlabelled::Refused(error.to_string())),
+        Ok(()) => Err(Unlabelled::Refused("a connection to nowhere was made".to_owned())),
+    }
+}
+
+/// Reads back what a connected socket's packets bear. `ours`: what this end's listening socket gives what it accepts.
+pub fn check(socket: &impl AsFd, tag: SciTag, ours: Option<SciTag>) -> Option<Unlabelled> {
+    let handle = SockRef::from(socket);
+    let peer = handle.peer_addr().ok().and_then(|addr| addr.as_socket());
+    if peer.is_some_and(|peer| flow_of(peer).is_none()) {
+        return Some(Unlabelled::Ipv4);
+    }
+    if tag.flow_label(0).is_none() {
+        return Some(Unlabelled::Community);
+    }
+    let labelled = flow_label::in_force(socket).is_ok_and(|label| tag.is_in(label)) || ours == Some(tag);
+    (!labelled).then_some(Unlabelled::Accepted)
+}
