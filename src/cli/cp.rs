@@ -291,6 +291,9 @@ impl Args {
             self.io = self.io.or(files.io.as_deref().and_then(|word| parse_word(word).ok()));
             self.encrypt = self.encrypt.or(files.encrypt);
         }
+        if !self.marking.firefly.is_empty() && self.options().tuning.scitag.is_none() {
+            return Err(Fail::usage("--firefly tells of tagged flows: say which tag with --scitag"));
+        }
         Ok(self)
     }
 

@@ -105,3 +105,87 @@ pub fn check(socket: &impl AsFd, tag: SciTag, ours: Option<SciTag>) -> Option<Un
     let labelled = flow_label::in_force(socket).is_ok_and(|label| tag.is_in(label)) || ours == Some(tag);
     (!labelled).then_some(Unlabelled::Accepted)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::{DialOptions, SocketNote, SocketOptions, dial, listen, listen_labelled};
+    use std::time::Duration;
+
+    fn tag(id: u16) -> SciTag {
+        SciTag::try_from(id).unwrap()
+    }
+
+    fn options(tag: SciTag) -> DialOptions {
+        let socket = SocketOptions { scitag: Some(tag), ..SocketOptions::default() };
+        DialOptions { timeout: Duration::from_secs(5), socket }
+    }
+
+    #[test]
+    fn scitag_is_in_the_label_of_who_dials_and_every_stream_has_a_chance_of_its_own() {
+        let Ok(listener) = listen("[::1]:0".parse().unwrap()) else { return };
+        let mut labels = std::collections::BTreeSet::new();
+        let mut open = Vec::new();
+        for _ in 0..24 {
+            let (near, notes) = dial(listener.addr, &options(tag(65))).unwrap();
+            assert_eq!(notes, []);
+            let label = flow_label::in_force(&near).unwrap();
+            assert!(tag(65).is_in(label) && check(&near, tag(65), None).is_none(), "{label:x}");
+            labels.insert(label);
+            open.push(near);
+        }
+        // Of 24 out of 16 all are equal once in 10^27.
+        assert!(labels.len() > 1, "{labels:?}");
+        let (plain, notes) =
+            dial(listener.addr, &DialOptions { socket: SocketOptions::default(), ..options(tag(65)) }).unwrap();
+        assert_eq!((notes, flow_label::in_force(&plain).is_err()), (Vec::new(), true), "nothing is leased unasked");
+    }
+
+    #[test]
+    fn scitag_that_cannot_be_borne_is_a_note_and_the_connection_is_made() {
+        let (v4, v6) = (listen("127.0.0.1:0".parse().unwrap()).unwrap(), listen("[::1]:0".parse().unwrap()));
+        let (_, notes) = dial(v4.addr, &options(tag(65))).unwrap();
+        assert_eq!(notes, [SocketNote::Unlabelled { tag: tag(65), why: Unlabelled::Ipv4 }]);
+        let Ok(v6) = v6 else { return };
+        let large = tag(512 << 6 | 1);
+        let (near, notes) = dial(v6.addr, &options(large)).unwrap();
+        assert_eq!(notes, [SocketNote::Unlabelled { tag: large, why: Unlabelled::Community }]);
+        assert!(
+            notes[0].to_string().contains("32769 (community 512, activity 1): a flow label has nine bits"),
+            "{}",
+            notes[0]
+        );
+        // What somebody else has alone is not to be had.
+        let refused = leased(|_| Err(io::ErrorKind::PermissionDenied.into()), tag(65)).unwrap_err();
+        assert!(matches!(&refused, Unlabelled::Refused(why) if why.contains("permission")), "{refused}");
+        let (far, _) = v6.socket.accept().unwrap();
+        let own = std::fs::read_to_string("/proc/sys/net/ipv6/flowlabel_consistency").unwrap_or_default();
+        if own.trim() == "1" {
+            assert_eq!(check(&far, tag(65), None), Some(Unlabelled::Accepted));
+        }
+        drop(near);
+    }
+
+    #[test]
+    fn scitag_of_a_listening_socket_leaves_it_as_it_was() {
+        for local in ["[::]:0", "[::1]:0"] {
+            let Ok(listener) = listen_labelled(local.parse().unwrap(), Some(tag(65))) else { continue };
+            assert_eq!(listener.unlabelled, None);
+            let port = listener.addr.port();
+            for to in ["127.0.0.1", "::1"] {
+                let address: std::net::IpAddr = to.parse().unwrap();
+                if address.is_ipv4() && local == "[::1]:0" {
+                    continue;
+                }
+                let near = std::net::TcpStream::connect((address, port)).unwrap();
+                let (far, peer) = listener.socket.accept().unwrap();
+                assert_eq!((peer.ip().to_canonical(), near.peer_addr().unwrap().port()), (address, port));
+                let why = check(&far, tag(65), Some(tag(65)));
+                assert_eq!(why, address.is_ipv4().then_some(Unlabelled::Ipv4));
+                assert!(check(&far, tag(66), Some(tag(65))).is_some());
+            }
+        }
+        let v4 = listen_labelled("127.0.0.1:0".parse().unwrap(), Some(tag(65))).unwrap();
+        assert_eq!(v4.unlabelled, Some(Unlabelled::Ipv4));
+    }
+}

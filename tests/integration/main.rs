@@ -16,6 +16,8 @@ mod paths;
 mod peers;
 mod profiles;
 mod rerun;
+#[cfg(feature = "testing")]
+mod scitag;
 mod secrecy;
 mod sources;
 mod steer;
