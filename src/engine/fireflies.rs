@@ -51,11 +51,13 @@ impl Lamp {
         match &self.beacon {
             Some(beacon) => {
                 if let Some((to, error)) = beacon.send(&bytes) {
-                    self.failed.get_or_insert_with(|| format!("to {to}: {error}"));
+                    self.failed.get_or_insert_with(|| format!("{to}: {error}"));
                 }
             }
             None if self.waiting.len() < FIREFLIES_WAITING => self.waiting.push(bytes),
-            None => drop(self.failed.get_or_insert_with(|| "their collectors' names are not known yet".to_owned())),
+            None => {
+                self.failed.get_or_insert_with(|| "its collectors' names are still being looked up".to_owned());
+            }
         }
     }
 
@@ -168,7 +170,7 @@ impl Fireflies {
 
     /// What kept a firefly from being sent, the first time it did.
     pub fn note(&self) -> Option<String> {
-        self.lamp.borrow().failed.as_ref().map(|why| format!("a firefly was not sent {why}"))
+        self.lamp.borrow().failed.as_ref().map(|why| format!("a firefly was not sent: {why}"))
     }
 }
 

@@ -79,7 +79,7 @@ pub fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(TcpStream, Vec<S
         _ => DialError::Other { addr, source },
     })?;
     notes.extend(labelled.and_then(|(tag, target)| {
-        let why = target.err().or_else(|| label::check(&socket, tag, None))?;
+        let why = target.err().or_else(|| label::read_back(&socket, tag))?;
         Some(SocketNote::Unlabelled { tag, why })
     }));
     Ok((socket.into(), notes))

@@ -23,6 +23,8 @@ pub enum Unlabelled {
     Community,
     /// This end accepted the connection.
     Accepted,
+    /// It did, and what it accepts bears another tag.
+    Own(SciTag),
     /// The system's words.
     Refused(String),
 }
@@ -36,6 +38,7 @@ impl fmt::Display for Unlabelled {
                 "the kernel takes a label from the end that dials; here the agent's own setting `scitag` would do, or \
                  net.ipv6.flowlabel_consistency=0, with which this end answers with the dialler's label",
             ),
+            Self::Own(own) => write!(f, "this agent's own is {own}, which all bears that it accepts"),
             Self::Refused(reason) => write!(f, "the kernel refuses the flow label: {reason}"),
         }
     }
@@ -92,6 +95,16 @@ pub fn prepare_listener(socket: &Socket, tag: SciTag) -> Result<(), Unlabelled> 
     }
 }
 
+/// Reads back what was prepared for a socket that has dialled.
+pub fn read_back(socket: &impl AsFd, tag: SciTag) -> Option<Unlabelled> {
+    let differs = |label| format!("it reads back as {label:05x}");
+    match flow_label::in_force(socket) {
+        Ok(label) if tag.is_in(label) => None,
+        Ok(label) => Some(Unlabelled::Refused(differs(label))),
+        Err(error) => Some(Unlabelled::Refused(error.to_string())),
+    }
+}
+
 /// Reads back what a connected socket's packets bear. `ours`: what this end's listening socket gives what it accepts.
 pub fn check(socket: &impl AsFd, tag: SciTag, ours: Option<SciTag>) -> Option<Unlabelled> {
     let handle = SockRef::from(socket);
@@ -102,8 +115,12 @@ pub fn check(socket: &impl AsFd, tag: SciTag, ours: Option<SciTag>) -> Option<Un
     if tag.flow_label(0).is_none() {
         return Some(Unlabelled::Community);
     }
-    let labelled = flow_label::in_force(socket).is_ok_and(|label| tag.is_in(label)) || ours == Some(tag);
-    (!labelled).then_some(Unlabelled::Accepted)
+    match ours {
+        Some(own) if own == tag => None,
+        Some(own) => Some(Unlabelled::Own(own)),
+        None if flow_label::in_force(socket).is_ok_and(|label| tag.is_in(label)) => None,
+        None => Some(Unlabelled::Accepted),
+    }
 }
 
 #[cfg(test)]
@@ -182,7 +199,9 @@ mod tests {
                 assert_eq!((peer.ip().to_canonical(), near.peer_addr().unwrap().port()), (address, port));
                 let why = check(&far, tag(65), Some(tag(65)));
                 assert_eq!(why, address.is_ipv4().then_some(Unlabelled::Ipv4));
-                assert!(check(&far, tag(66), Some(tag(65))).is_some());
+                let other = check(&far, tag(66), Some(tag(65)));
+                let own = Unlabelled::Own(tag(65));
+                assert_eq!(other, Some(if address.is_ipv4() { Unlabelled::Ipv4 } else { own }));
             }
         }
         let v4 = listen_labelled("127.0.0.1:0".parse().unwrap(), Some(tag(65))).unwrap();

@@ -10,10 +10,10 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-const SIZE: u64 = 6 << 20;
-/// At this rate the copy takes a second: several times what is between two fireflies of a stream.
-const SLOWLY: [&str; 4] = ["--rate", "48Mbit", "--streams", "2"];
-const EVERY: &str = "LONGHAUL_FIREFLY_EVERY_MS=150";
+const SIZE: u64 = 4 << 20;
+/// At this rate the copy takes 0.6 s: several times what is between two fireflies of a stream.
+const SLOWLY: [&str; 4] = ["--rate", "56Mbit", "--streams", "2"];
+const EVERY: &str = "LONGHAUL_FIREFLY_EVERY_MS=100";
 
 fn tag(id: u16) -> SciTag {
     SciTag::try_from(id).unwrap()
