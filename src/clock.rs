@@ -26,6 +26,15 @@ pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// The same in microseconds, for texts.
+pub fn unix_micros() -> u64 {
+    #[cfg(feature = "testing")]
+    if let Some(now) = virtual_time::with(|clock| clock.unix()) {
+        return now.saturating_mul(1_000_000);
+    }
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+}
+
 /// Blocks the calling thread for so long.
 pub fn pause(time: Duration) {
     #[cfg(feature = "testing")]

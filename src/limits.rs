@@ -54,6 +54,13 @@ pub const FENCES_KEPT: usize = 4096;
 /// Tickets issued and not yet used.
 pub const MAX_TICKETS: usize = 10_000;
 
+/// Collectors of fireflies. More are what a collector's own forwarding is for.
+pub const MAX_COLLECTORS: usize = 8;
+/// Between two fireflies of a stream that goes on.
+pub const FIREFLY_EVERY_MS: u64 = 60_000;
+/// Fireflies that wait for their collectors' names to be looked up: two of each stream.
+pub const FIREFLIES_WAITING: usize = 2 * MAX_STREAMS as usize;
+
 /// The least cap of a rate, bits per second: below it no deadline could tell a slow transfer from a dead one.
 pub const MIN_RATE: u64 = 8_000;
 

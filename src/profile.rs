@@ -4,18 +4,20 @@
 //! Parsing and choosing only. Files are read by `control::profiles`, values reach sockets through `engine::tuning`.
 
 mod pattern;
+mod scitag;
 mod set;
 mod steer;
 mod text;
 mod timetable;
 
 pub use pattern::Pattern;
+pub use scitag::{Collector, Marking, SciTag};
 pub use set::{Chosen, Named, Profiles, SharedProfiles};
 pub use steer::{Priority, Steer};
 pub use text::{Day, Dscp, Window};
 pub use timetable::{Hours, TimeOfDay, Timetable};
 
-use crate::limits::{MAX_BLOCK, MAX_STREAMS, MIN_BLOCK, MIN_RATE};
+use crate::limits::{MAX_BLOCK, MAX_COLLECTORS, MAX_STREAMS, MIN_BLOCK, MIN_RATE};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -130,6 +132,12 @@ pub struct Sockets {
     /// Class of the packets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dscp: Option<Dscp>,
+    /// What flows are, for the networks between: IPv6 flow labels and fireflies say it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scitag: Option<SciTag>,
+    /// Who is sent fireflies, by this end alone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub firefly: Vec<Collector>,
     /// Local address to dial from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bind: Option<IpAddr>,
@@ -212,6 +220,9 @@ impl Profile {
         if sockets.notsent_lowat.is_some_and(|bytes| u32::try_from(bytes).is_err()) {
             return fail("sockets.notsent_lowat", "a size below 4GiB".to_owned());
         }
+        if sockets.firefly.len() > MAX_COLLECTORS {
+            return fail("sockets.firefly", format!("at most {MAX_COLLECTORS} collectors"));
+        }
         self.tuning().check()?;
         let block =
             |size: u64| u32::try_from(size).is_ok_and(|b| b.is_power_of_two() && (MIN_BLOCK..=MAX_BLOCK).contains(&b));
@@ -247,6 +258,7 @@ impl Profile {
             user_timeout_ms: sockets.user_timeout.map(|time| u32::try_from(time.as_millis()).unwrap_or(u32::MAX)),
             mss: sockets.mss,
             dscp: sockets.dscp.map(|class| class.0),
+            scitag: sockets.scitag,
             depth: self.files.depth,
         }
     }
@@ -286,6 +298,9 @@ pub struct Tuning {
     /// Class of the packets, 0 to 63.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dscp: Option<u8>,
+    /// What its flows are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scitag: Option<SciTag>,
     /// Chunks asked of one stream at once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<u16>,
@@ -305,6 +320,7 @@ impl Tuning {
             user_timeout_ms: self.user_timeout_ms.or(other.user_timeout_ms),
             mss: self.mss.or(other.mss),
             dscp: self.dscp.or(other.dscp),
+            scitag: self.scitag.or(other.scitag),
             depth: self.depth.or(other.depth),
         }
     }
@@ -408,6 +424,8 @@ mod tests {
         user_timeout = "2m"
         mss = 8948
         dscp = "af11"
+        scitag = 1038
+        firefly = ["collector.example.org:10514", "[2001:db8::1]:514"]
         bind = "192.0.2.1"
         [files]
         block = "256KiB"
@@ -438,6 +456,7 @@ mod tests {
             user_timeout_ms: Some(120_000),
             mss: Some(8948),
             dscp: Some(10),
+            scitag: Some(SciTag::try_from(1038).unwrap()),
             depth: Some(16),
         };
         assert_eq!(profile.tuning(), want);
@@ -467,6 +486,10 @@ mod tests {
             ("[sockets]\nuser_timeout = \"2h\"", "sockets.user_timeout"),
             ("[sockets]\nmss = 100", "sockets.mss"),
             ("[sockets]\ndscp = \"af99\"", "dscp"),
+            ("[sockets]\nscitag = 64", "a SciTag is 65 to 65535"),
+            ("[sockets]\nscitag = 65536", "scitag"),
+            ("[sockets]\nfirefly = [\"a b\"]", "no collector"),
+            ("[sockets]\nfirefly = [\"a\", \"a\", \"a\", \"a\", \"a\", \"a\", \"a\", \"a\", \"a\"]", "sockets.firefly"),
             ("[sockets]\nbind = \"eth0\"", "bind"),
             ("[files]\nblock = \"100KiB\"", "files.block"),
             ("[files]\ndepth = 65", "files.depth"),

@@ -9,6 +9,7 @@ use crate::control::tls::ClientCertificates;
 use crate::engine::handle::{Engine, EngineConfig};
 use crate::engine::spec::{EngineChoice, Verify};
 use crate::ids::AgentId;
+use crate::profile::{Collector, SciTag};
 use crate::units::parse_size;
 use sd_notify::NotifyState;
 use std::fmt;
@@ -111,6 +112,12 @@ pub struct Args {
     /// A directory of tuning profiles
     #[arg(long, value_name = "DIR")]
     profiles: Option<PathBuf>,
+    /// SciTag of flows that nobody tags: 65 to 65535, in the flow labels of IPv6 and in fireflies
+    #[arg(long, value_name = "N")]
+    scitag: Option<SciTag>,
+    /// A collector that is sent fireflies of tagged flows by UDP, port 10514 if none is said; can be repeated
+    #[arg(long, value_name = "HOST[:PORT]", value_delimiter = ',')]
+    firefly: Option<Vec<Collector>>,
     /// Its name in the service
     #[arg(long, value_name = "NAME")]
     name: Option<AgentName>,
@@ -171,6 +178,8 @@ impl Args {
             tls_ca: self.tls_ca,
             client_certificates: self.client_certificates,
             profiles: self.profiles,
+            scitag: self.scitag,
+            firefly: self.firefly,
             name: self.name,
             main: self.main,
             main_token_file: self.main_token_file,

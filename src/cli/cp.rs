@@ -6,7 +6,7 @@ use super::operands::{From, Plan, To, plan, relative};
 use super::progress::Progress;
 use super::report::{exit_code, json, text};
 use super::third_party::ThirdParty;
-use super::tuning::{Other, TuningArgs};
+use super::tuning::{MarkingArgs, Other, TuningArgs};
 use crate::checksum::{ChecksumKind, Expected};
 use crate::control::client::{ClientOptions, PeerClient, PeerTickets};
 use crate::control::messages::{PartialOptions, StatKind, TicketRequest, WirePath};
@@ -22,7 +22,7 @@ use crate::engine::spec::{
 };
 use crate::engine::tuning::fill;
 use crate::limits::{DEFAULT_ARENA_BYTES, DEFAULT_BLOCK, MAX_BLOCK, MAX_STREAMS, MIN_BLOCK};
-use crate::profile::{Chosen, SharedProfiles, check_congestion, split_congestion};
+use crate::profile::{Chosen, Marking, SharedProfiles, Tuning, check_congestion, split_congestion};
 use crate::units::{Bytes, parse_rate, parse_size};
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -127,6 +127,9 @@ pub struct Args {
     /// Profiles.
     #[command(flatten)]
     pub tuning: TuningArgs,
+    /// Tags.
+    #[command(flatten)]
+    pub marking: MarkingArgs,
     /// What they led to.
     #[arg(skip)]
     pub chosen: Option<Chosen>,
@@ -264,6 +267,8 @@ impl Args {
             io: self.io.unwrap_or_default(),
             bind: self.tuning.bind,
             tuner: self.tuner.unwrap_or(true),
+            tuning: Tuning { scitag: self.marking.scitag, ..Tuning::default() },
+            collectors: self.marking.firefly.clone(),
             ..TransferOptions::default()
         };
         if let Some(chosen) = &self.chosen {
@@ -285,6 +290,9 @@ impl Args {
             self.block = self.block.or(files.block.and_then(|size| u32::try_from(size).ok()));
             self.io = self.io.or(files.io.as_deref().and_then(|word| parse_word(word).ok()));
             self.encrypt = self.encrypt.or(files.encrypt);
+        }
+        if !self.marking.firefly.is_empty() && self.options().tuning.scitag.is_none() {
+            return Err(Fail::usage("--firefly tells of tagged flows: say which tag with --scitag"));
         }
         Ok(self)
     }
@@ -311,6 +319,7 @@ impl Args {
                         every file's digest; run `longhaul cp` on the source's or the destination's host instead";
             return Err(Fail::usage(what));
         }
+        self.marking.check(matches!((&plan.from, &plan.to), (From::Agent(..), To::Agent(_))))?;
         if let (To::Here(path), true) = (&plan.to, plan.needs_directory)
             && !path.is_dir()
         {
@@ -386,6 +395,7 @@ async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &m
         block: args.block.unwrap_or(DEFAULT_BLOCK),
         retry_for: RETRY_FOR,
         profiles: SharedProfiles::default(),
+        marking: Marking::default(),
     })?;
     let handle = engine.handle();
     let mut clients = Vec::new();

@@ -9,7 +9,7 @@ use crate::engine::probe::{ProbeSpec, Trial};
 use crate::engine::spec::EngineChoice;
 use crate::ids::AgentId;
 use crate::limits::DEFAULT_BLOCK;
-use crate::profile::SharedProfiles;
+use crate::profile::{Marking, SharedProfiles};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::Runtime;
@@ -44,6 +44,7 @@ impl Trials {
             block: DEFAULT_BLOCK,
             retry_for: Duration::ZERO,
             profiles: SharedProfiles::default(),
+            marking: Marking::default(),
         })?;
         Ok(Self { runtime, handle: engine.handle(), _engine: engine, client: Arc::new(client) })
     }

@@ -4,7 +4,8 @@ use super::fail::Fail;
 use crate::clock;
 use crate::control::profiles::{self, ProfilesError, load, user_dir};
 use crate::control::url::PeerUrl;
-use crate::profile::{Chosen, Day, Profiles};
+use crate::limits::MAX_COLLECTORS;
+use crate::profile::{Chosen, Collector, Day, Profiles, SciTag};
 use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,32 @@ pub struct TuningArgs {
     /// Local address to dial data streams from
     #[arg(long, value_name = "ADDRESS")]
     pub bind: Option<IpAddr>,
+}
+
+/// What the flows of a copy are, for the networks between, and who is told.
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct MarkingArgs {
+    /// SciTag of the copy's streams, 65 to 65535: in the flow labels of IPv6 and in fireflies [default: none]
+    #[arg(long, value_name = "N")]
+    pub scitag: Option<SciTag>,
+    /// A collector that this end sends fireflies by UDP, port 10514 if none is said; can be repeated
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub firefly: Vec<Collector>,
+}
+
+impl MarkingArgs {
+    /// Refuses what nobody would send. `theirs`: no end of the copy is here.
+    pub fn check(&self, theirs: bool) -> Result<(), Fail> {
+        if self.firefly.len() > MAX_COLLECTORS {
+            return Err(Fail::usage(format!("--firefly can be given {MAX_COLLECTORS} times")));
+        }
+        if theirs && !self.firefly.is_empty() {
+            let what = "--firefly is for a copy with one end here: of a copy between two agents each tells its own collectors \
+                        (setting `firefly`)";
+            return Err(Fail::usage(what));
+        }
+        Ok(())
+    }
 }
 
 impl From<ProfilesError> for Fail {

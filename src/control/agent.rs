@@ -187,6 +187,7 @@ pub fn engine_config(config: &AgentConfig, agent: AgentId, advertise: Vec<Socket
         block: crate::limits::DEFAULT_BLOCK,
         retry_for: RETRY_FOR,
         profiles: SharedProfiles::default(),
+        marking: config.marking.clone(),
     }
 }
 

@@ -6,7 +6,8 @@ use super::tls::{ClientCertificates, ClientTrust, Fingerprint, OwnTls, TlsFiles}
 use super::url::{DATA_PORT, HTTP_PORT, PeerUrl};
 use crate::config::{ConfigError, Picker, Shown};
 use crate::engine::spec::{EngineChoice, Verify};
-use crate::limits::{DEFAULT_ARENA_BYTES, MAX_SESSIONS};
+use crate::limits::{DEFAULT_ARENA_BYTES, MAX_COLLECTORS, MAX_SESSIONS};
+use crate::profile::{Collector, Marking, SciTag};
 use crate::units::parse_size;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
@@ -162,6 +163,10 @@ pub struct AgentLayer {
     pub client_certificates: Option<ClientCertificates>,
     /// A directory of tuning profiles.
     pub profiles: Option<PathBuf>,
+    /// What flows are that nobody tags.
+    pub scitag: Option<SciTag>,
+    /// Who is sent fireflies of tagged flows.
+    pub firefly: Option<Vec<Collector>>,
     /// Its name in the service; needed with `main` and with the role main.
     pub name: Option<AgentName>,
     /// `lh://host[:port]` of main; by default itself when it has that role.
@@ -256,6 +261,8 @@ pub struct AgentConfig {
     pub client_certificates: ClientCertificates,
     /// See [`AgentLayer::profiles`].
     pub profiles: Option<PathBuf>,
+    /// See [`AgentLayer::scitag`] and [`AgentLayer::firefly`].
+    pub marking: Marking,
     /// Its place in the service.
     pub service: ServiceConfig,
     /// Every setting with its origin.
@@ -334,6 +341,9 @@ impl AgentConfig {
             word,
         );
         let profiles = p.pick("profiles", f.profiles.map(Some), l.profiles.map(Some), None, path);
+        let id = |tag: &Option<SciTag>| tag.map_or_else(|| "-".to_owned(), |tag| u16::from(tag).to_string());
+        let scitag = p.pick("scitag", f.scitag.map(Some), l.scitag.map(Some), None, id);
+        let collectors = p.pick("firefly", f.firefly, l.firefly, Vec::new(), |v| listed(v));
 
         let name = p.pick("name", f.name.map(Some), l.name.map(Some), None, shown_option);
         let main = p.pick("main", f.main.map(Some), l.main.map(Some), None, shown_option);
@@ -372,6 +382,9 @@ impl AgentConfig {
         }
         if max_sessions == 0 || max_sessions > MAX_SESSIONS {
             return Err(picker.refuse("max_sessions", format!("1 to {MAX_SESSIONS}")));
+        }
+        if collectors.len() > MAX_COLLECTORS {
+            return Err(picker.refuse("firefly", format!("at most {MAX_COLLECTORS} collectors")));
         }
         if advertise_data.len() > MAX_ADVERTISED {
             return Err(picker.refuse("advertise_data", format!("at most {MAX_ADVERTISED} addresses")));
@@ -441,6 +454,7 @@ impl AgentConfig {
             tls_ca,
             client_certificates,
             profiles,
+            marking: Marking { scitag, collectors },
             service,
             shown,
         })
@@ -495,6 +509,8 @@ mod tests {
             tls_ca = "/a"
             client_certificates = "required"
             profiles = "/p"
+            scitag = 65
+            firefly = ["collector.example.org"]
             name = "dtn1"
             main = "lh://main.example:8470"
             main_token_file = "/t"
@@ -547,6 +563,8 @@ mod tests {
             ("root = \"/\"\nmax_transfers = 0\n", "`max_transfers` (file"),
             ("roles = [\"main\", \"source\"]\n", "`root` (default): name the directory"),
             ("root = \"/\"\nlease_secs = 1\n", "`lease_secs` (file /etc/longhaul.toml): 2 to 3600"),
+            ("root = \"/\"\nscitag = 64\n", "line 2: `scitag`: a SciTag is 65 to 65535, not 64"),
+            ("root = \"/\"\nfirefly = [\"a:b\"]\n", "line 2: `firefly`: `a:b` is no collector"),
             ("root = \"/\"\nreattach_secs = 604801\n", "`reattach_secs` (file"),
         ] {
             let error = file(text).unwrap_err().to_string();

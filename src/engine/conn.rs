@@ -1,6 +1,7 @@
 //! A connection of a session: TCP. In test builds a simulated one can stand in its place, so that handshake, control
 //! stream and workers run over a network that a seed decides about.
 
+use crate::profile::SciTag;
 use std::io;
 use std::net::{SocketAddr, TcpStream as StdStream};
 use std::os::fd::OwnedFd;
@@ -133,6 +134,27 @@ impl Parked {
             Parked::Tcp(socket) => drop(socket.shutdown(std::net::Shutdown::Both)),
             #[cfg(feature = "testing")]
             Parked::Simulated(end) => end.cut(),
+        }
+    }
+
+    /// Its addresses here and there; none of a simulated one.
+    pub fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        match self {
+            Parked::Tcp(socket) => socket.local_addr().ok().zip(socket.peer_addr().ok()),
+            #[cfg(feature = "testing")]
+            Parked::Simulated(_) => None,
+        }
+    }
+
+    /// Why its packets do not bear a tag that this end would give what it accepts as `ours`.
+    pub fn unlabelled(&self, tag: SciTag, ours: Option<SciTag>) -> Option<String> {
+        match self {
+            Parked::Tcp(socket) => {
+                let why = crate::net::label::check(socket, tag, ours)?;
+                Some(crate::net::SocketNote::Unlabelled { tag, why }.to_string())
+            }
+            #[cfg(feature = "testing")]
+            Parked::Simulated(_) => None,
         }
     }
 

@@ -26,6 +26,7 @@ use crate::clock;
 use crate::disk::{ProbeCache, Resolver};
 use crate::ids::{SessionId, TransferId};
 use crate::limits::{MAX_SESSIONS, MAX_STREAMS};
+use crate::profile::SciTag;
 use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSource, open_queue};
 use crate::wire::handshake::Refusal;
 use std::cell::{Cell, RefCell};
@@ -78,6 +79,8 @@ pub struct Ctx {
     pub fences: RefCell<Fences>,
     /// Set when the engine stops.
     pub stopping: watch::Receiver<bool>,
+    /// The tag that the packets of accepted streams bear.
+    pub accepts_as: Option<SciTag>,
     routes: RefCell<HashMap<StreamKey, mpsc::UnboundedSender<Event>>>,
     keys: Cell<u64>,
     transfers: RefCell<Vec<Rc<Entry>>>,
@@ -531,7 +534,9 @@ fn set_up(
     let outbox = Arc::new(Mailbox::new(wake.waker()));
     let (workers, engine) = start_workers(&config, &arena, &outbox)?;
     let pool = Pool::start("pool", POOL_THREADS).map_err(failed("no threads for the pool"))?;
-    let listener = config.data_listen.map(listen).transpose()?;
+    let listener = config.data_listen.map(|addr| listen(addr, config.marking.scitag)).transpose()?;
+    let accepts_as = config.marking.scitag.filter(|_| listener.as_ref().is_some_and(|(_, labelled)| *labelled));
+    let listener = listener.map(|(listener, _)| listener);
     let ctx = Rc::new(Ctx {
         config,
         pool,
@@ -544,6 +549,7 @@ fn set_up(
         sessions: RefCell::default(),
         fences: RefCell::default(),
         stopping,
+        accepts_as,
         routes: RefCell::default(),
         keys: Cell::new(0),
         transfers: RefCell::default(),
@@ -555,16 +561,21 @@ fn set_up(
     Ok((ctx, listener, (wake, outbox)))
 }
 
-fn listen(addr: SocketAddr) -> Result<TcpListener, TransferError> {
+/// The data port, and whether what it accepts bears the tag.
+fn listen(addr: SocketAddr, tag: Option<SciTag>) -> Result<(TcpListener, bool), TransferError> {
     let denied = |what: String| TransferError::new(Class::Permanent, what).at(addr);
-    let listener = crate::net::listen(addr).map_err(|error| denied(error.to_string()))?;
+    let listener = crate::net::listen_labelled(addr, tag).map_err(|error| denied(error.to_string()))?;
+    if let (Some(tag), Some(why)) = (tag, &listener.unlabelled) {
+        tracing::warn!(%addr, %why, "accepted streams do not bear the SciTag {tag}");
+    }
+    let labelled = tag.is_some() && listener.unlabelled.is_none();
     let listener = listener.socket.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener.socket));
-    listener.map_err(|error| denied(error.to_string()))
+    listener.map(|listener| (listener, labelled)).map_err(|error| denied(error.to_string()))
 }
 
 /// A data port for this host alone.
 fn listen_local(ctx: &Rc<Ctx>) -> Result<SocketAddr, TransferError> {
-    let listener = listen(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    let (listener, _) = listen(SocketAddr::from(([127, 0, 0, 1], 0)), None)?;
     let addr = listener.local_addr().map_err(|error| TransferError::new(Class::Permanent, error.to_string()))?;
     tokio::task::spawn_local(accept_all(ctx.clone(), listener));
     Ok(addr)

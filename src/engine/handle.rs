@@ -3,7 +3,9 @@
 use super::coordinator;
 use super::error::{Class, TransferError};
 use super::probe::{ProbeSpec, Trial};
-use super::spec::{DestinationSpec, EngineChoice, Grant, Report, Snapshot, SourceSpec, Steer, Ticket, TransferOptions};
+use super::spec::{
+    DestinationSpec, EngineChoice, Grant, Marking, Report, Snapshot, SourceSpec, Steer, Ticket, TransferOptions,
+};
 use crate::ids::{AgentId, TransferId};
 use crate::profile::SharedProfiles;
 use std::future::Future;
@@ -34,6 +36,8 @@ pub struct EngineConfig {
     pub retry_for: Duration,
     /// Profiles for sessions whose options name none. A client fills its options itself and gives none here.
     pub profiles: SharedProfiles,
+    /// How streams are marked whose options do not say.
+    pub marking: Marking,
 }
 
 /// Fetches a fresh ticket, again after a peer's restart.

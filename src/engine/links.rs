@@ -4,11 +4,13 @@ use super::conn::Parked;
 use super::connections::Connections;
 use super::coordinator::Ctx;
 use super::error::Class;
+use super::fireflies::Fireflies;
 use super::session::{Joined, StreamSource, dial_stream, tune};
 use super::worker::{Attach, Command, Event, Extra, Fault, Packer, SessionKey, StreamKey, StreamStats, now_ns};
 use crate::clock;
 use crate::ids::{SessionId, StreamIndex};
 use crate::net::SocketOptions;
+use crate::profile::Collector;
 use crate::sys::SendPath;
 use crate::wire::control::{Control, Message};
 use crate::wire::views::SenderView;
@@ -85,6 +87,8 @@ pub struct Links {
     gone_paths: Vec<SendPath>,
     /// What the kernel said of streams that are gone, and the round trips on the way.
     tcp: Connections,
+    /// Where collectors are told of the streams.
+    fireflies: Option<Fireflies>,
     /// Takes the payload bytes of all streams when this is dropped.
     pub tally: Option<Rc<Cell<u64>>>,
 }
@@ -133,6 +137,8 @@ pub struct LinksConfig {
     pub extra: Extra,
     /// Socket options of every data stream.
     pub options: SocketOptions,
+    /// Who is told of them, if they are tagged.
+    pub collectors: Vec<Collector>,
     /// Below [`NEAR_RTT_US`](super::session::NEAR_RTT_US).
     pub near: bool,
 }
@@ -146,7 +152,8 @@ impl Links {
         events: mpsc::UnboundedSender<Event>,
     ) -> Self {
         let session = ctx.next_key();
-        let LinksConfig { source, id, block, extra, options, near } = config;
+        let LinksConfig { source, id, block, extra, options, collectors, near } = config;
+        let fireflies = Fireflies::new(&ctx, options.scitag, &collectors);
         Self {
             ctx,
             session,
@@ -170,6 +177,7 @@ impl Links {
             notes: Vec::new(),
             gone_paths: Vec::new(),
             tcp: Connections::default(),
+            fireflies,
             tally: None,
         }
     }
@@ -264,6 +272,12 @@ impl Links {
         self.dialling.borrow_mut().remove(&index);
         let notes = notes.into_iter().chain(tune(&socket, &self.options, self.near));
         notes.for_each(|note| self.note(note));
+        let accepted = self.packer.is_some() && matches!(self.source, StreamSource::Accept);
+        if let Some(tag) = self.options.scitag.filter(|_| accepted)
+            && let Some(note) = socket.unlabelled(tag, self.ctx.accepts_as)
+        {
+            self.note(note);
+        }
         let stats = Arc::new(StreamStats::default());
         stats.last_progress.store(now_ns(), Ordering::Relaxed);
         let spare = socket.try_clone()?;
@@ -283,6 +297,9 @@ impl Links {
         let command =
             if self.packer.is_some() { Command::AttachSource(attach) } else { Command::AttachDestination(attach) };
         self.ctx.workers[worker].inbox.send(command);
+        if let Some(fireflies) = &mut self.fireflies {
+            fireflies.up(stream, &spare);
+        }
         self.live.insert(stream, Live { index, attempt, stats, socket: spare, worker, since: clock::now() });
         Ok(stream)
     }
@@ -299,6 +316,9 @@ impl Links {
     pub fn dead(&mut self, stream: StreamKey, why: &Fault) -> Option<Message> {
         self.ctx.unroute(stream);
         let live = self.live.remove(&stream)?;
+        if let Some(fireflies) = &mut self.fireflies {
+            fireflies.down(stream, &live.socket);
+        }
         self.gone.add(&live.stats);
         self.tcp.add(&live.socket);
         self.gone_paths.push(live.stats.send_path.get());
@@ -347,6 +367,19 @@ impl Links {
         tcp.look(live.values().map(|live| &live.socket));
     }
 
+    /// Tells collectors of streams that go on, where it is time to.
+    pub fn tell_flows(&mut self) {
+        let Some(fireflies) = &mut self.fireflies else { return };
+        for stream in fireflies.due() {
+            if let Some(live) = self.live.get(&stream) {
+                fireflies.on(stream, &live.socket);
+            }
+        }
+        if let Some(note) = fireflies.note() {
+            self.note(note);
+        }
+    }
+
     /// What the kernel says of the connections, those that are gone included.
     pub fn sender(&self) -> SenderView {
         let mut all = self.tcp.clone();
@@ -391,6 +424,9 @@ impl Drop for Links {
     fn drop(&mut self) {
         if let Some(tally) = &self.tally {
             tally.set(tally.get() + self.totals().payload);
+        }
+        if let Some(fireflies) = &mut self.fireflies {
+            self.live.iter().for_each(|(stream, live)| fireflies.down(*stream, &live.socket));
         }
         self.close();
         for stream in self.live.keys() {

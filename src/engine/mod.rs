@@ -24,6 +24,7 @@ mod crowd;
 pub mod destination;
 pub mod error;
 pub mod fence;
+pub mod fireflies;
 pub mod handle;
 pub mod limiter;
 pub mod links;

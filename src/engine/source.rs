@@ -16,7 +16,7 @@ use super::links::{Links, LinksConfig};
 use super::rows::Rows;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::spec::{Report, Snapshot, SourceSpec, TransferOptions, Verdict};
-use super::tuning::{at_source, for_peer, socket_options};
+use super::tuning::{at_source, for_peer, marked, socket_options};
 use super::worker::mailbox::Mailbox;
 use super::worker::{Command, Event, Extra, Fault, PackBody, Packer, StreamKey};
 use super::{backoff::Backoff, pool::Pool};
@@ -70,6 +70,7 @@ pub async fn serve(ctx: &Rc<Ctx>, spec: SourceSpec, opened: Opened, entry: &Rc<E
     let sent = Rc::new(Cell::new(0));
     let own = &TransferOptions::default();
     let own = for_peer(&ctx.config.profiles.get(), own, &[], &[opened.peer], clock::unix_now());
+    let own = marked(&ctx.config.marking, own);
     let result = Session::run(ctx, spec, &own, opened, entry, &sent).await;
     counted(result.unwrap_or_else(|error| super::destination::failed_report(&error)), &sent)
 }
@@ -89,6 +90,7 @@ pub async fn push(
     options: TransferOptions,
     entry: &Rc<Entry>,
 ) -> Report {
+    let options = marked(&ctx.config.marking, options);
     let mut backoff = Backoff::new(ctx.config.retry_for);
     let mut cancel = entry.cancel.subscribe();
     let mut stopping = ctx.stopping.clone();
@@ -341,6 +343,7 @@ impl<'a> Session<'a> {
             block: accept.block.min(ctx.config.block),
             extra: Extra::default(),
             options: at_source(own, &accept, used),
+            collectors: own.collectors.clone(),
             near,
         };
         let mut links = Links::new(ctx.clone(), config, Some(packer), events);
@@ -477,6 +480,7 @@ impl<'a> Session<'a> {
             }
             Message::Progress(p) => {
                 self.links.look();
+                self.links.tell_flows();
                 self.pace();
                 self.tell_wishes();
                 self.tell_sample();

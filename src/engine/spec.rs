@@ -7,7 +7,7 @@ use super::rows::Rows;
 pub use crate::checksum::{ChecksumKind, Expected};
 use crate::digest::Digest;
 use crate::ids::{SessionId, TicketId, TransferId};
-pub use crate::profile::{Priority, ProfileUse, Steer, Timetable, Tuning};
+pub use crate::profile::{Collector, Marking, Priority, ProfileUse, Steer, Timetable, Tuning};
 use crate::relpath::RelPath;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
@@ -102,6 +102,9 @@ pub struct TransferOptions {
     /// This end's address to dial from. It means nothing to the other end and is not told.
     #[serde(skip)]
     pub bind: Option<IpAddr>,
+    /// Whom this end tells of tagged streams. Not told to the other end.
+    #[serde(skip)]
+    pub collectors: Vec<Collector>,
     /// What the operator of this end lets through at most, bits per second, whoever asks for more. Not told.
     #[serde(skip)]
     pub ceiling: Option<u64>,
@@ -135,6 +138,7 @@ impl Default for TransferOptions {
             tuner: true,
             profile: None,
             bind: None,
+            collectors: Vec::new(),
             ceiling: None,
             timetable: None,
         }

@@ -1,6 +1,6 @@
 //! What a transfer's options mean for its sockets, and what a profile fills in.
 
-use super::spec::TransferOptions;
+use super::spec::{Collector, Marking, TransferOptions};
 use crate::net::SocketOptions;
 use crate::profile::{Chosen, Day, Profiles, Window, split_congestion};
 use crate::wire::control::Accept;
@@ -29,6 +29,7 @@ pub fn socket_options(options: &TransferOptions) -> SocketOptions {
         nodelay: true,
         mss: tuning.mss,
         dscp: tuning.dscp,
+        scitag: tuning.scitag,
         bind: options.bind,
     }
 }
@@ -72,6 +73,8 @@ pub fn for_peer(
         }
         // What the operator of this end allows holds, whatever the other end asks for.
         (options.rate, options.ceiling) = (rate, ceiling);
+        // Nor can a client's own profile know whom this end tells.
+        told_here(&mut options.collectors, &chosen.named.profile.sockets.firefly);
         options.timetable = chosen.named.profile.timetable();
     }
     options
@@ -92,8 +95,22 @@ pub fn fill(options: &mut TransferOptions, chosen: &Chosen) {
     options.rate = options.rate.or(sockets.rate);
     options.tuning = std::mem::take(&mut options.tuning).or(&profile.tuning());
     options.bind = options.bind.or(sockets.bind);
+    told_here(&mut options.collectors, &sockets.firefly);
     options.timetable = options.timetable.take().or_else(|| profile.timetable());
     options.profile = Some(chosen.told());
+}
+
+fn told_here(collectors: &mut Vec<Collector>, more: &[Collector]) {
+    if collectors.is_empty() {
+        collectors.extend_from_slice(more);
+    }
+}
+
+/// Options whose gaps this end's own marking has filled.
+pub fn marked(marking: &Marking, mut options: TransferOptions) -> TransferOptions {
+    options.tuning.scitag = options.tuning.scitag.or(marking.scitag);
+    told_here(&mut options.collectors, &marking.collectors);
+    options
 }
 
 /// The cap that holds now, bits per second: what was asked for, what the operator of this end allows, and what its timetable
@@ -194,6 +211,32 @@ mod tests {
         assert!(profile_note(&options).unwrap().contains("site is not measured"));
         let elsewhere = for_peer(&profiles, &said, &[], &["203.0.113.1:1".parse().unwrap()], 0);
         assert_eq!(elsewhere, said);
+    }
+
+    #[test]
+    fn scitag_of_a_request_comes_before_the_ends_own_and_collectors_stay_here() {
+        let tag = |id| crate::profile::SciTag::try_from(id).ok();
+        let collector = |text: &str| text.parse::<Collector>().unwrap();
+        let sockets = Sockets { firefly: vec![collector("site.example.org")], ..Sockets::default() };
+        let profiles = profiles(sockets);
+        let marking = Marking { scitag: tag(65), collectors: vec![collector("own.example.org")] };
+        let peer = ["192.0.2.1:8471".parse().unwrap()];
+        let theirs = ProfileUse { name: "fast".to_owned(), why: "--profile".to_owned(), measured: true };
+        let asked = TransferOptions {
+            tuning: Tuning { scitag: tag(66), ..Tuning::default() },
+            profile: Some(theirs),
+            ..TransferOptions::default()
+        };
+        let options = marked(&marking, for_peer(&profiles, &asked, &[], &peer, 0));
+        assert_eq!(options.tuning.scitag, tag(66));
+        assert_eq!(options.collectors, [collector("site.example.org")], "a profile before the agent's settings");
+        assert!(!serde_json::to_string(&options).unwrap().contains("example.org"), "they are not told");
+        let alone = marked(&marking, TransferOptions::default());
+        assert_eq!((alone.tuning.scitag, alone.collectors), (tag(65), vec![collector("own.example.org")]));
+        // What the destination asks for is what the source's sockets say.
+        let accept = Accept { tuning: Tuning { scitag: tag(70), ..Tuning::default() }, ..accept() };
+        assert_eq!(at_source(&asked, &accept, 1).scitag, tag(70));
+        assert_eq!(socket_options(&TransferOptions::default()).scitag, None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::label;
 use super::socket::{SocketNote, SocketOptions, apply, fit_segments};
 
 /// How to dial.
@@ -69,12 +70,18 @@ pub fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(TcpStream, Vec<S
     if let Some(bind) = options.socket.bind.map(|address| SocketAddr::new(address, 0)) {
         socket.bind(&bind.into()).map_err(|source| DialError::Bind { bind, source })?;
     }
-    socket.connect_timeout(&addr.into(), options.timeout).map_err(|source| match source.kind() {
+    let labelled = options.socket.scitag.map(|tag| (tag, label::prepare(&socket, tag, addr)));
+    let target = labelled.as_ref().and_then(|(_, target)| target.as_ref().ok()).copied().unwrap_or(addr);
+    socket.connect_timeout(&target.into(), options.timeout).map_err(|source| match source.kind() {
         io::ErrorKind::ConnectionRefused => DialError::Refused { addr },
         io::ErrorKind::TimedOut => DialError::Timeout { addr, timeout: options.timeout },
         io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => DialError::Unreachable { addr, source },
         _ => DialError::Other { addr, source },
     })?;
+    notes.extend(labelled.and_then(|(tag, target)| {
+        let why = target.err().or_else(|| label::read_back(&socket, tag))?;
+        Some(SocketNote::Unlabelled { tag, why })
+    }));
     Ok((socket.into(), notes))
 }
 

@@ -3,6 +3,9 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
+use super::label::{self, Unlabelled};
+use crate::profile::SciTag;
+use crate::sys::flow_label;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 /// Connections that wait to be accepted; the kernel clamps it to `net.core.somaxconn` (4096 today).
@@ -48,10 +51,20 @@ pub struct Listener {
     pub addr: SocketAddr,
     /// Whether `[::]` was asked for on a host without IPv6, so that only IPv4 is served.
     pub ipv4_only: bool,
+    /// Why the sockets that it accepts do not bear the SciTag that was asked for.
+    pub unlabelled: Option<Unlabelled>,
 }
 
 /// Listens on `addr`; `[::]` serves IPv4 as well, and becomes `0.0.0.0` where IPv6 is switched off.
 pub fn listen(addr: SocketAddr) -> Result<Listener, ListenError> {
+    listen_labelled(addr, None)
+}
+
+/// The same; what is accepted has flow labels that say `tag`. Without one it has the dialler's labels, where the kernel may
+/// reflect them.
+pub fn listen_labelled(addr: SocketAddr, tag: Option<SciTag>) -> Result<Listener, ListenError> {
+    let mut unlabelled = None;
+    let mut open = |addr| open(addr, tag, &mut unlabelled);
     let (socket, ipv4_only) = match open(addr) {
         Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() && without_ipv6(&error) => {
             (open((Ipv4Addr::UNSPECIFIED, addr.port()).into()), true)
@@ -60,10 +73,10 @@ pub fn listen(addr: SocketAddr) -> Result<Listener, ListenError> {
     };
     let socket = socket.map_err(|source| explain(addr, source))?;
     let addr = socket.local_addr().map_err(|source| explain(addr, source))?;
-    Ok(Listener { socket, addr, ipv4_only })
+    Ok(Listener { socket, addr, ipv4_only, unlabelled })
 }
 
-fn open(addr: SocketAddr) -> io::Result<TcpListener> {
+fn open(addr: SocketAddr, tag: Option<SciTag>, unlabelled: &mut Option<Unlabelled>) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
@@ -71,6 +84,11 @@ fn open(addr: SocketAddr) -> io::Result<TcpListener> {
     // A restart must not wait for the last run's connections to fade.
     socket.set_reuse_address(true)?;
     socket.bind(&addr.into())?;
+    match tag {
+        Some(tag) => *unlabelled = label::prepare_listener(&socket, tag).err(),
+        // Where it is refused, which is usual, a stream whose tag somebody asks for has a note.
+        None => drop(flow_label::reflect(&socket)),
+    }
     socket.listen(BACKLOG)?;
     Ok(socket.into())
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use socket2::{Domain, SockRef, TcpKeepalive};
 
-use crate::profile::{CONGESTION_NAME_MAX, SEGMENT_MAX, SEGMENT_MIN, WINDOW_MAX};
+use super::label::Unlabelled;
+use crate::profile::{CONGESTION_NAME_MAX, SEGMENT_MAX, SEGMENT_MIN, SciTag, WINDOW_MAX};
 use crate::sys::syscall::{force_buffer, max_pacing_rate, set_max_pacing_rate};
 
 /// Below this round trip a fixed buffer beats the kernel's autotuning: what is in flight stays in the cache.
@@ -41,6 +42,8 @@ pub struct SocketOptions {
     pub mss: Option<u16>,
     /// Class of the packets (DSCP), 0 to 63.
     pub dscp: Option<u8>,
+    /// What the flow labels of IPv6 are to say. Settled when the socket is connected.
+    pub scitag: Option<SciTag>,
     /// Local address to dial from.
     pub bind: Option<IpAddr>,
 }
@@ -75,6 +78,13 @@ pub enum SocketNote {
         /// The system's words.
         reason: String,
     },
+    /// Its packets do not bear the tag that was asked for.
+    Unlabelled {
+        /// Asked for.
+        tag: SciTag,
+        /// Why not.
+        why: Unlabelled,
+    },
     /// An option was taken, and reads back as something else.
     Differs {
         /// Its name as in `tcp(7)` or `socket(7)`.
@@ -104,6 +114,7 @@ impl fmt::Display for SocketNote {
                  net.ipv4.tcp_allowed_congestion_control"
             ),
             Self::Refused { option, reason } => write!(f, "{option} is refused here: {reason}"),
+            Self::Unlabelled { tag, why } => write!(f, "packets do not bear the SciTag {tag}: {why}"),
             Self::Differs { option, asked, got } => write!(f, "{option} is {got} instead of {asked}"),
         }
     }

@@ -18,6 +18,7 @@ use std::time::Duration;
 pub mod arena;
 pub mod epoll;
 mod flight;
+pub mod flow_label;
 pub mod fsys;
 pub mod host;
 #[cfg(feature = "testing")]

@@ -251,7 +251,7 @@ pub fn force_buffer(fd: impl AsFd, receive: bool, bytes: u32) -> io::Result<()> 
     setsockopt_bytes(fd.as_fd(), libc::SOL_SOCKET, name, &bytes.to_ne_bytes())
 }
 
-fn setsockopt_bytes(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
+pub(super) fn setsockopt_bytes(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
     let len = value.len() as libc::socklen_t;
     // SAFETY: the kernel reads `len` bytes of the borrow.
     let code = unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), len) };

@@ -29,6 +29,7 @@
 pub mod control;
 pub mod crypt;
 pub mod data;
+pub mod firefly;
 pub mod handshake;
 pub mod header;
 pub mod views;

@@ -5,7 +5,7 @@ use longhaul::digest::Digest;
 use longhaul::grid::Span;
 use longhaul::ids::{AgentId, Epoch, Handle, PathKey, StreamIndex, TransferId};
 use longhaul::manifest::Mtime;
-use longhaul::profile::{Priority, Steer, Tuning};
+use longhaul::profile::{Priority, SciTag, Steer, Tuning};
 use longhaul::relpath::RelPath;
 use longhaul::wire::control::{
     Accept, Bind, Bound, Control, Message, Offer, OfferedRoot, PeerError, Progress, Retune, Sealed, SourceStats, Wish,
@@ -54,6 +54,7 @@ fn tuning() -> Tuning {
         mss: Some(8948),
         dscp: Some(10),
         depth: Some(16),
+        ..Tuning::default()
     }
 }
 
@@ -112,6 +113,13 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("Accept", Message::Accept(accept(true))),
         ("Accept-short", Message::Accept(accept(false))),
         ("Accept-tuned", Message::Accept(Accept { tuning: tuning(), ..accept(false) })),
+        (
+            "Accept-tagged",
+            Message::Accept(Accept {
+                tuning: Tuning { scitag: SciTag::try_from(1038).ok(), ..tuning() },
+                ..accept(false)
+            }),
+        ),
         ("Segment", Message::Segment(vec![1, 2, 3])),
         ("ManifestEnd", Message::ManifestEnd(4)),
         ("Problem", Message::Problem { root: 1, path: b"p\xff".to_vec(), what: "no \u{e9}".into() }),

@@ -18,6 +18,8 @@ mod peers;
 mod profiles;
 mod pscheduler;
 mod rerun;
+#[cfg(feature = "testing")]
+mod scitag;
 mod secrecy;
 mod sources;
 mod steer;

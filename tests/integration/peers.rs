@@ -198,6 +198,7 @@ fn an_expired_ticket_opens_nothing() {
         agent: AgentId([1; 16]),
         retry_for: Duration::from_secs(1),
         profiles: Default::default(),
+        marking: Default::default(),
     };
     let engine = Engine::start(config).unwrap();
     let address = engine.data_address().unwrap();

@@ -323,6 +323,7 @@ impl Host {
             agent: longhaul::ids::AgentId([host as u8 + 1; 16]),
             retry_for: Duration::from_secs(180),
             profiles: Default::default(),
+            marking: Default::default(),
         };
         let network = HostNetwork { host, world: world.clone(), net: net.clone(), directory: directory.clone() };
         let ctx = Ctx::simulated(Parts {

@@ -8,7 +8,7 @@ use crate::engine::handle::{Engine, EngineConfig, TransferWatch};
 use crate::engine::spec::{DestinationSpec, EngineChoice, Report, TransferOptions, Verdict};
 use crate::ids::AgentId;
 use crate::limits::DEFAULT_ARENA_BYTES;
-use crate::profile::SharedProfiles;
+use crate::profile::{Marking, SharedProfiles};
 use crate::relpath::RelPath;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +54,7 @@ pub fn measure(spec: WholeSpec<'_>) -> Result<(Part, Report), Fail> {
         block: spec.options.block,
         retry_for: RETRY_FOR,
         profiles: SharedProfiles::default(),
+        marking: Marking::default(),
     })?;
     let handle = engine.handle();
     let (cpu, how) = (Cpu::now(), spec.how);

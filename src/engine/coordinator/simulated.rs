@@ -51,6 +51,7 @@ impl Ctx {
             sessions: RefCell::default(),
             fences: RefCell::default(),
             stopping,
+            accepts_as: None,
             routes: RefCell::default(),
             keys: Cell::new(0),
             transfers: RefCell::default(),

@@ -22,7 +22,7 @@ use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, tell_error};
 use super::spec::{DestinationSpec, Latency, Report, Ticket, Verdict, Verify};
-use super::tuning::{for_peer, socket_options};
+use super::tuning::{for_peer, marked, socket_options};
 use crate::clock;
 use crate::digest;
 use crate::disk::{self, Existing, LockError, Made, Root, TreeLock};
@@ -222,7 +222,7 @@ pub async fn pull_with(ctx: &Rc<Ctx>, spec: DestinationSpec, ticket: Ticket, ent
 /// The spec with what this end's profile for the peer fills in.
 fn tuned(ctx: &Ctx, spec: &DestinationSpec, names: &[&str], at: &[std::net::SocketAddr]) -> DestinationSpec {
     let options = for_peer(&ctx.config.profiles.get(), &spec.options, names, at, clock::unix_now());
-    DestinationSpec { options, ..spec.clone() }
+    DestinationSpec { options: marked(&ctx.config.marking, options), ..spec.clone() }
 }
 
 /// A peer's name without the port that may follow it.

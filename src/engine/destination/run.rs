@@ -232,6 +232,7 @@ pub(super) async fn run(
         block: options.block.min(ctx.config.block),
         extra,
         options: sockets.clone(),
+        collectors: options.collectors.clone(),
         near,
     };
     let mut links = Links::new(ctx.clone(), config(begun.source, begun.session, begun.near), None, events.clone());
@@ -468,6 +469,7 @@ impl Run<'_> {
 
     fn tick(&mut self) -> Result<(), TransferError> {
         self.steer();
+        self.peers.iter_mut().for_each(|peer| peer.links.tell_flows());
         let now = crate::engine::worker::now_ns();
         // Meanwhile streams that bring nothing may be waiting for our own disk.
         let committing_long = self.committing_bytes > 0 && clock::since(self.last_commit) > Duration::from_secs(5);
