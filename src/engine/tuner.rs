@@ -479,14 +479,14 @@ impl Tuner {
         }
         // What paid may be done again at once.
         self.rests.remove(&trial.kind);
-        // One that replaced the other because of losses is not replaced by it soon: it would lose the same way.
+        // One that has beaten the other is not replaced by it, as long as the path is the same.
         let other = match trial.kind {
             Kind::Bbr => Some(Kind::Cubic),
             Kind::Cubic => Some(Kind::Bbr),
             _ => None,
         };
         if let Some(kind) = other {
-            self.rest(kind, false);
+            self.rest(kind, true);
         }
         self.had = rate;
         self.step(&trial, "kept", &told);

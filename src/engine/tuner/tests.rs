@@ -101,8 +101,9 @@ fn losses_without_a_queue_bring_bbr_in_and_it_stays() {
         "{:?}",
         tuner.steps
     );
-    // Cubic, which the overshoot asks for, is not gone back to for long.
-    assert!(rates[8..].iter().filter(|rate| **rate < 800).count() <= 2, "{rates:?}");
+    // Cubic, which the overshoot asks for, has been seen to be slower here.
+    path.run(&mut tuner, 240);
+    assert!(!tuner.steps.iter().any(|step| step.starts_with("tuned: cubic")), "{:?}", tuner.steps);
 }
 
 /// As seen in a lab of 1 Gbit/s, 100 ms and 0.01 % loss: slow start fills the queue, then losses take cubic down.
