@@ -70,7 +70,7 @@ pub struct Args {
     /// End to end alone: a file of an agent (`lh://host/file`), or one of an agent here
     #[arg(long, value_name = "URL", num_args = 0..=1)]
     pub end_to_end: Option<Option<String>>,
-    /// Every part [default]; with PEER the network and the end to end (`lh://host/file`) are those to that agent
+    /// Every part, as without any of these; with PEER the network and the end to end (`lh://host/file`) are those to that agent
     #[arg(long, value_name = "PEER", num_args = 0..=1, conflicts_with_all = ["net", "disk", "cpu", "end_to_end"])]
     pub all: Option<Option<String>>,
     /// Where files are made, and removed again

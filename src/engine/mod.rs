@@ -6,7 +6,7 @@
 //!   [`channel`] the control stream
 //! - [`source`] the end that answers; [`destination`] the end that drives; [`fence`] which destinations are out of date
 //! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
-//! - [`probe`] bytes that mean nothing, to measure a path; [`bench`] digest, cipher and storage by themselves
+//! - [`probe`] bytes that mean nothing, to measure a path; [`mod@bench`] digest, cipher and storage by themselves
 //! - [`limiter`] pure: what held a transfer back, from what both ends saw
 //! - [`tuning`] what options and profiles mean for sockets
 //! - [`rows`] names and digests of a transfer, for its manifest

@@ -111,15 +111,20 @@ fn losses_without_a_queue_bring_bbr_in_and_it_stays() {
 fn the_queue_of_the_beginning_hides_no_losses_and_says_what_bbr_may_send() {
     let path = Path { loss: 1e-4, ..Path::default() };
     let mut tuner = path.tuner(true);
-    for (mbit, rtt_us, lost) in [(587, 198_000, 6e-3), (977, 187_000, 2e-4), (926, 142_000, 1e-4), (763, 101_000, 1e-4)]
-    {
+    let show = |tuner: &mut Tuner, mbit: u64, rtt_us, lost: f64| {
         let bytes = mbit * 125_000;
         let resent = (bytes as f64 * lost) as u64;
         tuner.look(&Window { bytes, sent: bytes, resent, rtt_us, ..path.window(&tuner.knobs) });
-        assert_eq!(tuner.knobs.control, None, "{mbit}");
+        tuner.knobs.control
+    };
+    for (mbit, rtt_us, lost) in [(587, 198_000, 6e-3), (977, 187_000, 2e-4), (926, 142_000, 1e-4), (880, 101_000, 1e-4)]
+    {
+        assert_eq!(show(&mut tuner, mbit, rtt_us, lost), None, "{mbit}");
     }
-    tuner.look(&Window { bytes: 617 * 125_000, sent: 617 * 125_000, resent: 7_000, ..path.window(&tuner.knobs) });
-    assert_eq!(tuner.knobs.control, Some(Control::Bbr), "two windows without a queue are enough");
+    let mut sagged = tuner.clone();
+    assert_eq!(show(&mut tuner, 860, 101_000, 1e-4), Some(Control::Bbr), "two windows without a queue are enough");
+    sagged.recent.pop_back();
+    assert_eq!(show(&mut sagged, 763, 101_000, 1e-4), Some(Control::Bbr), "and one where the rate has sagged");
     let paced = tuner.knobs.pacing.expect("the path has shown what it carries");
     assert!((950_000_000..977_000_000).contains(&paced), "{paced}");
     path.run(&mut tuner, 5);
