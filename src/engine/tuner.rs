@@ -23,8 +23,8 @@
 //! 5. **A stream with nothing asked of it is asked for more**, if there is something to ask for and a long path holds more
 //!    than the chunks that were asked for.
 //! 6. **BBR that cannot be replaced is paced** to what arrives, where it loses more than a hundredth with a queue: what
-//!    is above that is only sent again. A pacing that is reached without a queue is raised, by a twentieth, then by twice
-//!    as much each time, as long as more arrives for it; and 20 s later anew, since the path may carry more by then.
+//!    is above that is only sent again. A pacing that is reached without a queue is raised, by a twentieth, then by
+//!    much more each time, as long as more arrives for it; and 20 s later anew, since the path may carry more by then.
 //! 7. **When the rate falls by a third for two windows, the path has changed**: what was not to be tried may be.
 
 use super::limiter::Limiter;
@@ -80,11 +80,12 @@ const AS_FAST: f64 = 0.97;
 const PACED: f64 = 0.99;
 /// How long a pacing holds that could not be raised.
 const PACED_FOR: Duration = Duration::from_secs(20);
-/// The first step up, and the largest.
+/// The first step up, the next, which doubles, and the largest.
 const RAISE: f64 = 0.05;
+const RAISE_MORE: f64 = 0.25;
 const RAISE_MAX: f64 = 0.8;
-/// Of a step up, what has to arrive.
-const RAISE_PAYS: f64 = 0.5;
+/// Of a step up, what has to arrive: BBR stops for 0.2 s of 10 to see the least round trip, which may fall into it.
+const RAISE_PAYS: f64 = 0.4;
 /// Pacing is what holds a transfer back that runs at this share of it.
 const PACING_REACHED: f64 = 0.93;
 /// Chunks asked of one stream at most: 128 MiB, 10 Gbit/s over 100 ms in one stream.
@@ -134,6 +135,11 @@ impl Window {
     fn is_queued(&self) -> bool {
         let least = self.min_rtt_us as f64;
         self.rtt_us as f64 > (least * QUEUED).max(least + QUEUE_MIN.as_micros() as f64)
+    }
+
+    /// Whether a pacing of so many bits per second arrives without a queue.
+    fn reaches(&self, pacing: u64) -> bool {
+        !self.is_queued() && self.rate() >= PACING_REACHED * pacing as f64
     }
 
     fn is(&self, limiters: &[Limiter]) -> bool {
@@ -382,11 +388,10 @@ impl Tuner {
             self.begin(Kind::Depth, Knobs { depth, ..to }, "streams had nothing asked of them");
         } else if let Some(bits) = to.pacing
             && self.at >= self.raise_at
-            && all(&|w| !w.is_queued() && w.rate() >= PACING_REACHED * bits as f64)
+            && all(&|w| w.reaches(bits))
             && self.may(Kind::Raise)
         {
-            let pacing = Some((bits as f64 * (1.0 + self.raise)) as u64);
-            self.begin(Kind::Raise, Knobs { pacing, ..to }, "all of it arrives without a queue");
+            self.raise(bits);
         } else if self.recent.len() == KEPT
             && self.recent.iter().all(|w| w.is(&[Limiter::SourceCpu, Limiter::DestinationCpu]) && !w.is_queued())
             && to.streams > 2
@@ -394,6 +399,11 @@ impl Tuner {
         {
             self.begin(Kind::FewerStreams, Knobs { streams: to.streams / 2, ..to }, "a processor is full");
         }
+    }
+
+    fn raise(&mut self, bits: u64) {
+        let pacing = Some((bits as f64 * (1.0 + self.raise)) as u64);
+        self.begin(Kind::Raise, Knobs { pacing, ..self.knobs }, "all of it arrives without a queue");
     }
 
     /// Whether so little is asked for that streams stand idle for a round trip each time: an idle share of [`REASON`] means
@@ -463,7 +473,7 @@ impl Tuner {
         let lost = lost_of(trial.sent, trial.resent);
         let pays = match trial.kind {
             Kind::Bbr | Kind::Depth => rate >= FASTER * trial.rate,
-            Kind::Raise => rate >= (1.0 + RAISE_PAYS * self.raise) * trial.rate && lost < LOST_TOO_MUCH,
+            Kind::Raise => rate >= (1.0 + RAISE_PAYS * self.raise) * trial.rate,
             Kind::MoreStreams => rate >= STREAMS_PAY * trial.rate,
             Kind::FewerStreams => rate >= trial.rate,
             Kind::Cubic | Kind::Pacing => rate >= AS_FAST * trial.rate && lost <= trial.lost / 2.0,
@@ -473,7 +483,12 @@ impl Tuner {
             return self.undo(trial, &told, false);
         }
         match trial.kind {
-            Kind::Raise => self.raise = (2.0 * self.raise).min(RAISE_MAX),
+            // Above what the path carries: what arrived is what it carries.
+            Kind::Raise if lost >= LOST_TOO_MUCH => {
+                self.knobs.pacing = Some(((PACED * rate) as u64).max(MIN_RATE));
+                self.hold_pacing();
+            }
+            Kind::Raise => self.raise = (2.0 * self.raise).clamp(RAISE_MORE, RAISE_MAX),
             Kind::Pacing => self.hold_pacing(),
             _ => {}
         }
@@ -490,6 +505,14 @@ impl Tuner {
         }
         self.had = rate;
         self.step(&trial, "kept", &told);
+        // A step up that paid is followed by the next at once.
+        if let (Kind::Raise, Some(bits)) = (trial.kind, self.knobs.pacing)
+            && self.at >= self.raise_at
+            && window.reaches(bits)
+        {
+            self.recent.push_back(*window);
+            self.raise(bits);
+        }
     }
 
     fn undo(&mut self, trial: Trial, told: &str, for_good: bool) {

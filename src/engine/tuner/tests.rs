@@ -131,8 +131,10 @@ fn the_queue_of_the_beginning_hides_no_losses_and_says_what_bbr_may_send() {
     assert_eq!((tuner.knobs.pacing, tuner.steps.len()), (Some(paced), 1), "{:?}", tuner.steps);
     // Had the queue not told all, the rest would be found.
     tuner.knobs.pacing = Some(500_000_000);
-    let rates = path.run(&mut tuner, 20);
-    assert!(*rates.last().unwrap() > 900, "{rates:?} {:?}", tuner.steps);
+    let rates = path.run(&mut tuner, 14);
+    assert!(rates[11..].iter().all(|rate| *rate > 870), "{rates:?} {:?}", tuner.steps);
+    // The last step was too large: what arrived is what is kept.
+    assert!(tuner.knobs.pacing.is_some_and(|bits| (880e6..970e6).contains(&(bits as f64))), "{:?}", tuner.knobs);
 }
 
 #[test]
