@@ -149,6 +149,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_name_is_in_its_own_directory_and_in_no_other() {
+        let path = |text: &str| RelPath::new(text.as_bytes()).unwrap();
+        let name =
+            |text: &str, dir: &RelPath| path(text).name_in(dir).map(|name| String::from_utf8_lossy(name).into_owned());
+        assert_eq!(name("a/b", &path("a")).as_deref(), Some("b"));
+        assert_eq!(name("a", &RelPath::default()).as_deref(), Some("a"));
+        for (text, dir) in [
+            ("ab", path("a")),
+            ("ab/c", path("a")),
+            ("a/b/c", path("a")),
+            ("a", path("a")),
+            ("a/b", RelPath::default()),
+        ] {
+            assert_eq!(name(text, &dir), None, "{text} in {dir}");
+        }
+        assert_eq!((path("a/b").name(), path("a").name(), RelPath::default().name()), (&b"b"[..], &b"a"[..], &b""[..]));
+    }
+
+    #[test]
     fn hostile_paths_are_refused() {
         for (bytes, want) in [
             (b"/etc".as_slice(), PathError::Absolute),

@@ -379,10 +379,15 @@ impl Candidate for TarSocat {
 /// Runs a receiver and a sender to their ends.
 fn two_ended(mut receive: Command, mut send: Command) -> Fallible<Outcome> {
     let before = super::cpu_of_ended();
-    let mut receiver = receive.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let receiver = receive.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     std::thread::sleep(std::time::Duration::from_millis(50));
+    to_the_end(receiver, &mut send, before)
+}
+
+/// Runs the sender, then waits for a receiver that listens already. `before`: the CPU of ended children before it began.
+fn to_the_end(mut receiver: std::process::Child, send: &mut Command, before: f64) -> Fallible<Outcome> {
     let began = std::time::Instant::now();
-    let (_, _, cpu_source, rss_source) = timed(&mut send)?;
+    let (_, _, cpu_source, rss_source) = timed(send)?;
     if !receiver.wait()?.success() {
         return Err("the receiver failed".into());
     }
@@ -422,7 +427,6 @@ impl Candidate for Wdt {
             .spawn()?;
         let mut url = String::new();
         std::io::BufReader::new(receiver.stdout.take().expect("piped")).read_line(&mut url)?;
-        let began = std::time::Instant::now();
         let mut send = Command::new(&self.program);
         send.args(options).arg("-connection_url").arg(url.trim());
         if self.source.is_dir() {
@@ -432,12 +436,6 @@ impl Candidate for Wdt {
             fs::write(&list, format!("{}\n", self.source.file_name().expect("made by us").to_string_lossy()))?;
             send.arg("-directory").arg(self.source.parent().expect("made by us")).arg("-manifest").arg(list);
         }
-        let (_, _, cpu_source, rss_source) = timed(&mut send)?;
-        if !receiver.wait()?.success() {
-            return Err("the receiver failed".into());
-        }
-        let wall = began.elapsed().as_secs_f64();
-        let cpu_destination = super::cpu_of_ended() - before - cpu_source;
-        Ok(Outcome { wall, cpu_source, cpu_destination, rss_source, ..Outcome::default() })
+        to_the_end(receiver, &mut send, before)
     }
 }

@@ -297,6 +297,23 @@ fn a_cold_large_file_is_read_direct() {
     }
 }
 
+/// A pack's files may lie anywhere: what is kept of the last directory serves its own files alone.
+#[test]
+fn the_last_directory_serves_its_own_files_alone() {
+    for_each_root(|root, path| {
+        let names = ["f", "a/f", "a/g", "ab/f", "a/b/f", "f2", "a/h"];
+        for name in names {
+            std::fs::create_dir_all(path.join(name).parent().unwrap()).unwrap();
+            std::fs::write(path.join(name), format!("{name:>8}")).unwrap();
+        }
+        let (mut last, mut buf) = (LastDir::default(), [0; 8]);
+        for name in names {
+            read_small(root, &mut last, &p(name), Expect::Any, &mut buf).unwrap();
+            assert_eq!(String::from_utf8_lossy(&buf), format!("{name:>8}"));
+        }
+    });
+}
+
 #[test]
 fn small_files_are_read_whole_or_not_at_all() {
     for_each_root(|root, path| {
