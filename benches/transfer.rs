@@ -1,7 +1,7 @@
 //! Whole transfers, source and destination as processes of their own, the candidates taking turns: A B C A B C ...
 //!
 //! `cargo bench --bench transfer -- [--size 1GiB] [--files 10000] [--rounds 3] [--dir DIR] [--work LIST] [--only LIST]
-//! [--cold] [--peers] [--peer-bin NAME=PATH] [--name NAME --out DIR] [--tiny]`
+//! [--cold] [--peers] [--peer-bin NAME=PATH] [--streams LIST] [--at-once LIST] [--resume] [--name NAME --out DIR] [--tiny]`
 //!
 //! Prints one JSON line per run and a table of medians. What it needs and how to read it: benches/README.md.
 
@@ -10,8 +10,8 @@ mod transfer_parts;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use transfer_parts::{
-    Candidate, Field, Outcome, Work, candidates, drop_caches, host_line, pair_role, prepare_memory, same_tree, table,
-    write_results,
+    Candidate, Field, Outcome, Scale, Work, candidates, drop_caches, host_line, pair_role, prepare_memory, same_tree,
+    table, write_results,
 };
 
 struct Options {
@@ -25,6 +25,7 @@ struct Options {
     cold: bool,
     peers: bool,
     named: Vec<(String, PathBuf)>,
+    scale: Scale,
     out: Option<PathBuf>,
     name: Option<String>,
 }
@@ -40,6 +41,7 @@ fn options() -> Result<Options, String> {
         cold: false,
         peers: false,
         named: Vec::new(),
+        scale: Scale::default(),
         out: None,
         name: None,
     };
@@ -64,6 +66,9 @@ fn options() -> Result<Options, String> {
                 let (name, path) = text.split_once('=').ok_or(format!("--peer-bin {text}: NAME=PATH"))?;
                 options.named.push((name.to_owned(), path.into()));
             }
+            "--streams" => options.scale.streams = list(&arg, &value()?)?,
+            "--at-once" => options.scale.at_once = list(&arg, &value()?)?,
+            "--resume" => options.scale.resume = true,
             "--out" => options.out = Some(value()?.into()),
             "--name" => options.name = Some(value()?),
             "--tiny" => (options.size, options.files, options.rounds) = (16 << 20, 100, 1),
@@ -74,6 +79,10 @@ fn options() -> Result<Options, String> {
         return Err("--rounds, --size and --files are at least 1".to_owned());
     }
     Ok(options)
+}
+
+fn list<T: std::str::FromStr>(arg: &str, text: &str) -> Result<Vec<T>, String> {
+    text.split(',').map(|n| n.parse().map_err(|_| format!("{arg} {text}: numbers with commas"))).collect()
 }
 
 fn main() {
@@ -101,7 +110,12 @@ fn measure(options: &Options) -> Result<(), String> {
     for work in &options.works {
         let source = tree.join(work.name());
         work.make(&source, options.size, options.files).map_err(|e| format!("test data: {e}"))?;
-        let field = Field { peers: options.peers, named: options.named.clone(), direct: options.cold };
+        let field = Field {
+            peers: options.peers,
+            named: options.named.clone(),
+            direct: options.cold,
+            scale: options.scale.clone(),
+        };
         let mut all = candidates(*work, base.path(), &source, &field)?;
         all.retain(|c| options.only.is_empty() || options.only.iter().any(|name| name == c.name()));
         if all.is_empty() {

@@ -59,6 +59,15 @@ pub fn table(work: Work, all: &[Box<dyn Candidate>], results: &[Vec<Outcome>]) -
             let _ = writeln!(text, "\n{mine} by {yardstick}: {:.2}", ratio(one, other));
         }
     }
+    for (candidate, mine) in all.iter().zip(results) {
+        if let Some((beside, theirs)) = candidate.beside().and_then(|name| Some((name, named(name)?))) {
+            let _ = writeln!(text, "\n{} by {beside}: {:.2}", candidate.name(), ratio(mine, theirs));
+        }
+        let more: Vec<String> = mine.iter().filter(|o| !o.more.is_null()).map(|o| o.more.to_string()).collect();
+        if !more.is_empty() {
+            let _ = writeln!(text, "\n{}, round by round: `{}`", candidate.name(), more.join(" "));
+        }
+    }
     // The fastest copier over the network that is not ours, nor a yardstick.
     let others = all.iter().zip(results).filter(|(c, r)| {
         let name = c.name();

@@ -3,6 +3,7 @@
 mod chart;
 mod pair;
 mod peers;
+mod scale;
 mod work;
 
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 pub use chart::{table, write_results};
 pub use pair::pair_role;
 use pair::{How, Loop, Pair};
+pub use scale::Scale;
 pub use work::Work;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
@@ -47,6 +49,8 @@ pub struct Outcome {
     /// Latency of a chunk, ns: median and 99th percentile.
     pub chunk_ns: Option<(u64, u64)>,
     pub checked: bool,
+    /// What else there is to say of a run, or null.
+    pub more: Value,
 }
 
 impl Outcome {
@@ -65,7 +69,7 @@ impl Outcome {
             "limiter": self.limiter, "encrypted": candidate.traits().encrypted, "verify": candidate.traits().verify,
             "durable": candidate.traits().durable, "bytes_compared": self.checked,
             "chunk_latency_ns": self.chunk_ns.map(|(p50, p99)| json!({ "p50": p50, "p99": p99 })),
-            "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next(),
+            "more": self.more, "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next(),
         })
     }
 }
@@ -74,6 +78,10 @@ impl Outcome {
 pub trait Candidate {
     fn name(&self) -> &str;
     fn traits(&self) -> Traits;
+    /// The candidate that the table sets it beside.
+    fn beside(&self) -> Option<&str> {
+        None
+    }
     /// iperf3 moves none.
     fn moves_files(&self) -> bool {
         true
@@ -90,6 +98,8 @@ pub struct Field {
     pub named: Vec<(String, PathBuf)>,
     /// The yardsticks go by O_DIRECT: the source is on a disk and cold.
     pub direct: bool,
+    /// Longhaul beside itself.
+    pub scale: Scale,
 }
 
 /// What can run here for this work; says what cannot.
@@ -120,6 +130,9 @@ pub fn candidates(work: Work, base: &Path, source: &Path, field: &Field) -> Resu
                 all.push(Box::new(Longhaul::new(engine, encrypt, verify, agent.clone(), source)));
             }
         }
+    }
+    if work == Work::Big {
+        all.extend(scale::candidates(&field.scale, base, source).map_err(text)?);
     }
     if has("rsync") {
         all.push(Box::new(Rsync::start(base, source).map_err(text)?));
@@ -356,6 +369,8 @@ impl Agent {
             .arg(state)
             .arg("--log")
             .arg(state.join("log"))
+            .arg("--transfer-log")
+            .arg(state.join("transfers"))
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

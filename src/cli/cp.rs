@@ -34,8 +34,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long an interrupted transfer may take to write its checkpoint.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(10);
-/// Between two looks at a third-party copy.
+/// Between two looks at a third-party copy, at most; at first a tenth of the time that it has run, so that what is short
+/// is not made long by the looking.
 const POLL: Duration = Duration::from_millis(500);
+/// Between the first two.
+const POLL_FIRST: Duration = Duration::from_millis(10);
 /// How long the destination agent of a third-party copy may be out of reach before the client stops looking.
 const POLL_PATIENCE: Duration = Duration::from_secs(60);
 /// How long an unreachable peer is asked for new tickets.
@@ -553,7 +556,8 @@ async fn third_party(
 }
 
 async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mut Stop) -> Result<Ended, Fail> {
-    let mut heard = tokio::time::Instant::now();
+    let began = tokio::time::Instant::now();
+    let mut heard = began;
     let mut stopping: Option<tokio::time::Instant> = None;
     loop {
         match copy.poll().await {
@@ -574,7 +578,7 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
             return Ok(Ended { report: no_report(), interrupted: true, rows: None });
         }
         tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
+            () = tokio::time::sleep((began.elapsed() / 10).clamp(POLL_FIRST, POLL)) => {}
             () = stop.asked() => {
                 if stopping.is_some() {
                     return Ok(Ended { report: no_report(), interrupted: true, rows: None });
