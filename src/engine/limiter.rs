@@ -67,6 +67,18 @@ pub enum Limiter {
 }
 
 impl Limiter {
+    const ALL: [Self; 9] = [
+        Self::SourceDisk,
+        Self::SourceCpu,
+        Self::SenderWindow,
+        Self::Network,
+        Self::ReceiverWindow,
+        Self::DestinationCpu,
+        Self::DestinationDisk,
+        Self::WaitingForData,
+        Self::ConfiguredCap,
+    ];
+
     /// As reports name it.
     pub fn word(self) -> &'static str {
         match self {
@@ -81,6 +93,34 @@ impl Limiter {
             Self::ConfiguredCap => "configured cap",
         }
     }
+}
+
+/// Shares under the words that reports and progress have for them, rounded to thousandths.
+pub fn named(shares: &Shares) -> BTreeMap<String, f64> {
+    shares.iter().map(|(limiter, share)| (limiter.word().to_owned(), (share * 1e3).round() / 1e3)).collect()
+}
+
+/// What a peer says of shares: what is none is left out.
+pub fn told(shares: BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    let known = |word: &str| Limiter::ALL.iter().any(|limiter| limiter.word() == word);
+    shares.into_iter().filter(|(word, share)| known(word) && (0.0..=1.0).contains(share)).collect()
+}
+
+/// The word of the largest; empty where there is none.
+pub fn largest(shares: &BTreeMap<String, f64>) -> String {
+    shares.iter().max_by(|a, b| a.1.total_cmp(b.1)).map(|(word, _)| word.clone()).unwrap_or_default()
+}
+
+/// The mean of several sources' shares, largest first.
+pub fn mean<'a>(all: impl Iterator<Item = &'a Shares>) -> Shares {
+    let (mut sums, mut count) = (BTreeMap::<Limiter, f64>::new(), 0);
+    for shares in all.filter(|shares| !shares.is_empty()) {
+        count += 1;
+        shares.iter().for_each(|(limiter, share)| *sums.entry(*limiter).or_default() += share);
+    }
+    let mut mean: Shares = sums.into_iter().map(|(limiter, sum)| (limiter, sum / f64::from(count))).collect();
+    mean.sort_by(|a, b| b.1.total_cmp(&a.1));
+    mean
 }
 
 /// What a report says although nobody asked: a window that was in the way for a fifth of the time, with its sysctl.

@@ -116,11 +116,12 @@ pub struct Totals {
 
 impl Totals {
     fn add(&mut self, stats: &StreamStats) {
+        let now = now_ns();
         self.payload += stats.payload.load(Ordering::Relaxed);
         self.wasted += stats.wasted.load(Ordering::Relaxed);
-        self.send_wait += stats.send_wait.load(Ordering::Relaxed);
-        self.disk_wait += stats.disk_wait.load(Ordering::Relaxed);
-        self.idle += stats.idle.load(Ordering::Relaxed);
+        self.send_wait += stats.send_wait.ns(now);
+        self.disk_wait += stats.disk_wait.ns(now);
+        self.idle += stats.idle.ns(now);
     }
 }
 

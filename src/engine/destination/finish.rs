@@ -282,10 +282,7 @@ impl Run<'_> {
             profile_why: self.spec.options.profile.as_ref().map(|used| used.why.clone()).unwrap_or_default(),
             profile_measured: self.spec.options.profile.as_ref().map(|used| used.measured),
             limiter: shares.first().map(|(limiter, _)| limiter.word().to_owned()).unwrap_or_default(),
-            limiter_shares: shares
-                .iter()
-                .map(|(l, share)| (l.word().to_owned(), (share * 1e3).round() / 1e3))
-                .collect(),
+            limiter_shares: limiter::named(&shares),
             explanation: evidence.explain(self.rate),
             evidence: Some(evidence),
             cpu_ns: Ends {
@@ -318,6 +315,7 @@ impl Run<'_> {
         let mut evidence = Evidence { received_bytes: self.carry.received, ..Evidence::default() };
         let (waits, workers) = (&self.carry.waits, worker_totals(self.ctx).since(self.carry.workers));
         let totals: Vec<_> = self.peers.iter().map(|peer| peer.links.totals()).collect();
+        let held_back = self.held_back_since.map_or(0, |since| clock::since(since).as_nanos() as u64);
         evidence.received_bytes += totals.iter().map(|t| t.payload).sum::<u64>();
         evidence.destination = EndView {
             wall_ns: clock::since(self.carry.began).as_nanos() as u64,
@@ -328,7 +326,7 @@ impl Run<'_> {
             idle_ns: waits.destination_idle + totals.iter().map(|t| t.idle).sum::<u64>(),
             disk_ns: waits.destination_disk + totals.iter().map(|t| t.disk_wait).sum::<u64>(),
             send_ns: 0,
-            held_back_ns: waits.commit,
+            held_back_ns: waits.commit + held_back,
         };
         evidence
     }

@@ -143,6 +143,28 @@ fn a_mixture_shows_both() {
 }
 
 #[test]
+fn shares_by_their_words_of_one_source_of_several_and_of_a_peer() {
+    let one = vec![(Limiter::Network, 0.700_4), (Limiter::SourceDisk, 0.299_6)];
+    let words = named(&one);
+    assert_eq!(words, BTreeMap::from([("network".to_owned(), 0.7), ("source disk".to_owned(), 0.3)]));
+    assert_eq!((largest(&words), largest(&BTreeMap::new())), ("network".to_owned(), String::new()));
+    let other = vec![(Limiter::SourceDisk, 1.0)];
+    let both = mean([&one, &other, &Shares::new()].into_iter());
+    assert_eq!(named(&both), BTreeMap::from([("network".to_owned(), 0.35), ("source disk".to_owned(), 0.65)]));
+    assert_eq!(both[0].0, Limiter::SourceDisk);
+    let mut wild = words.clone();
+    for (word, share) in
+        [("\u{1b}[2J", 0.5), ("configured cap", 7.0), ("sender window", f64::NAN), ("source cpu", -0.1)]
+    {
+        wild.insert(word.to_owned(), share);
+    }
+    assert_eq!(told(wild), words);
+    for limiter in Limiter::ALL {
+        assert_eq!(told(named(&vec![(limiter, 0.5)])).len(), 1, "{limiter:?} has a word that is known");
+    }
+}
+
+#[test]
 fn numbers_of_a_peer_that_cannot_be_lead_to_no_panic() {
     let mut seen = Evidence::default();
     assert!(seen.shares(None).is_empty() || seen.shares(None)[0].1.is_finite());

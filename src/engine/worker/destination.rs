@@ -57,8 +57,7 @@ pub struct DestinationStream {
     chunks: Vec<Option<Chunk>>,
     free: Vec<u32>,
     hasher: ChunkHasher,
-    idle_since: Option<u64>,
-    starved_since: Option<u64>,
+    idle: bool,
 }
 
 impl DestinationStream {
@@ -72,8 +71,7 @@ impl DestinationStream {
             chunks: Vec::new(),
             free: Vec::new(),
             hasher: ChunkHasher::default(),
-            idle_since: Some(0),
-            starved_since: None,
+            idle: true,
         }
     }
 
@@ -89,12 +87,10 @@ impl DestinationStream {
 
     /// Takes a claim and asks for it.
     pub fn claim(&mut self, claim: Claim, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        if let Some(since) = self.idle_since.take() {
+        if std::mem::take(&mut self.idle) {
             // From here on there is something to bring.
             self.link.stats.last_progress.store(turn.now, std::sync::atomic::Ordering::Relaxed);
-            if since > 0 {
-                add(&self.link.stats.idle, turn.now - since);
-            }
+            self.link.stats.idle.set(false, turn.now);
         }
         match claim {
             Claim::Chunks { run, size, target } => {
@@ -152,14 +148,7 @@ impl DestinationStream {
         self.link.flush(turn);
         self.link.receive(!self.expected.is_empty(), turn)?;
         // Room comes when writes end: a stream that has none waits for the disk.
-        match (self.link.wants_slot(), self.starved_since) {
-            (true, None) => self.starved_since = Some(turn.now),
-            (false, Some(since)) => {
-                add(&self.link.stats.disk_wait, turn.now - since);
-                self.starved_since = None;
-            }
-            _ => {}
-        }
+        self.link.stats.disk_wait.set(self.link.wants_slot(), turn.now);
         Ok(())
     }
 
@@ -402,7 +391,8 @@ impl DestinationStream {
 
     fn note_idle(&mut self, turn: &Turn<'_>) {
         if self.expected.is_empty() {
-            self.idle_since = Some(turn.now);
+            self.idle = true;
+            self.link.stats.idle.set(true, turn.now);
         }
     }
 }
