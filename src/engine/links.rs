@@ -365,7 +365,7 @@ impl Links {
     /// Looks at the round trips as they are now, for the mean that [`Links::sender`] tells.
     pub fn look(&mut self) {
         let Self { tcp, live, .. } = self;
-        tcp.look(live.values().map(|live| &live.socket));
+        tcp.look(clock::now(), live.values().map(|live| (&live.socket, live.stats.send_wait.is_on())));
     }
 
     /// Tells collectors of streams that go on, where it is time to.

@@ -4,7 +4,7 @@
 //! # The rules
 //! Every change is a trial. It begins because the last seconds give a reason, it is left alone until connections have
 //! settled, and it stays only if the seconds after that pay for it; otherwise all is as before, and the same is not tried
-//! again for half a minute, then one, two, four. So a wrong reason costs some seconds once, and no rule can go to and
+//! again for half a minute, then one, two, four, unless so little arrives by then that what it brought would pay. So a wrong reason costs some seconds once, and no rule can go to and
 //! fro. At any time one thing is under trial. What a user or a profile has set is not touched.
 //!
 //! 1. **Losses without a queue are not the path's being full.** Cubic and Reno take every loss for congestion, and their
@@ -12,9 +12,9 @@
 //!    A full path shows in its round trip, since a queue forms before it overflows (RFC 9438 section 5 on buffers;
 //!    Cardwell et al., BBR, 2016). So where segments are lost and the round trip stays at its least, BBR is tried; where a
 //!    queue has shown before what the path carries, at that rate, since BBR's beginning fills a queue to find it.
-//!    A way that has become longer looks like a queue, as the least round trip is that of the way before. So where the rate
-//!    has just fallen, segments are lost and the round trip stands still, as no queue does that overflows now and then, BBR is
-//!    tried too. It may be a queue all the same, of somebody else's flows: it stays only where half as much again arrives.
+//!    A way that has become longer looks like a queue, as the least round trip is that of the way before. So where far less
+//!    arrives than before, segments are lost and the round trip stands still, as no queue does that overflows now and then, BBR
+//!    is tried too. It may be a queue all the same, of somebody else's flows: it stays only where it brings a third more.
 //! 2. **Losses with a queue are.** BBR's first version does not yield to them: with a queue of one bandwidth-delay product it
 //!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
 //!    the queue stands, cubic is tried, and stays if it is as fast.
@@ -78,11 +78,13 @@ const STREAMS_PAY: f64 = 1.15;
 /// What another congestion control or more depth has to bring.
 const FASTER: f64 = 1.05;
 /// The same where the reason may be a wrong one.
-const MUCH_FASTER: f64 = 1.5;
+const MUCH_FASTER: f64 = 1.3;
 /// A round trip stands still that is within this share of itself over [`STILL`] windows: cubic's varies by a twentieth at least
 /// where it fills a queue.
 const STANDS: f64 = 1.03;
 const STILL: usize = 4;
+/// A rate below this share of one is below it.
+const SURELY: f64 = 0.95;
 /// For so many windows after the path has changed that may mean a longer way.
 const CHANGING: u32 = 10;
 /// What is done to lose or to use less may cost so much.
@@ -226,6 +228,8 @@ struct Trial {
 struct Rest {
     until: Duration,
     next: Duration,
+    /// Below this rate what was tried would pay, bits per second.
+    pays_below: f64,
 }
 
 /// One source's tuner.
@@ -355,7 +359,11 @@ impl Tuner {
             Kind::Depth => self.free.depth,
             Kind::Pacing | Kind::Raise => self.free.pacing,
         };
-        free && self.rests.get(&kind).is_none_or(|rest| rest.until <= self.at)
+        // At the end, when the last chunks come, less arrives whatever is done.
+        let more = self.recent.back().is_some_and(|window| window.more);
+        let pays = |rest: &Rest| more && rest.until < Duration::MAX && self.late_rate() < SURELY * rest.pays_below;
+        let over = |rest: &Rest| rest.until <= self.at || pays(rest);
+        free && self.rests.get(&kind).is_none_or(over)
     }
 
     /// Begins a trial, if there is a reason for one.
@@ -393,7 +401,11 @@ impl Tuner {
             // What the way before carried: as fast as that BBR may try to be.
             let pacing = Some(((PACED * full) as u64).max(MIN_RATE)).filter(|_| self.free.pacing).or(to.pacing);
             let to = Knobs { control: Some(Control::Bbr), pacing, ..to };
-            self.begin(Kind::Bbr, to, &format!("{} and a round trip that stands still", percent(lost_of(sent, resent))));
+            self.begin(
+                Kind::Bbr,
+                to,
+                &format!("{} and a round trip that stands still", percent(lost_of(sent, resent))),
+            );
             self.trial.iter_mut().for_each(|trial| trial.pays = MUCH_FASTER);
         } else if too_much && self.may(Kind::Cubic) {
             let to = Knobs { control: Some(Control::Cubic), ..to };
@@ -428,9 +440,9 @@ impl Tuner {
         }
     }
 
-    /// Whether losses rather than a queue hold a path down that has just become longer, see rule 1; what it carried before.
+    /// Whether losses rather than a queue hold a path down that has become longer, see rule 1; what it carried before.
     fn longer(&self) -> Option<f64> {
-        let (full, _) = self.changed?;
+        let full = self.changed.map(|(full, _)| full).or(self.full)?;
         let last = || self.recent.iter().rev().take(STILL);
         let (sent, resent) = sums(last(), |w| (w.sent, w.resent));
         let trips = || last().map(|w| w.rtt_us);
@@ -438,7 +450,7 @@ impl Tuner {
         let still = last().count() == STILL && longest as f64 <= STANDS * shortest as f64;
         let lossy = lost_of(sent, resent) >= LOST_NOTED && last().filter(|w| w.resent > 0).count() * 2 > STILL;
         let network = last().all(|w| w.is(&[Limiter::Network]) && w.is_queued());
-        (still && lossy && network && last().all(|w| w.rate() < SAGGED * full)).then_some(full)
+        (still && lossy && network && last().all(|w| w.rate() * MUCH_FASTER < full)).then_some(full)
     }
 
     fn raise(&mut self, bits: u64) {
@@ -523,7 +535,10 @@ impl Tuner {
         let pays = rate >= trial.pays * trial.rate && (!for_less_loss || lost <= trial.lost / 2.0);
         let told = format!("{} before, {} with it", mbit(trial.rate), mbit(rate));
         if !pays {
-            return self.undo(trial, &told, false);
+            let (kind, worth) = (trial.kind, if for_less_loss { 0.0 } else { rate / trial.pays });
+            self.undo(trial, &told, false);
+            self.rests.entry(kind).and_modify(|rest| rest.pays_below = worth);
+            return;
         }
         match trial.kind {
             // Above what the path carries: what arrived is what it carries.
@@ -575,6 +590,7 @@ impl Tuner {
         let at = self.at;
         let rest = self.rests.entry(kind).or_default();
         let length = rest.next.clamp(REST, REST_MAX);
+        rest.pays_below = 0.0;
         rest.until = if for_good { Duration::MAX } else { at + length };
         rest.next = (2 * length).min(REST_MAX);
     }

@@ -606,6 +606,8 @@ impl Run<'_> {
 
     /// Adds this session's counters to the run's.
     fn gather(&mut self) {
+        self.spare(false);
+        self.carry.syncing_since = None;
         self.carry.takeovers.all_gone();
         for peer in &self.peers {
             let totals = peer.links.totals();

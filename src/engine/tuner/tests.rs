@@ -330,3 +330,36 @@ fn a_longer_way_that_loses_is_no_queue_and_one_that_stands_still_by_chance_costs
     }
     assert!(queue.steps.is_empty() && queue.trial.is_none(), "{:?}", queue.trial);
 }
+
+/// As seen in a lab of 200 Mbit/s and 0.05 % loss: tried as long as cubic still has nearly all, BBR brings nothing, and then
+/// cubic sinks, too slowly for a change of the path.
+#[test]
+fn what_did_not_pay_is_tried_again_when_it_would() {
+    let path = Path { loss: 5e-4, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    let show = |tuner: &mut Tuner, mbit: u64| {
+        let bytes = mbit * 125_000;
+        let resent = (bytes as f64 * path.loss) as u64;
+        tuner.look(&Window { bytes, sent: bytes, resent, ..path.window(&tuner.knobs) });
+        tuner.knobs.control
+    };
+    assert_eq!([184, 183].map(|mbit| show(&mut tuner, mbit)), [None, Some(Control::Bbr)]);
+    for _ in 0..4 {
+        show(&mut tuner, 190);
+    }
+    assert_eq!(tuner.knobs.control, None, "{:?}", tuner.steps);
+    // It also tries streams meanwhile, which bring nothing either.
+    let mut mbit = 180;
+    while show(&mut tuner, mbit) != Some(Control::Bbr) {
+        mbit -= 3;
+        assert!(mbit > 130, "{:?}", tuner.steps);
+    }
+    for _ in 0..4 {
+        show(&mut tuner, 190);
+    }
+    assert!(
+        tuner.steps.last().is_some_and(|step| step.starts_with("tuned: bbr") && step.ends_with("kept")),
+        "{:?}",
+        tuner.steps
+    );
+}

@@ -148,7 +148,10 @@ impl DestinationStream {
         self.link.flush(turn);
         self.link.receive(!self.expected.is_empty(), turn)?;
         // Room comes when writes end: a stream that has none waits for the disk.
-        self.link.stats.disk_wait.set(self.link.wants_slot(), turn.now);
+        // And what has come is held until it is written.
+        let writing = self.idle && self.chunks.len() > self.free.len();
+        self.link.stats.disk_wait.set(self.link.wants_slot() || writing, turn.now);
+        self.link.stats.idle.set(self.idle && !writing, turn.now);
         Ok(())
     }
 
@@ -269,7 +272,7 @@ impl DestinationStream {
         }
         if check.is_some() {
             self.settle(number, turn);
-            self.note_idle(turn);
+            self.note_idle();
         }
         Ok(())
     }
@@ -341,7 +344,7 @@ impl DestinationStream {
         }
         self.expected.pop_front();
         self.link.reuse(slot, turn);
-        self.note_idle(turn);
+        self.note_idle();
         Ok(())
     }
 
@@ -381,7 +384,7 @@ impl DestinationStream {
         }
         if last {
             self.expected.pop_front();
-            self.note_idle(turn);
+            self.note_idle();
         }
         let payload = entries.iter().map(|(entry, _)| entry.content.len() as u32).sum();
         let body = PackBody { slot, len: header.body_len, payload };
@@ -389,10 +392,9 @@ impl DestinationStream {
         Ok(())
     }
 
-    fn note_idle(&mut self, turn: &Turn<'_>) {
+    fn note_idle(&mut self) {
         if self.expected.is_empty() {
             self.idle = true;
-            self.link.stats.idle.set(true, turn.now);
         }
     }
 }

@@ -47,6 +47,11 @@ impl Spell {
         }
     }
 
+    /// Whether it lasts.
+    pub fn is_on(&self) -> bool {
+        self.since.load(Ordering::Relaxed) > 0
+    }
+
     /// All of it until `now`, ns.
     pub fn ns(&self, now: u64) -> u64 {
         let since = self.since.load(Ordering::Relaxed);
@@ -112,10 +117,10 @@ mod tests {
         assert_eq!(spell.ns(1_000), 0);
         spell.set(true, 1_000);
         spell.set(true, 1_500);
-        assert_eq!((spell.ns(1_700), spell.ns(900)), (700, 0));
+        assert_eq!((spell.ns(1_700), spell.ns(900), spell.is_on()), (700, 0, true));
         spell.set(false, 2_000);
         spell.set(false, 2_500);
-        assert_eq!(spell.ns(9_000), 1_000);
+        assert_eq!((spell.ns(9_000), spell.is_on()), (1_000, false));
         spell.set(true, 9_000);
         assert_eq!(spell.ns(9_100), 1_100);
     }
