@@ -19,7 +19,7 @@
 //!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
 //!    the queue stands, cubic is tried, and stays if it is as fast.
 //! 3. **A window that is too small is made up for by streams**: as many again, as long as each step brings a good part
-//!    of what twice the streams should. The same where losses hold cubic or Reno down and there is no BBR, since each
+//!    of what twice the streams should, and there is something to ask of them. The same where losses hold cubic or Reno down and there is no BBR, since each
 //!    stream halves on its own (Hacker et al. 2002).
 //! 4. **A stream that does not pay goes.** Each costs a buffer and smaller batches; where a processor is what holds the
 //!    transfer back, half of them are tried.
@@ -410,7 +410,7 @@ impl Tuner {
         } else if too_much && self.may(Kind::Cubic) {
             let to = Knobs { control: Some(Control::Cubic), ..to };
             self.begin(Kind::Cubic, to, &full);
-        } else if (windows || lossy && !bbr) && more > to.streams && self.may(Kind::MoreStreams) {
+        } else if (windows || lossy && !bbr) && last[0].more && more > to.streams && self.may(Kind::MoreStreams) {
             let why = if windows { "windows are full".to_owned() } else { format!("{} and no queue", percent(lost)) };
             self.begin(Kind::MoreStreams, Knobs { streams: more, ..to }, &why);
         } else if too_much

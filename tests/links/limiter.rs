@@ -43,7 +43,7 @@ fn sysctl(lab: &Lab, side: char, setting: &str) {
 /// Needs root, as all of them: network namespaces, control groups, mounts; skipped without.
 #[test]
 fn the_path() {
-    let Some(site) = Site::up('n', &LINK, 48 * MIB) else { return };
+    let Some(site) = Site::up('n', &LINK, 32 * MIB) else { return };
     is_named("a full path", &site.pull(&[]), "network");
     site.lab.set(&["--loss", "0.3%"]);
     let report = site.pull(&["--tuner", "off"]);
@@ -61,7 +61,7 @@ fn a_rate_that_was_set() {
 fn small_buffers_at_either_end() {
     // Some 16 KiB in 20 ms on each of 8 streams: a quarter of the link. A socket that listens has its buffers already.
     let Some(link) = lab('b', &LINK) else { return };
-    sysctl(&link, 'b', "net.ipv4.tcp_wmem=4096 16384 32768");
+    sysctl(&link, 'b', "net.ipv4.tcp_wmem=4096 16384 16384");
     let dir = scratch(256 * MIB);
     let place = dir.path().join("source");
     let site = Site::with_source(link, dir, &place, 32 * MIB);
@@ -71,7 +71,7 @@ fn small_buffers_at_either_end() {
     sysctl(&link, 'a', "net.ipv4.tcp_rmem=4096 32768 32768");
     let dir = scratch(256 * MIB);
     let place = dir.path().join("source");
-    let site = Site::with_source(link, dir, &place, 32 * MIB);
+    let site = Site::with_source(link, dir, &place, 24 * MIB);
     is_named("the receiver's buffer", &site.pull(&["--tuner", "off"]), "receiver window");
 }
 
@@ -87,7 +87,7 @@ fn starved(site: &Site, copy: Copy, pid: u32) -> Option<Value> {
 
 #[test]
 fn a_source_without_a_core() {
-    let Some(site) = Site::up('s', &LINK, 64 * MIB) else { return };
+    let Some(site) = Site::up('s', &LINK, 48 * MIB) else { return };
     let copy = site.start(&[]);
     let Some(report) = starved(&site, copy, site.agent.pid()) else { return };
     is_named("the source's processor", &report, "source cpu");
