@@ -1,6 +1,6 @@
 //! The progress bar: on stderr, on a terminal only.
 
-use super::report::{duration, grouped};
+use super::report::{duration, grouped, shares};
 use crate::engine::spec::Snapshot;
 use crate::units::{BitRate, Bytes};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -113,6 +113,10 @@ fn line(snapshot: &Snapshot, bits_per_second: u64) -> String {
         let ns = u128::from(left) * 8 * 1_000_000_000 / u128::from(bits_per_second);
         line.push_str(&format!("  {} left", duration(u64::try_from(ns).unwrap_or(u64::MAX))));
     }
+    let limiter = shares(&snapshot.limiter_shares, 1);
+    if !limiter.is_empty() {
+        line.push_str(&format!("  limited by {limiter}"));
+    }
     if snapshot.phase != "moving" && !snapshot.phase.is_empty() {
         line.push_str(&format!("  {}", super::fail::printable(&snapshot.phase)));
     }
@@ -136,6 +140,12 @@ mod tests {
             ..Snapshot::default()
         };
         assert_eq!(line(&snapshot, 8 << 30), "1.0 GiB of 4.0 GiB  8.6 Gbit/s  files 3 of 2,004  3.00 s left");
+        let limiter_shares = [("source disk".to_owned(), 0.31), ("network".to_owned(), 0.624)].into();
+        let limited = Snapshot { limiter: "network".into(), limiter_shares, ..snapshot.clone() };
+        assert_eq!(
+            line(&limited, 8 << 30),
+            "1.0 GiB of 4.0 GiB  8.6 Gbit/s  files 3 of 2,004  3.00 s left  limited by network 62 %"
+        );
         let growing = Snapshot { scanned: false, phase: "connecting".into(), ..snapshot };
         assert_eq!(line(&growing, 0), "1.0 GiB of 4.0 GiB+  0.0 bit/s  files 3 of 2,004+  connecting");
     }

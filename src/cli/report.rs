@@ -5,6 +5,7 @@ use crate::engine::error::Class;
 use crate::engine::spec::{Ends, Report, Verdict, Verify};
 use crate::units::{BitRate, Bytes};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// Failures that the text shows; the JSON document has more.
@@ -164,10 +165,16 @@ fn resent(report: &Report) -> String {
 }
 
 fn limiter(report: &Report) -> String {
-    let mut shares: Vec<_> = report.limiter_shares.iter().filter(|(_, share)| **share >= 0.01).collect();
+    let shares = shares(&report.limiter_shares, 4);
+    if shares.is_empty() { report.limiter.clone() } else { format!("{} ({shares})", report.limiter) }
+}
+
+/// The largest of a limiter's shares, `most` at most, in percent.
+pub fn shares(shares: &BTreeMap<String, f64>, most: usize) -> String {
+    let mut shares: Vec<_> = shares.iter().filter(|(_, share)| **share >= 0.01).collect();
     shares.sort_by(|a, b| b.1.total_cmp(a.1));
-    let shares: Vec<_> = shares.iter().take(4).map(|(name, share)| format!("{name} {:.0} %", *share * 100.0)).collect();
-    if shares.is_empty() { report.limiter.clone() } else { format!("{} ({})", report.limiter, shares.join(", ")) }
+    let told = shares.iter().take(most).map(|(name, share)| format!("{} {:.0} %", printable(name), *share * 100.0));
+    told.collect::<Vec<_>>().join(", ")
 }
 
 fn cpu(report: &Report) -> Option<String> {

@@ -2,6 +2,7 @@
 
 use super::cp::{PeerArgs, parse_peer};
 use super::fail::{Fail, finish, printable, say};
+use super::report::shares;
 use super::service::{say_json, table};
 use crate::control::client::PeerClient;
 use crate::control::messages::TransferView;
@@ -93,7 +94,7 @@ async fn execute(command: Command) -> Result<u8, Fail> {
             if at.json {
                 say_json(&all);
             } else {
-                let heads = ["ID", "STATE", "ROLE", "DONE", "RATE", "STREAMS", "PRIORITY", "PATH"];
+                let heads = ["ID", "STATE", "ROLE", "DONE", "RATE", "STREAMS", "PRIORITY", "LIMITED BY", "PATH"];
                 say(&table(heads, all.iter().map(row)));
             }
         }
@@ -128,7 +129,14 @@ fn priority(view: &TransferView) -> String {
     format!("{:?}", view.snapshot.priority).to_lowercase()
 }
 
-fn row(view: &TransferView) -> [String; 8] {
+/// What held it back, in the last second or, once it has ended, in all.
+fn limiter(view: &TransferView, most: usize) -> String {
+    let all = view.report.as_ref().map_or(&view.snapshot.limiter_shares, |report| &report.limiter_shares);
+    let told = shares(all, most);
+    if told.is_empty() { "-".to_owned() } else { told }
+}
+
+fn row(view: &TransferView) -> [String; 9] {
     let shot = &view.snapshot;
     [
         view.id.clone().unwrap_or_else(|| "-".to_owned()),
@@ -138,6 +146,7 @@ fn row(view: &TransferView) -> [String; 8] {
         cap(view),
         shot.streams.to_string(),
         priority(view),
+        limiter(view, 1),
         view.path.clone(),
     ]
 }
@@ -146,16 +155,34 @@ fn show(at: &At, view: &TransferView) {
     if at.json {
         return say_json(view);
     }
-    let [id, state, role, done, rate, streams, priority, path] = row(view);
-    let line = |name: &str, value: &str| format!("{name:<10}{}\n", printable(value));
+    let [id, state, role, done, rate, streams, priority, _, path] = row(view);
+    let line = |name: &str, value: &str| format!("{name:<12}{}\n", printable(value));
     let all = [("id", id), ("state", state), ("role", role), ("path", path), ("done", done)];
-    let settings = [("rate", rate), ("streams", streams), ("priority", priority)];
+    let settings = [("rate", rate), ("streams", streams), ("priority", priority), ("limited by", limiter(view, 4))];
     say(&all.iter().chain(&settings).map(|(name, value)| line(name, value)).collect::<String>());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_limits_it_is_the_last_seconds_and_then_the_reports() {
+        let shares = |all: &[(&str, f64)]| all.iter().map(|(word, share)| ((*word).to_owned(), *share)).collect();
+        let mut view: TransferView = serde_json::from_value(serde_json::json!({
+            "id": "i", "transfer": null, "principal": "p", "role": "source", "peer": null, "local": null, "path": "/x",
+            "snapshot": {"bytes": 1, "total_bytes": 2, "files": 0, "total_files": 1, "scanned": true, "streams": 8, "phase": "moving"},
+            "report": null
+        }))
+        .expect("an older agent tells no limiter");
+        assert_eq!(row(&view)[7], "-");
+        view.snapshot.limiter_shares = shares(&[("network", 0.8), ("source cpu", 0.2)]);
+        assert_eq!(row(&view)[7], "network 80 %");
+        assert_eq!(limiter(&view, 4), "network 80 %, source cpu 20 %");
+        let limiter_shares = shares(&[("destination disk", 1.0)]);
+        view.report = Some(crate::engine::spec::Report { limiter_shares, ..Default::default() });
+        assert_eq!(limiter(&view, 4), "destination disk 100 %");
+    }
 
     #[test]
     fn caps_as_typed() {

@@ -4,12 +4,16 @@
 //! A stream of the source is always in one of four states, and the shares follow from how long it was in each.
 //!
 //! - **Nothing was asked of it.** Then the destination did not ask: it waited for its own disk (claims are held back while
-//!   too much is not yet durable), for its CPU, or there was nothing to ask for (the scan, the last chunks).
+//!   too much is not yet durable, and so is the end while the last bytes become so), for its CPU, or there was nothing to ask for
+//!   (the scan). A stream for which nothing is left while others bring the last chunks counts for nothing: what these wait for is
+//!   what the transfer waits for.
 //! - **The next block was being read.** The source's disk.
 //! - **A block waited to be sent.** The kernel says what its connection waited for (`TCP_INFO`, and RFC 4898 by the names
 //!   of its counters): for the receiver's window, for room in the send buffer, or neither, which leaves the network and a rate
 //!   that somebody set. A full window is the receiver's doing only if the receiver was busy; otherwise it is too small.
 //! - **None of these.** The worker had others to serve, or waited for a core.
+//!
+//! What the destination waited for its disk explains that much of what its streams were not asked, or did not take.
 //!
 //! A worker without a free core sees everything late, sends as well, so the CPU's share is taken off what the streams say;
 //! a receiver without one makes the path look slow, so from `CPU_FULL` on it has its share of what nothing else explains.
@@ -25,6 +29,8 @@ const LOSS_NOTED: f64 = 0.001;
 const CAP_REACHED: f64 = 0.85;
 /// A round trip so much longer than the least one means that a queue is in it.
 const QUEUED: f64 = 1.15;
+/// Streams for which nothing was left count for nothing, up to this share of all time.
+const SPARE_MOST: f64 = 0.98;
 /// From here on a processor counts as the place where time went, not just as busy.
 const CPU_FULL: f64 = 0.85;
 
@@ -40,6 +46,8 @@ pub struct Evidence {
     pub sender: Option<SenderView>,
     /// Payload that arrived.
     pub received_bytes: u64,
+    /// Time of the destination's streams, ns, in which nothing was left to ask of them while others brought the last chunks.
+    pub spare_ns: u64,
 }
 
 /// What can hold a transfer back.
@@ -67,6 +75,18 @@ pub enum Limiter {
 }
 
 impl Limiter {
+    const ALL: [Self; 9] = [
+        Self::SourceDisk,
+        Self::SourceCpu,
+        Self::SenderWindow,
+        Self::Network,
+        Self::ReceiverWindow,
+        Self::DestinationCpu,
+        Self::DestinationDisk,
+        Self::WaitingForData,
+        Self::ConfiguredCap,
+    ];
+
     /// As reports name it.
     pub fn word(self) -> &'static str {
         match self {
@@ -81,6 +101,34 @@ impl Limiter {
             Self::ConfiguredCap => "configured cap",
         }
     }
+}
+
+/// Shares under the words that reports and progress have for them, rounded to thousandths.
+pub fn named(shares: &Shares) -> BTreeMap<String, f64> {
+    shares.iter().map(|(limiter, share)| (limiter.word().to_owned(), (share * 1e3).round() / 1e3)).collect()
+}
+
+/// What a peer says of shares: what is none is left out.
+pub fn told(shares: BTreeMap<String, f64>) -> BTreeMap<String, f64> {
+    let known = |word: &str| Limiter::ALL.iter().any(|limiter| limiter.word() == word);
+    shares.into_iter().filter(|(word, share)| known(word) && (0.0..=1.0).contains(share)).collect()
+}
+
+/// The word of the largest; empty where there is none.
+pub fn largest(shares: &BTreeMap<String, f64>) -> String {
+    shares.iter().max_by(|a, b| a.1.total_cmp(b.1)).map(|(word, _)| word.clone()).unwrap_or_default()
+}
+
+/// The mean of several sources' shares, largest first.
+pub fn mean<'a>(all: impl Iterator<Item = &'a Shares>) -> Shares {
+    let (mut sums, mut count) = (BTreeMap::<Limiter, f64>::new(), 0);
+    for shares in all.filter(|shares| !shares.is_empty()) {
+        count += 1;
+        shares.iter().for_each(|(limiter, share)| *sums.entry(*limiter).or_default() += share);
+    }
+    let mut mean: Shares = sums.into_iter().map(|(limiter, sum)| (limiter, sum / f64::from(count))).collect();
+    mean.sort_by(|a, b| b.1.total_cmp(&a.1));
+    mean
 }
 
 /// What a report says although nobody asked: a window that was in the way for a fifth of the time, with its sysctl.
@@ -129,8 +177,9 @@ impl EndView {
         part(self.cpu_ns.saturating_add(self.delay_ns), self.wall_ns.saturating_mul(self.workers.max(1)))
     }
 
-    fn disk(&self) -> f64 {
-        part(self.disk_ns, self.stream_time()).max(part(self.held_back_ns, self.wall_ns))
+    /// Of this time of its streams, how much they waited for the disk.
+    fn disk(&self, time: u64) -> f64 {
+        part(self.disk_ns, time).max(part(self.held_back_ns, self.wall_ns))
     }
 }
 
@@ -201,7 +250,28 @@ impl Evidence {
             destination: self.destination.since(&before.destination),
             sender,
             received_bytes: self.received_bytes.saturating_sub(before.received_bytes),
+            spare_ns: self.spare_ns.saturating_sub(before.spare_ns),
         }
+    }
+
+    /// The part of all streams' time that counts for nothing.
+    fn spare(&self) -> f64 {
+        part(self.spare_ns, self.destination.stream_time())
+    }
+
+    /// How much the destination's streams waited for its disk, of the time that counts.
+    fn disk_there(&self) -> f64 {
+        let spare = self.spare();
+        let counts = if spare > SPARE_MOST { 1.0 } else { 1.0 - spare };
+        self.destination.disk((self.destination.stream_time() as f64 * counts) as u64)
+    }
+
+    /// Of the source's streams the time that counts, ns, and of it the part in which nothing was asked.
+    fn asked(&self) -> (u64, u64) {
+        let (time, idle) = (self.source.stream_time(), self.source.idle_ns);
+        let spare = ((self.spare() * time as f64) as u64).min(idle);
+        // Where nothing else is, that is all there is to say.
+        if spare as f64 > SPARE_MOST * time as f64 { (time, idle) } else { (time - spare, idle - spare) }
     }
 
     /// Payload by time, bits per second.
@@ -223,14 +293,13 @@ impl Evidence {
     /// What held the transfer back. `cap`: the configured rate, bits per second.
     pub fn shares(&self, cap: Option<u64>) -> Shares {
         let (source, destination) = (&self.source, &self.destination);
-        let time = source.stream_time();
+        let (time, idle) = self.asked();
         let (busy_here, busy_there) = (source.cpu(), destination.cpu());
         // A processor that is nearly always wanted delays all else; one that is half used does not.
         let weight = |cpu: f64| if cpu >= CPU_FULL { cpu } else { cpu * cpu };
         let here = weight(busy_here);
         let left = 1.0 - here;
-        let (idle, disk, sending) =
-            (part(source.idle_ns, time), part(source.disk_ns, time), part(source.send_ns, time));
+        let (idle, disk, sending) = (part(idle, time), part(source.disk_ns, time), part(source.send_ns, time));
         let rest = (1.0 - idle - disk - sending).max(0.0);
         let mut shares: BTreeMap<Limiter, f64> = BTreeMap::new();
         let mut put = |limiter, share: f64| *shares.entry(limiter).or_default() += share.max(0.0);
@@ -238,14 +307,16 @@ impl Evidence {
         put(Limiter::SourceCpu, here + left * rest * busy_here);
         put(Limiter::SourceDisk, left * disk);
 
-        let (there, disk_there) = (weight(busy_there), destination.disk());
-        // Of what a slow receiver causes: how much is its CPU's, how much its disk's, and what neither explains.
-        let split = |whole: f64, nothing: Limiter, put: &mut dyn FnMut(Limiter, f64)| {
-            let known = there + disk_there;
-            let scale = if known > 1.0 { 1.0 / known } else { 1.0 };
-            put(Limiter::DestinationCpu, whole * there * scale);
-            put(Limiter::DestinationDisk, whole * disk_there * scale);
-            put(nothing, whole * (1.0 - known * scale));
+        let (there, mut disk_there) = (weight(busy_there), self.disk_there());
+        // Of what a slow receiver causes: its CPU's part, then as much as it waited for its disk, counted once, and what neither
+        // explains.
+        let mut split = |whole: f64, nothing: Limiter, put: &mut dyn FnMut(Limiter, f64)| {
+            let cpu = whole * there;
+            let disk = (whole - cpu).min(disk_there);
+            disk_there -= disk;
+            put(Limiter::DestinationCpu, cpu);
+            put(Limiter::DestinationDisk, disk);
+            put(nothing, whole - cpu - disk);
         };
         split(left * idle, Limiter::WaitingForData, &mut put);
 
@@ -273,7 +344,7 @@ impl Evidence {
     /// The evidence and what to change, a line each: for people.
     pub fn explain(&self, cap: Option<u64>) -> Vec<String> {
         let (source, destination) = (&self.source, &self.destination);
-        let time = source.stream_time();
+        let (time, idle) = self.asked();
         let percent = |share: f64| format!("{:.0} %", share * 100.0);
         let mut lines = vec![
             format!(
@@ -281,12 +352,12 @@ impl Evidence {
                 source.streams,
                 percent(part(source.send_ns, time)),
                 percent(part(source.disk_ns, time)),
-                percent(part(source.idle_ns, time)),
+                percent(part(idle, time)),
                 percent(source.cpu()),
             ),
             format!(
                 "the destination: waiting for its disk {}, its workers had or wanted a core {}",
-                percent(destination.disk()),
+                percent(self.disk_there()),
                 percent(destination.cpu()),
             ),
         ];

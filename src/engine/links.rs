@@ -116,11 +116,12 @@ pub struct Totals {
 
 impl Totals {
     fn add(&mut self, stats: &StreamStats) {
+        let now = now_ns();
         self.payload += stats.payload.load(Ordering::Relaxed);
         self.wasted += stats.wasted.load(Ordering::Relaxed);
-        self.send_wait += stats.send_wait.load(Ordering::Relaxed);
-        self.disk_wait += stats.disk_wait.load(Ordering::Relaxed);
-        self.idle += stats.idle.load(Ordering::Relaxed);
+        self.send_wait += stats.send_wait.ns(now);
+        self.disk_wait += stats.disk_wait.ns(now);
+        self.idle += stats.idle.ns(now);
     }
 }
 
@@ -364,7 +365,7 @@ impl Links {
     /// Looks at the round trips as they are now, for the mean that [`Links::sender`] tells.
     pub fn look(&mut self) {
         let Self { tcp, live, .. } = self;
-        tcp.look(live.values().map(|live| &live.socket));
+        tcp.look(clock::now(), live.values().map(|live| (&live.socket, live.stats.send_wait.is_on())));
     }
 
     /// Tells collectors of streams that go on, where it is time to.

@@ -344,7 +344,7 @@ async fn run(joined: Vec<Joined>, spec: &ProbeSpec, sends: bool) -> Result<Run, 
                 if at <= duration + SAMPLE / 2 {
                     samples.push(sample(&mut watched, at, sends));
                 }
-                seen.look(watched.iter().map(|stream| &stream.socket));
+                seen.look(clock::now(), watched.iter().map(|stream| (&stream.socket, true)));
             }
         }
     };

@@ -12,6 +12,7 @@ use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
 use super::fence::{Outdated, Pass};
 use super::handle::TicketSource;
+use super::limiter;
 use super::links::{Links, LinksConfig};
 use super::rows::Rows;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
@@ -479,6 +480,7 @@ impl<'a> Session<'a> {
                 Ok(())
             }
             Message::Progress(p) => {
+                let shares = limiter::told(p.limiter_shares);
                 self.links.look();
                 self.links.tell_flows();
                 self.pace();
@@ -494,6 +496,8 @@ impl<'a> Session<'a> {
                     rate: self.steering.accept.rate,
                     priority: self.entry.priority(),
                     phase: escape_text(&p.phase).chars().take(PHASE_MAX).collect(),
+                    limiter: limiter::largest(&shares),
+                    limiter_shares: shares,
                 });
                 Ok(())
             }

@@ -478,4 +478,10 @@ pub struct Snapshot {
     pub priority: Priority,
     /// What it is doing, in a word: `connecting`, `moving`, `publishing`, `done`.
     pub phase: String,
+    /// What held it back in the last second or so, as in a report; empty until that is known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub limiter: String,
+    /// Shares of that time behind `limiter`, as fractions of one.
+    #[serde(default, skip_serializing_if = "std::collections::BTreeMap::is_empty")]
+    pub limiter_shares: std::collections::BTreeMap<String, f64>,
 }

@@ -4,7 +4,7 @@
 //! # The rules
 //! Every change is a trial. It begins because the last seconds give a reason, it is left alone until connections have
 //! settled, and it stays only if the seconds after that pay for it; otherwise all is as before, and the same is not tried
-//! again for half a minute, then one, two, four. So a wrong reason costs some seconds once, and no rule can go to and
+//! again for half a minute, then one, two, four, unless so little arrives by then that what it brought would pay. So a wrong reason costs some seconds once, and no rule can go to and
 //! fro. At any time one thing is under trial. What a user or a profile has set is not touched.
 //!
 //! 1. **Losses without a queue are not the path's being full.** Cubic and Reno take every loss for congestion, and their
@@ -12,11 +12,14 @@
 //!    A full path shows in its round trip, since a queue forms before it overflows (RFC 9438 section 5 on buffers;
 //!    Cardwell et al., BBR, 2016). So where segments are lost and the round trip stays at its least, BBR is tried; where a
 //!    queue has shown before what the path carries, at that rate, since BBR's beginning fills a queue to find it.
+//!    A way that has become longer looks like a queue, as the least round trip is that of the way before. So where far less
+//!    arrives than before, segments are lost and the round trip stands still, as no queue does that overflows now and then, BBR
+//!    is tried too. It may be a queue all the same, of somebody else's flows: it stays only where it brings a third more.
 //! 2. **Losses with a queue are.** BBR's first version does not yield to them: with a queue of one bandwidth-delay product it
 //!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
 //!    the queue stands, cubic is tried, and stays if it is as fast.
 //! 3. **A window that is too small is made up for by streams**: as many again, as long as each step brings a good part
-//!    of what twice the streams should. The same where losses hold cubic or Reno down and there is no BBR, since each
+//!    of what twice the streams should, and there is something to ask of them. The same where losses hold cubic or Reno down and there is no BBR, since each
 //!    stream halves on its own (Hacker et al. 2002).
 //! 4. **A stream that does not pay goes.** Each costs a buffer and smaller batches; where a processor is what holds the
 //!    transfer back, half of them are tried.
@@ -74,6 +77,16 @@ const REASON: f64 = 0.4;
 const STREAMS_PAY: f64 = 1.15;
 /// What another congestion control or more depth has to bring.
 const FASTER: f64 = 1.05;
+/// The same where the reason may be a wrong one.
+const MUCH_FASTER: f64 = 1.3;
+/// A round trip stands still that is within this share of itself over [`STILL`] windows: cubic's varies by a twentieth at least
+/// where it fills a queue.
+const STANDS: f64 = 1.03;
+const STILL: usize = 4;
+/// A rate below this share of one is below it.
+const SURELY: f64 = 0.95;
+/// For so many windows after the path has changed that may mean a longer way.
+const CHANGING: u32 = 10;
 /// What is done to lose or to use less may cost so much.
 const AS_FAST: f64 = 0.97;
 /// Pacing against what arrives: a little below, so that the queue drains.
@@ -200,6 +213,8 @@ struct Trial {
     rate: f64,
     lost: f64,
     why: String,
+    /// What it has to bring, as a share of the rate before.
+    pays: f64,
     /// How long it has run, and what the judging windows brought.
     ran: Duration,
     judged: u32,
@@ -213,6 +228,8 @@ struct Trial {
 struct Rest {
     until: Duration,
     next: Duration,
+    /// Below this rate what was tried would pay, bits per second.
+    pays_below: f64,
 }
 
 /// One source's tuner.
@@ -232,6 +249,8 @@ pub struct Tuner {
     fallen: u32,
     /// The most that arrived while a queue stood, since the path last changed, bits per second.
     full: Option<f64>,
+    /// The same before the path changed last, and windows since then.
+    changed: Option<(f64, u32)>,
     /// The next step up, and when.
     raise: f64,
     raise_at: Duration,
@@ -266,6 +285,7 @@ impl Tuner {
             had: 0.0,
             fallen: 0,
             full: None,
+            changed: None,
             raise: RAISE,
             raise_at: Duration::ZERO,
             steps: Vec::new(),
@@ -317,7 +337,9 @@ impl Tuner {
     fn notice(&mut self, window: &Window) {
         let (rate, first) = (window.rate(), self.had == 0.0);
         self.fallen = if rate < FELL * self.had { self.fallen + 1 } else { 0 };
+        self.changed = self.changed.map(|(full, windows)| (full, windows + 1)).filter(|(_, w)| *w < CHANGING);
         if self.fallen >= 2 {
+            self.changed = Some((self.full.unwrap_or(self.had), 0));
             self.rests.clear();
             self.recent.clear();
             (self.had, self.fallen, self.full) = (rate, 0, None);
@@ -337,7 +359,11 @@ impl Tuner {
             Kind::Depth => self.free.depth,
             Kind::Pacing | Kind::Raise => self.free.pacing,
         };
-        free && self.rests.get(&kind).is_none_or(|rest| rest.until <= self.at)
+        // At the end, when the last chunks come, less arrives whatever is done.
+        let more = self.recent.back().is_some_and(|window| window.more);
+        let pays = |rest: &Rest| more && rest.until < Duration::MAX && self.late_rate() < SURELY * rest.pays_below;
+        let over = |rest: &Rest| rest.until <= self.at || pays(rest);
+        free && self.rests.get(&kind).is_none_or(over)
     }
 
     /// Begins a trial, if there is a reason for one.
@@ -368,10 +394,23 @@ impl Tuner {
             let pacing = known.map(|rate| ((PACED * rate) as u64).max(MIN_RATE)).or(to.pacing);
             let to = Knobs { control: Some(Control::Bbr), pacing, ..to };
             self.begin(Kind::Bbr, to, &format!("{} and no queue", percent(lost)));
+        } else if let Some(full) = self.longer()
+            && !bbr
+            && self.may(Kind::Bbr)
+        {
+            // What the way before carried: as fast as that BBR may try to be.
+            let pacing = Some(((PACED * full) as u64).max(MIN_RATE)).filter(|_| self.free.pacing).or(to.pacing);
+            let to = Knobs { control: Some(Control::Bbr), pacing, ..to };
+            self.begin(
+                Kind::Bbr,
+                to,
+                &format!("{} and a round trip that stands still", percent(lost_of(sent, resent))),
+            );
+            self.trial.iter_mut().for_each(|trial| trial.pays = MUCH_FASTER);
         } else if too_much && self.may(Kind::Cubic) {
             let to = Knobs { control: Some(Control::Cubic), ..to };
             self.begin(Kind::Cubic, to, &full);
-        } else if (windows || lossy && !bbr) && more > to.streams && self.may(Kind::MoreStreams) {
+        } else if (windows || lossy && !bbr) && last[0].more && more > to.streams && self.may(Kind::MoreStreams) {
             let why = if windows { "windows are full".to_owned() } else { format!("{} and no queue", percent(lost)) };
             self.begin(Kind::MoreStreams, Knobs { streams: more, ..to }, &why);
         } else if too_much
@@ -401,6 +440,19 @@ impl Tuner {
         }
     }
 
+    /// Whether losses rather than a queue hold a path down that has become longer, see rule 1; what it carried before.
+    fn longer(&self) -> Option<f64> {
+        let full = self.changed.map(|(full, _)| full).or(self.full)?;
+        let last = || self.recent.iter().rev().take(STILL);
+        let (sent, resent) = sums(last(), |w| (w.sent, w.resent));
+        let trips = || last().map(|w| w.rtt_us);
+        let (shortest, longest) = (trips().min()?, trips().max()?);
+        let still = last().count() == STILL && longest as f64 <= STANDS * shortest as f64;
+        let lossy = lost_of(sent, resent) >= LOST_NOTED && last().filter(|w| w.resent > 0).count() * 2 > STILL;
+        let network = last().all(|w| w.is(&[Limiter::Network]) && w.is_queued());
+        (still && lossy && network && last().all(|w| w.rate() * MUCH_FASTER < full)).then_some(full)
+    }
+
     fn raise(&mut self, bits: u64) {
         let pacing = Some((bits as f64 * (1.0 + self.raise)) as u64);
         self.begin(Kind::Raise, Knobs { pacing, ..self.knobs }, "all of it arrives without a queue");
@@ -421,12 +473,20 @@ impl Tuner {
 
     fn begin(&mut self, kind: Kind, to: Knobs, why: &str) {
         let (sent, resent) = sums(self.recent.iter().rev().take(AGREE), |w| (w.sent, w.resent));
+        let pays = match kind {
+            Kind::Bbr | Kind::Depth => FASTER,
+            Kind::Raise => 1.0 + RAISE_PAYS * self.raise,
+            Kind::MoreStreams => STREAMS_PAY,
+            Kind::FewerStreams => 1.0,
+            Kind::Cubic | Kind::Pacing => AS_FAST,
+        };
         self.trial = Some(Trial {
             kind,
             before: self.knobs,
             rate: self.late_rate(),
             lost: lost_of(sent, resent),
             why: why.to_owned(),
+            pays,
             ran: Duration::ZERO,
             judged: 0,
             bytes: 0,
@@ -471,16 +531,14 @@ impl Tuner {
         }
         let rate = trial.bytes as f64 * 8e9 / trial.ns.max(1) as f64;
         let lost = lost_of(trial.sent, trial.resent);
-        let pays = match trial.kind {
-            Kind::Bbr | Kind::Depth => rate >= FASTER * trial.rate,
-            Kind::Raise => rate >= (1.0 + RAISE_PAYS * self.raise) * trial.rate,
-            Kind::MoreStreams => rate >= STREAMS_PAY * trial.rate,
-            Kind::FewerStreams => rate >= trial.rate,
-            Kind::Cubic | Kind::Pacing => rate >= AS_FAST * trial.rate && lost <= trial.lost / 2.0,
-        };
+        let for_less_loss = matches!(trial.kind, Kind::Cubic | Kind::Pacing);
+        let pays = rate >= trial.pays * trial.rate && (!for_less_loss || lost <= trial.lost / 2.0);
         let told = format!("{} before, {} with it", mbit(trial.rate), mbit(rate));
         if !pays {
-            return self.undo(trial, &told, false);
+            let (kind, worth) = (trial.kind, if for_less_loss { 0.0 } else { rate / trial.pays });
+            self.undo(trial, &told, false);
+            self.rests.entry(kind).and_modify(|rest| rest.pays_below = worth);
+            return;
         }
         match trial.kind {
             // Above what the path carries: what arrived is what it carries.
@@ -532,6 +590,7 @@ impl Tuner {
         let at = self.at;
         let rest = self.rests.entry(kind).or_default();
         let length = rest.next.clamp(REST, REST_MAX);
+        rest.pays_below = 0.0;
         rest.until = if for_good { Duration::MAX } else { at + length };
         rest.next = (2 * length).min(REST_MAX);
     }
@@ -555,5 +614,7 @@ impl Tuner {
     }
 }
 
+#[cfg(test)]
+mod recorded;
 #[cfg(test)]
 mod tests;

@@ -12,6 +12,7 @@ use crate::profile::{Steer, Tuning};
 use crate::relpath::RelPath;
 use crate::wire::views::SourceView;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Files in one Bind, Bound, Seal or Sealed message.
 pub const BATCH_MAX: usize = 512;
@@ -106,7 +107,7 @@ pub struct SourceStats {
 }
 
 /// Progress for a source whose user waits there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Progress {
     /// As in `Snapshot`.
@@ -121,6 +122,9 @@ pub struct Progress {
     pub scanned: bool,
     /// As in `Snapshot`.
     pub phase: String,
+    /// As in `Snapshot`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub limiter_shares: BTreeMap<String, f64>,
 }
 
 /// A failure told to the other end before a session closes.

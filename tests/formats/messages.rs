@@ -12,6 +12,7 @@ use longhaul::wire::control::{
 };
 use longhaul::wire::data::Status;
 use longhaul::wire::views::{EndView, SenderView, SourceView};
+use std::collections::BTreeMap;
 
 fn offer() -> Offer {
     let root = |name: &[u8], path: &[u8], directory| OfferedRoot {
@@ -105,8 +106,17 @@ fn samples() -> Vec<(&'static str, Message)> {
     };
     let seen = SourceStats { view: Some(SourceView { end, sender }), ..stats.clone() };
     let sample = seen.view.clone().unwrap_or_default();
-    let progress =
-        Progress { bytes: 1, total_bytes: 2, files: 3, total_files: 4, scanned: true, phase: "moving".to_owned() };
+    let progress = Progress {
+        bytes: 1,
+        total_bytes: 2,
+        files: 3,
+        total_files: 4,
+        scanned: true,
+        phase: "moving".to_owned(),
+        limiter_shares: BTreeMap::new(),
+    };
+    let limited = BTreeMap::from([("network".to_owned(), 0.75), ("source disk".to_owned(), 0.25)]);
+    let limited = Progress { limiter_shares: limited, ..progress.clone() };
     let handles = || vec![Handle(1), Handle(u32::MAX)];
     vec![
         ("Offer", Message::Offer(offer())),
@@ -137,6 +147,7 @@ fn samples() -> Vec<(&'static str, Message)> {
         ("Sealed", Message::Sealed(vec![Sealed { handle: Handle(1), status: Status::Changed }])),
         ("Unbind", Message::Unbind(handles())),
         ("Progress", Message::Progress(progress)),
+        ("Progress-limited", Message::Progress(limited)),
         ("StatsRequest", Message::StatsRequest),
         ("Stats", Message::Stats(stats)),
         ("Stats-seen", Message::Stats(seen)),

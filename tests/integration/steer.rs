@@ -70,6 +70,14 @@ fn a_rate_is_set_and_lifted_at_the_end_that_did_not_ask_for_it() {
     let seen = rate(&agent, &id, Duration::from_secs(3));
     assert!((7.0e6..12.0e6).contains(&seen), "{seen} bytes a second instead of 10 million");
     assert!(!copy.ended());
+    // The last window's, as the destination, a `cp` without a port, has told its source.
+    let now = snapshot(&agent, &id);
+    assert_eq!(now["limiter"], "configured cap", "{now:#}");
+    assert!(now["limiter_shares"]["configured cap"].as_f64() > Some(0.5), "{now:#}");
+    for words in [&["list", &peer][..], &["show", &peer, &id]] {
+        let words = [&["transfer"], words, &["--token-file", &token]].concat();
+        sandbox.run(&words).says(0, &["configured cap "]);
+    }
     let lifted = change(&["--rate", "none", "--priority", "high"]);
     assert_eq!(lifted.json["snapshot"]["rate"], Value::Null, "{}", lifted.out);
     // With the cap the rest would have taken 20 s.
@@ -107,6 +115,8 @@ fn streams_come_and_go_and_nothing_is_sent_twice() {
                 there
             });
         }
+        // At the destination itself too, and on a path on which nothing is tuned.
+        wait_for("progress names the cap", LONG, || snapshot(&agent, &id)["limiter"] == "configured cap");
         assert_eq!(set(&agent, &id, r#"{"rate":0}"#), 202);
         let report = copy.wait(LONG).expect(0);
         let counts = ["resent_bytes", "reconnects", "failed_chunks", "streams"].map(|key| report.number(key));

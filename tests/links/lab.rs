@@ -79,7 +79,8 @@ impl Lab {
         vec!["ip", "netns", "exec", name]
     }
 
-    fn set(&self, words: &[&str]) {
+    /// Changes the link while it is up.
+    pub fn set(&self, words: &[&str]) {
         let (done, said) = script(&[&["set", "--name", &self.name][..], words].concat());
         assert!(done, "{said}");
     }

@@ -5,7 +5,15 @@
 #[allow(dead_code)]
 mod support;
 
+#[path = "../crash/images.rs"]
+#[allow(dead_code)]
+mod images;
+
+mod groups;
 mod lab;
+mod limiter;
+mod site;
+mod steps;
 mod tuner;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

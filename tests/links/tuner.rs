@@ -1,43 +1,8 @@
 //! The tuner on a long link of the lab: with it and without, taking turns, nothing set by hand.
 
-use super::lab::{FAR, Lab};
-use crate::support::{Agent, BINARY, data_file, long, scratch};
+use super::site::Site;
+use crate::support::long;
 use serde_json::Value;
-use std::process::Command;
-
-struct Site {
-    lab: Lab,
-    agent: Agent,
-    dir: tempfile::TempDir,
-}
-
-impl Site {
-    /// A lab with cubic as its default, what data transfer nodes ship, and a source on side b with a file of so many bytes.
-    fn up(letter: char, words: &[&str], bytes: u64) -> Option<Self> {
-        let lab = Lab::up(letter, &[words, &["--cc", "cubic"]].concat())?;
-        let dir = scratch(4 * bytes);
-        let agent = Agent::start_in(&dir.path().join("source"), &lab.prefix('b'), FAR, &[]);
-        data_file(&agent.root().join("file"), bytes, 7);
-        Some(Self { lab, agent, dir })
-    }
-
-    /// Copies the file to side a. The report.
-    fn pull(&self, words: &[&str]) -> Value {
-        let to = self.dir.path().join("copy");
-        let near = self.lab.prefix('a');
-        let mut command = Command::new(near[0]);
-        command.args(&near[1..]).arg(BINARY).args(["cp", "--json", &self.agent.url("file")]).arg(&to).args(words);
-        command.args(["--peer-fingerprint", self.agent.ready["fingerprint"].as_str().unwrap()]);
-        command.arg("--token-file").arg(self.agent.token_file()).env("HOME", self.dir.path());
-        let output = command.env("XDG_STATE_HOME", self.dir.path().join("state")).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{said}");
-        let equal = Command::new("cmp").arg(self.agent.root().join("file")).arg(&to).status().unwrap();
-        assert!(equal.success());
-        std::fs::remove_file(&to).unwrap();
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-}
 
 fn rate(report: &Value) -> f64 {
     report["bits_per_second"].as_f64().unwrap() / 1e6

@@ -416,14 +416,7 @@ impl Run<'_> {
     /// Gives every stream something to do.
     pub(super) fn refill(&mut self) {
         let full = self.uncommitted() >= self.window();
-        match (full, self.held_back_since) {
-            (true, None) => self.held_back_since = Some(clock::now()),
-            (false, Some(since)) => {
-                self.carry.waits.commit += clock::since(since).as_nanos() as u64;
-                self.held_back_since = None;
-            }
-            _ => {}
-        }
+        self.account(full);
         if full {
             return;
         }

@@ -282,10 +282,7 @@ impl Run<'_> {
             profile_why: self.spec.options.profile.as_ref().map(|used| used.why.clone()).unwrap_or_default(),
             profile_measured: self.spec.options.profile.as_ref().map(|used| used.measured),
             limiter: shares.first().map(|(limiter, _)| limiter.word().to_owned()).unwrap_or_default(),
-            limiter_shares: shares
-                .iter()
-                .map(|(l, share)| (l.word().to_owned(), (share * 1e3).round() / 1e3))
-                .collect(),
+            limiter_shares: limiter::named(&shares),
             explanation: evidence.explain(self.rate),
             evidence: Some(evidence),
             cpu_ns: Ends {
@@ -318,17 +315,20 @@ impl Run<'_> {
         let mut evidence = Evidence { received_bytes: self.carry.received, ..Evidence::default() };
         let (waits, workers) = (&self.carry.waits, worker_totals(self.ctx).since(self.carry.workers));
         let totals: Vec<_> = self.peers.iter().map(|peer| peer.links.totals()).collect();
+        evidence.spare_ns = self.carry.spare.ns(self.idle_ns());
+        let streams: u64 = self.peers.iter().filter(|peer| !peer.gone).map(|peer| u64::from(peer.told.streams)).sum();
+        let held_back = self.held_back_since.map_or(0, |since| clock::since(since).as_nanos() as u64);
         evidence.received_bytes += totals.iter().map(|t| t.payload).sum::<u64>();
         evidence.destination = EndView {
             wall_ns: clock::since(self.carry.began).as_nanos() as u64,
-            streams: self.streams.into(),
+            streams: streams.max(self.streams.into()),
             workers: self.ctx.workers.len() as u64,
             cpu_ns: workers.cpu,
             delay_ns: workers.delay,
-            idle_ns: waits.destination_idle + totals.iter().map(|t| t.idle).sum::<u64>(),
-            disk_ns: waits.destination_disk + totals.iter().map(|t| t.disk_wait).sum::<u64>(),
+            idle_ns: self.idle_ns(),
+            disk_ns: waits.destination_disk + self.syncing_ns() + totals.iter().map(|t| t.disk_wait).sum::<u64>(),
             send_ns: 0,
-            held_back_ns: waits.commit,
+            held_back_ns: waits.commit + held_back,
         };
         evidence
     }

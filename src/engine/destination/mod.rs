@@ -74,6 +74,10 @@ pub(super) struct Carry {
     pub notes: BTreeSet<String>,
     /// Waits of dead sessions' streams, ns: for the network, for the disk.
     pub waits: Waits,
+    /// Since when the last bytes become durable.
+    syncing_since: Option<Instant>,
+    /// Time of streams for which nothing was left.
+    spare: tune::Spare,
 }
 
 /// Notes of a report that name files: of so many the rest is counted elsewhere.
@@ -111,6 +115,8 @@ impl Carry {
             latency: Latency::histogram(),
             notes: BTreeSet::new(),
             waits: Waits::default(),
+            syncing_since: None,
+            spare: tune::Spare::default(),
         }
     }
 

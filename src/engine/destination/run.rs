@@ -16,6 +16,7 @@ use crate::engine::commit::{Batch, Durable, Journal, JournalFailure, PlacedChunk
 use crate::engine::coordinator::{Ctx, Entry};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::TicketSource;
+use crate::engine::limiter;
 use crate::engine::links::{Links, LinksConfig};
 use crate::engine::session::{self, Joined, StreamSource};
 use crate::engine::source::{absolute, escape_text, interrupted};
@@ -489,6 +490,8 @@ impl Run<'_> {
             return Err(TransferError::new(Class::Reconnect, what));
         }
         let streams = self.peers.iter().map(|p| p.links.live.len() as u16).sum();
+        let told = self.peers.iter().filter(|peer| !peer.gone && streams > 0).map(|peer| &peer.tune.shares);
+        let limiter_shares = limiter::named(&limiter::mean(told));
         let snapshot = crate::engine::spec::Snapshot {
             bytes: self.counts.placed_bytes,
             total_bytes: self.counts.total_bytes,
@@ -499,6 +502,8 @@ impl Run<'_> {
             rate: self.rate,
             priority: self.entry.priority(),
             phase: if streams == 0 { "connecting" } else { MOVING }.to_owned(),
+            limiter: limiter::largest(&limiter_shares),
+            limiter_shares,
         };
         let progress = Progress {
             bytes: snapshot.bytes,
@@ -507,6 +512,7 @@ impl Run<'_> {
             total_files: snapshot.total_files,
             scanned: snapshot.scanned,
             phase: snapshot.phase.clone(),
+            limiter_shares: snapshot.limiter_shares.clone(),
         };
         self.entry.snapshot.send_replace(snapshot);
         let _ = self.peers[0].out.send(Message::Progress(progress));
@@ -600,6 +606,8 @@ impl Run<'_> {
 
     /// Adds this session's counters to the run's.
     fn gather(&mut self) {
+        self.spare(false);
+        self.carry.syncing_since = None;
         self.carry.takeovers.all_gone();
         for peer in &self.peers {
             let totals = peer.links.totals();

@@ -45,12 +45,84 @@ impl Tune {
     }
 }
 
+/// Stream time for which nothing was left, see [`Evidence::spare_ns`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Spare {
+    ended: u64,
+    /// The streams' idle time when it began.
+    since: Option<u64>,
+}
+
+impl Spare {
+    fn set(&mut self, on: bool, idle: impl Fn() -> u64) {
+        match (on, self.since) {
+            (true, None) => self.since = Some(idle()),
+            (false, Some(_)) => *self = Self { ended: self.ns(idle()), since: None },
+            _ => {}
+        }
+    }
+
+    /// All of it, where streams have been idle for `idle` so far, ns.
+    pub(super) fn ns(&self, idle: u64) -> u64 {
+        self.ended + self.since.map_or(0, |since| idle.saturating_sub(since))
+    }
+}
+
 /// The one congestion control that all streams have, if it is one that the tuner knows.
 fn control_of(names: &str) -> Option<Control> {
     [Control::Cubic, Control::Bbr].into_iter().find(|control| control.name() == names)
 }
 
 impl Run<'_> {
+    /// Takes down what the destination itself waits for: `full` where too much is not yet durable.
+    pub(super) fn account(&mut self, full: bool) {
+        let moving = self.table.held() > 0 || !self.packs.is_empty();
+        let last = self.manifest_end == Some(self.segments_seen)
+            && self.segments.is_empty()
+            && self.reading.is_none()
+            && !self.looking
+            && self.big_queue.is_empty()
+            && self.small_queue.is_empty()
+            && !self.table.any_free()
+            && self.binding + self.opening == 0;
+        let syncing = last && !moving && self.uncommitted() > 0;
+        match (syncing, self.carry.syncing_since) {
+            (true, None) => self.carry.syncing_since = Some(clock::now()),
+            (false, Some(_)) => {
+                self.carry.waits.destination_disk += self.syncing_ns();
+                self.carry.syncing_since = None;
+            }
+            _ => {}
+        }
+        match (full && !syncing, self.held_back_since) {
+            (true, None) => self.held_back_since = Some(clock::now()),
+            (false, Some(since)) => {
+                self.carry.waits.commit += clock::since(since).as_nanos() as u64;
+                self.held_back_since = None;
+            }
+            _ => {}
+        }
+        self.spare(last && moving);
+    }
+
+    /// The last bytes become durable, and there is nothing else to do meanwhile: each stream waits for the disk, ns over all.
+    pub(super) fn syncing_ns(&self) -> u64 {
+        let streams = u64::from(self.streams);
+        self.carry.syncing_since.map_or(0, |since| clock::since(since).as_nanos() as u64 * streams)
+    }
+
+    /// Whether nothing is left to ask of the streams that are idle now.
+    pub(super) fn spare(&mut self, on: bool) {
+        let mut spare = self.carry.spare;
+        spare.set(on, || self.idle_ns());
+        self.carry.spare = spare;
+    }
+
+    /// Time in which nothing was expected of streams, ns over all of them.
+    pub(super) fn idle_ns(&self) -> u64 {
+        self.carry.waits.destination_idle + self.peers.iter().map(|peer| peer.links.totals().idle).sum::<u64>()
+    }
+
     /// A source tells how it stands.
     pub(super) fn sampled(&mut self, peer: usize, view: &SourceView) {
         let Some(Peer { gone: false, .. }) = self.peers.get(peer) else { return };

@@ -20,6 +20,7 @@ fn evidence(sending: f64, reading: f64, idle: f64) -> Evidence {
             ..SenderView::default()
         }),
         received_bytes: 1_175_000_000,
+        spare_ns: 0,
     }
 }
 
@@ -92,6 +93,10 @@ fn a_slow_destination_disk() {
     sender(&mut pressed).rwnd_limited_us = 70_000_000;
     pressed.destination.disk_ns = 64 * SECOND;
     held_back_by(&pressed, None, Limiter::DestinationDisk);
+    // As seen in the lab: a file that fits the buffers, then its writes, streams that are done with theirs, then the sync.
+    let mut late = evidence(0.32, 0.0, 0.67);
+    (late.destination.disk_ns, late.spare_ns) = (44 * SECOND, 14 * SECOND);
+    assert!(held_back_by(&late, None, Limiter::DestinationDisk) > 0.55);
     let mut asking = evidence(0.2, 0.0, 0.75);
     asking.destination.held_back_ns = 9 * SECOND;
     held_back_by(&asking, None, Limiter::DestinationDisk);
@@ -114,6 +119,24 @@ fn a_network_that_is_full_or_loses() {
 #[test]
 fn nothing_to_ask_for() {
     held_back_by(&evidence(0.05, 0.0, 0.93), None, Limiter::WaitingForData);
+}
+
+/// As seen in the lab: a dozen chunks on eight streams, and the last ones take as long as all the others.
+#[test]
+fn streams_without_a_chunk_at_the_end_hold_nothing_back() {
+    let mut seen = evidence(0.38, 0.0, 0.62);
+    held_back_by(&seen, None, Limiter::WaitingForData);
+    seen.spare_ns = (0.6 * 80e9) as u64;
+    assert!(held_back_by(&seen, None, Limiter::Network) > 0.9);
+    assert!(seen.explain(None)[0].contains("sending 95 %, reading 0 %, nothing asked 5 %"), "{:?}", seen.explain(None));
+    // More than the source has seen of it, and nothing else at all.
+    seen.spare_ns = u64::MAX;
+    assert!(held_back_by(&seen, None, Limiter::Network) > 0.9);
+    let mut idle = evidence(0.0, 0.0, 1.0);
+    idle.spare_ns = u64::MAX;
+    held_back_by(&idle, None, Limiter::WaitingForData);
+    let before = Evidence { spare_ns: 30, ..evidence(0.0, 0.0, 0.0) };
+    assert_eq!(Evidence { spare_ns: 70, ..seen }.since(&before).spare_ns, 40);
 }
 
 #[test]
@@ -140,6 +163,28 @@ fn a_mixture_shows_both() {
     let shares = seen.shares(None);
     let share = |limiter| shares.iter().find(|(l, _)| *l == limiter).map_or(0.0, |(_, share)| *share);
     assert!(share(Limiter::Network) > 0.4 && share(Limiter::SourceDisk) > 0.4, "{shares:?}");
+}
+
+#[test]
+fn shares_by_their_words_of_one_source_of_several_and_of_a_peer() {
+    let one = vec![(Limiter::Network, 0.700_4), (Limiter::SourceDisk, 0.299_6)];
+    let words = named(&one);
+    assert_eq!(words, BTreeMap::from([("network".to_owned(), 0.7), ("source disk".to_owned(), 0.3)]));
+    assert_eq!((largest(&words), largest(&BTreeMap::new())), ("network".to_owned(), String::new()));
+    let other = vec![(Limiter::SourceDisk, 1.0)];
+    let both = mean([&one, &other, &Shares::new()].into_iter());
+    assert_eq!(named(&both), BTreeMap::from([("network".to_owned(), 0.35), ("source disk".to_owned(), 0.65)]));
+    assert_eq!(both[0].0, Limiter::SourceDisk);
+    let mut wild = words.clone();
+    for (word, share) in
+        [("\u{1b}[2J", 0.5), ("configured cap", 7.0), ("sender window", f64::NAN), ("source cpu", -0.1)]
+    {
+        wild.insert(word.to_owned(), share);
+    }
+    assert_eq!(told(wild), words);
+    for limiter in Limiter::ALL {
+        assert_eq!(told(named(&vec![(limiter, 0.5)])).len(), 1, "{limiter:?} has a word that is known");
+    }
 }
 
 #[test]

@@ -57,8 +57,7 @@ pub struct DestinationStream {
     chunks: Vec<Option<Chunk>>,
     free: Vec<u32>,
     hasher: ChunkHasher,
-    idle_since: Option<u64>,
-    starved_since: Option<u64>,
+    idle: bool,
 }
 
 impl DestinationStream {
@@ -72,8 +71,7 @@ impl DestinationStream {
             chunks: Vec::new(),
             free: Vec::new(),
             hasher: ChunkHasher::default(),
-            idle_since: Some(0),
-            starved_since: None,
+            idle: true,
         }
     }
 
@@ -89,12 +87,10 @@ impl DestinationStream {
 
     /// Takes a claim and asks for it.
     pub fn claim(&mut self, claim: Claim, turn: &mut Turn<'_>) -> Result<(), Fault> {
-        if let Some(since) = self.idle_since.take() {
+        if std::mem::take(&mut self.idle) {
             // From here on there is something to bring.
             self.link.stats.last_progress.store(turn.now, std::sync::atomic::Ordering::Relaxed);
-            if since > 0 {
-                add(&self.link.stats.idle, turn.now - since);
-            }
+            self.link.stats.idle.set(false, turn.now);
         }
         match claim {
             Claim::Chunks { run, size, target } => {
@@ -152,14 +148,10 @@ impl DestinationStream {
         self.link.flush(turn);
         self.link.receive(!self.expected.is_empty(), turn)?;
         // Room comes when writes end: a stream that has none waits for the disk.
-        match (self.link.wants_slot(), self.starved_since) {
-            (true, None) => self.starved_since = Some(turn.now),
-            (false, Some(since)) => {
-                add(&self.link.stats.disk_wait, turn.now - since);
-                self.starved_since = None;
-            }
-            _ => {}
-        }
+        // And what has come is held until it is written.
+        let writing = self.idle && self.chunks.len() > self.free.len();
+        self.link.stats.disk_wait.set(self.link.wants_slot() || writing, turn.now);
+        self.link.stats.idle.set(self.idle && !writing, turn.now);
         Ok(())
     }
 
@@ -280,7 +272,7 @@ impl DestinationStream {
         }
         if check.is_some() {
             self.settle(number, turn);
-            self.note_idle(turn);
+            self.note_idle();
         }
         Ok(())
     }
@@ -352,7 +344,7 @@ impl DestinationStream {
         }
         self.expected.pop_front();
         self.link.reuse(slot, turn);
-        self.note_idle(turn);
+        self.note_idle();
         Ok(())
     }
 
@@ -392,7 +384,7 @@ impl DestinationStream {
         }
         if last {
             self.expected.pop_front();
-            self.note_idle(turn);
+            self.note_idle();
         }
         let payload = entries.iter().map(|(entry, _)| entry.content.len() as u32).sum();
         let body = PackBody { slot, len: header.body_len, payload };
@@ -400,9 +392,9 @@ impl DestinationStream {
         Ok(())
     }
 
-    fn note_idle(&mut self, turn: &Turn<'_>) {
+    fn note_idle(&mut self) {
         if self.expected.is_empty() {
-            self.idle_since = Some(turn.now);
+            self.idle = true;
         }
     }
 }

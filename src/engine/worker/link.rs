@@ -295,6 +295,7 @@ impl Link {
         let end = BODY + header.body_len as usize + TRAILER_LEN;
         self.sealer.seal(header, &mut slot.as_mut_slice()[FRAME_START..end]);
         self.sending_since = Some(turn.now);
+        self.stats.send_wait.set(true, turn.now);
         turn.ops.push(Op::SendFile {
             socket: self.socket.clone(),
             file: file.clone(),
@@ -309,6 +310,7 @@ impl Link {
     fn send(&mut self, slot: Slot, end: usize, turn: &mut Turn<'_>) {
         debug_assert!(!self.sending());
         self.sending_since = Some(turn.now);
+        self.stats.send_wait.set(true, turn.now);
         turn.ops.push(Op::Send {
             socket: self.socket.clone(),
             slot,
@@ -320,9 +322,8 @@ impl Link {
     /// Takes a Send's completion and gives its slot back, if the kernel has given it back already.
     fn sent(&mut self, slot: Option<Slot>, result: io::Result<u32>, turn: &mut Turn<'_>) -> Result<(), Fault> {
         turn.give(slot);
-        if let Some(since) = self.sending_since.take() {
-            add(&self.stats.send_wait, turn.now.saturating_sub(since));
-        }
+        self.sending_since = None;
+        self.stats.send_wait.set(false, turn.now);
         if !std::mem::take(&mut self.sending_small) {
             self.stats.last_progress.store(turn.now, Ordering::Relaxed);
         }

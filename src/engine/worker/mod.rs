@@ -22,7 +22,7 @@ use crate::wire::crypt::{Opener, Sealer};
 use crate::wire::data::{PackEntry, PackItem, Run, Status};
 use mailbox::Mailbox;
 pub(crate) use stats::add;
-pub use stats::{SendPathCell, StreamStats, WorkerStats};
+pub use stats::{SendPathCell, Spell, StreamStats, WorkerStats};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;

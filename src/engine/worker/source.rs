@@ -79,8 +79,6 @@ pub struct SourceStream {
     /// The chunk whose remaining pieces are dropped.
     refused: Option<(Handle, u32)>,
     no_slot: bool,
-    idle_since: Option<u64>,
-    reading_since: Option<u64>,
 }
 
 impl SourceStream {
@@ -99,8 +97,6 @@ impl SourceStream {
             hasher: ChunkHasher::default(),
             refused: None,
             no_slot: false,
-            idle_since: None,
-            reading_since: None,
         }
     }
 
@@ -148,24 +144,19 @@ impl SourceStream {
         // Wants are few and far between.
         self.link.receive(false, turn)?;
         let asked = self.cursor.is_some() || !self.pieces.is_empty() || !self.wants.is_empty();
-        match (asked, self.idle_since) {
-            (true, Some(since)) => {
-                add(&self.link.stats.idle, turn.now - since);
-                self.idle_since = None;
-            }
-            (false, None) => self.idle_since = Some(turn.now),
-            _ => {}
-        }
-        let reading = !self.link.sending() && matches!(self.pieces.front(), Some(Piece { state: State::Reading, .. }));
-        match (reading, self.reading_since) {
-            (false, Some(since)) => {
-                add(&self.link.stats.disk_wait, turn.now - since);
-                self.reading_since = None;
-            }
-            (true, None) => self.reading_since = Some(turn.now),
-            _ => {}
-        }
+        self.link.stats.idle.set(!asked, turn.now);
+        let reading = !self.link.sending() && self.is_reading();
+        self.link.stats.disk_wait.set(reading, turn.now);
         Ok(())
+    }
+
+    /// Whether what is to be sent next is still being read, by this worker or, of a pack, by the pool.
+    fn is_reading(&self) -> bool {
+        match (self.pieces.front(), self.wants.front()) {
+            (Some(piece), _) => matches!(piece.state, State::Reading),
+            (None, Some(Want::Pack { bodies, .. })) => bodies.is_none(),
+            (None, _) => false,
+        }
     }
 
     /// Walk 8: takes a completion, and moves every piece on that can go: read, digest, seal, send, in the order of the Wants.

@@ -15,14 +15,49 @@ pub struct StreamStats {
     pub brought: AtomicU64,
     /// Nanoseconds (process clock) of the last byte in or out.
     pub last_progress: AtomicU64,
-    /// Time a Send was in flight, ns.
-    pub send_wait: AtomicU64,
-    /// Time the next block was still being read (source) or written (destination), ns.
-    pub disk_wait: AtomicU64,
-    /// Time nothing was asked of the stream, ns.
-    pub idle: AtomicU64,
+    /// Time a Send was in flight.
+    pub send_wait: Spell,
+    /// Time the next block was still being read (source) or written (destination).
+    pub disk_wait: Spell,
+    /// Time nothing was asked of the stream.
+    pub idle: Spell,
     /// How its blocks are sent.
     pub send_path: SendPathCell,
+}
+
+/// The time that a stream was in a state, by its worker. Others see it grow while the state lasts: a window of a second must
+/// not miss what a stream does for ten.
+#[derive(Debug, Default)]
+pub struct Spell {
+    ended: AtomicU64,
+    /// When the present one began; 0: the state is another.
+    since: AtomicU64,
+}
+
+impl Spell {
+    /// Says whether the stream is in the state now, `now` in ns of the process clock.
+    pub(super) fn set(&self, on: bool, now: u64) {
+        match (on, self.since.load(Ordering::Relaxed)) {
+            (true, 0) => self.since.store(now.max(1), Ordering::Relaxed),
+            (false, since @ 1..) => {
+                self.since.store(0, Ordering::Relaxed);
+                add(&self.ended, now.saturating_sub(since));
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether it lasts.
+    pub fn is_on(&self) -> bool {
+        self.since.load(Ordering::Relaxed) > 0
+    }
+
+    /// All of it until `now`, ns.
+    pub fn ns(&self, now: u64) -> u64 {
+        let since = self.since.load(Ordering::Relaxed);
+        let lasting = if since == 0 { 0 } else { now.saturating_sub(since) };
+        self.ended.load(Ordering::Relaxed) + lasting
+    }
 }
 
 /// A [`SendPath`] that others read.
@@ -75,6 +110,20 @@ impl WorkerStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_that_lasts_is_seen_to_grow() {
+        let spell = Spell::default();
+        assert_eq!(spell.ns(1_000), 0);
+        spell.set(true, 1_000);
+        spell.set(true, 1_500);
+        assert_eq!((spell.ns(1_700), spell.ns(900), spell.is_on()), (700, 0, true));
+        spell.set(false, 2_000);
+        spell.set(false, 2_500);
+        assert_eq!((spell.ns(9_000), spell.is_on()), (1_000, false));
+        spell.set(true, 9_000);
+        assert_eq!(spell.ns(9_100), 1_100);
+    }
 
     #[test]
     fn a_threads_times_are_its_own() {
