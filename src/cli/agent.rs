@@ -7,7 +7,7 @@ use crate::control::model::name::AgentName;
 use crate::control::settings::{AgentConfig, AgentLayer, LogTarget, Role, StageRule, Switch, parse_word};
 use crate::control::tls::ClientCertificates;
 use crate::engine::handle::{Engine, EngineConfig};
-use crate::engine::spec::{EngineChoice, Verify};
+use crate::engine::spec::{EngineChoice, Synthetic, Verify};
 use crate::ids::AgentId;
 use crate::profile::{Collector, SciTag};
 use crate::units::parse_size;
@@ -151,6 +151,9 @@ pub struct Args {
     /// Which files need a recall: online (none) or sidecar [default: online]
     #[arg(long, value_name = "RULE", value_parser = parse_word::<StageRule>)]
     stage_rule: Option<StageRule>,
+    /// For `longhaul bench`: off, source (what is sent is made up), destination (what arrives is thrown away) or both [default: off]
+    #[arg(long, value_name = "END", value_parser = parse_word::<Synthetic>)]
+    synthetic: Option<Synthetic>,
 }
 
 impl Args {
@@ -191,6 +194,7 @@ impl Args {
             max_transfers: self.max_transfers,
             stage_command: self.stage_command,
             stage_rule: self.stage_rule,
+            synthetic: self.synthetic,
         }
     }
 }

@@ -76,13 +76,13 @@ pub struct Args {
     /// Where files are made, and removed again
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub dir: PathBuf,
-    /// End to end between two processes here, where from: real (a file made below --dir), synthetic (in memory), or a FILE
+    /// End to end between two processes here, where from: real (a file made below --dir), synthetic (made up, no file), or a FILE
     #[arg(long, value_name = "real|synthetic|FILE", default_value = "real")]
     pub source: PathBuf,
-    /// End to end, where to: real (below --dir) or synthetic (memory)
+    /// End to end, where to: real (below --dir) or synthetic (verified and thrown away)
     #[arg(long, value_name = "real|synthetic", default_value = "real", value_parser = ["real", "synthetic"])]
     pub destination: String,
-    /// Bytes of a made file
+    /// Bytes of a made file; of a synthetic one as many as you like, and --seconds for them
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
     pub size: u64,
     /// How long each part is measured, s
@@ -274,7 +274,12 @@ impl<'a> Bench<'a> {
 
     /// Whether the whole reads storage here: its source is one, and here.
     fn reads(&self) -> bool {
-        !self.which.whole || self.peer.is_none() && self.args.source != Path::new("synthetic")
+        !self.which.whole || self.peer.is_none() && !self.makes_up()
+    }
+
+    /// Whether its source is one of ours that makes the bytes up.
+    fn makes_up(&self) -> bool {
+        self.which.whole && self.peer.is_none() && self.args.source == Path::new("synthetic")
     }
 
     fn writes(&self) -> bool {
@@ -378,12 +383,10 @@ impl<'a> Bench<'a> {
             }
             return Ok((dir, name, "a file"));
         }
-        let (dir, what) = if self.reads() {
-            (self.space.dir(&self.dir)?, "a made file")
-        } else {
-            (self.space.memory()?, "a file in memory (synthetic)")
-        };
-        Ok((self.space.file(&dir, self.args.size)?, NAME.into(), what))
+        if self.makes_up() {
+            return Ok((self.space.hollow(&self.space.memory()?, self.args.size)?, NAME.into(), "made up (synthetic)"));
+        }
+        Ok((self.space.file(&self.space.dir(&self.dir)?, self.args.size)?, NAME.into(), "a made file"))
     }
 
     /// The agent that was named, or one of our own over the whole's source.
@@ -397,7 +400,7 @@ impl<'a> Bench<'a> {
             (None, true) => self.source()?.0,
             (None, false) => self.space.empty(&self.dir)?,
         };
-        self.space.agent(&root, &self.dir, self.args.encrypt)
+        self.space.agent(&root, &self.dir, self.args.encrypt, self.makes_up())
     }
 
     fn net(&self, found: &mut Found) -> Result<(), Fail> {
@@ -423,7 +426,7 @@ impl<'a> Bench<'a> {
         let (to, to_what) = if self.writes() {
             (self.space.dir(&self.dir)?, "storage")
         } else {
-            (self.space.memory()?, "memory (synthetic)")
+            (self.space.memory()?, "thrown away (synthetic)")
         };
         let to = to.join("destination");
         std::fs::create_dir(&to).map_err(|error| Fail::io("make", &to, &error))?;
@@ -441,8 +444,18 @@ impl<'a> Bench<'a> {
             to: &to,
             options: self.args.options(self.args.streams),
             limit: self.args.seconds * WHOLE_TIMES,
+            drop: !self.writes(),
             how: format!("{from_what} to {to_what}"),
         })?;
+        if self.makes_up()
+            && let Some(digest) = report.digest
+            && digest != bench::synthetic_digest(self.args.size)
+        {
+            return Err(Fail::new(
+                Class::Verification.exit_code(),
+                "end to end: other bytes arrived than were made up",
+            ));
+        }
         found.parts.push(part);
         found.report = Some(report);
         Ok(())

@@ -18,7 +18,7 @@ use crate::engine::error::Class;
 use crate::engine::handle::{Engine, EngineConfig, TicketSource, TransferWatch};
 use crate::engine::rows::Rows;
 use crate::engine::spec::{
-    DestinationSpec, EngineChoice, IfExists, IoChoice, Preserve, Report, TransferOptions, Verdict, Verify,
+    DestinationSpec, EngineChoice, IfExists, IoChoice, Preserve, Report, Synthetic, TransferOptions, Verdict, Verify,
 };
 use crate::engine::tuning::fill;
 use crate::limits::{DEFAULT_ARENA_BYTES, DEFAULT_BLOCK, MAX_BLOCK, MAX_STREAMS, MIN_BLOCK};
@@ -399,6 +399,7 @@ async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &m
         retry_for: RETRY_FOR,
         profiles: SharedProfiles::default(),
         marking: Marking::default(),
+        synthetic: Synthetic::Off,
     })?;
     let handle = engine.handle();
     let mut clients = Vec::new();

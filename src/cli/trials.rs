@@ -6,7 +6,7 @@ use crate::control::messages::{PartialOptions, TicketRequest};
 use crate::engine::error::TransferError;
 use crate::engine::handle::{Engine, EngineConfig, EngineHandle};
 use crate::engine::probe::{ProbeSpec, Trial};
-use crate::engine::spec::EngineChoice;
+use crate::engine::spec::{EngineChoice, Synthetic};
 use crate::ids::AgentId;
 use crate::limits::DEFAULT_BLOCK;
 use crate::profile::{Marking, SharedProfiles};
@@ -45,6 +45,7 @@ impl Trials {
             retry_for: Duration::ZERO,
             profiles: SharedProfiles::default(),
             marking: Marking::default(),
+            synthetic: Synthetic::Off,
         })?;
         Ok(Self { runtime, handle: engine.handle(), _engine: engine, client: Arc::new(client) })
     }

@@ -188,6 +188,7 @@ pub fn engine_config(config: &AgentConfig, agent: AgentId, advertise: Vec<Socket
         retry_for: RETRY_FOR,
         profiles: SharedProfiles::default(),
         marking: config.marking.clone(),
+        synthetic: config.synthetic,
     }
 }
 
@@ -424,6 +425,12 @@ fn warn_of(config: &AgentConfig) {
     }
     if !config.encrypt {
         tracing::warn!("encryption is off by policy: payload of clients that say off can be read on the way");
+    }
+    if config.synthetic.source() {
+        tracing::warn!("this source is synthetic: clients get made-up bytes in place of what files hold");
+    }
+    if config.synthetic.destination() {
+        tracing::warn!("this destination is synthetic: what clients send is verified and thrown away");
     }
 }
 

@@ -5,7 +5,7 @@ use super::store::Leases;
 use super::tls::{ClientCertificates, ClientTrust, Fingerprint, OwnTls, TlsFiles};
 use super::url::{DATA_PORT, HTTP_PORT, PeerUrl};
 use crate::config::{ConfigError, Picker, Shown};
-use crate::engine::spec::{EngineChoice, Verify};
+use crate::engine::spec::{EngineChoice, Synthetic, Verify};
 use crate::limits::{DEFAULT_ARENA_BYTES, MAX_COLLECTORS, MAX_SESSIONS};
 use crate::profile::{Collector, Marking, SciTag};
 use crate::units::parse_size;
@@ -189,6 +189,8 @@ pub struct AgentLayer {
     pub stage_command: Option<Vec<String>>,
     /// Which files need a recall.
     pub stage_rule: Option<StageRule>,
+    /// `off`, `source`, `destination`, `both`: which ends here touch no storage, for `longhaul bench`.
+    pub synthetic: Option<Synthetic>,
 }
 
 /// What an agent is told about the service: who it is there, and how it recalls.
@@ -263,6 +265,8 @@ pub struct AgentConfig {
     pub profiles: Option<PathBuf>,
     /// See [`AgentLayer::scitag`] and [`AgentLayer::firefly`].
     pub marking: Marking,
+    /// See [`AgentLayer::synthetic`].
+    pub synthetic: Synthetic,
     /// Its place in the service.
     pub service: ServiceConfig,
     /// Every setting with its origin.
@@ -360,6 +364,7 @@ impl AgentConfig {
             p.pick("max_transfers", f.max_transfers, l.max_transfers, DEFAULT_TRANSFERS, usize::to_string);
         let stage_command = p.pick("stage_command", f.stage_command, l.stage_command, Vec::new(), |v| format!("{v:?}"));
         let stage_rule = p.pick("stage_rule", f.stage_rule, l.stage_rule, StageRule::Online, word);
+        let synthetic = p.pick("synthetic", f.synthetic, l.synthetic, Synthetic::Off, word);
 
         let works = roles.iter().any(|role| *role != Role::Main);
         if root.is_none() && works {
@@ -399,6 +404,9 @@ impl AgentConfig {
         }
         if name.is_none() && (main.is_some() || roles.contains(&Role::Main) && works) {
             return Err(picker.refuse("name", "an agent of the service needs a name: --name NAME"));
+        }
+        if synthetic != Synthetic::Off && (main.is_some() || roles.contains(&Role::Main)) {
+            return Err(picker.refuse("synthetic", "is for benches: an agent of the service moves files"));
         }
         if max_transfers == 0 || max_transfers > MAX_TRANSFERS {
             return Err(picker.refuse("max_transfers", format!("1 to {MAX_TRANSFERS}")));
@@ -455,6 +463,7 @@ impl AgentConfig {
             client_certificates,
             profiles,
             marking: Marking { scitag, collectors },
+            synthetic,
             service,
             shown,
         })
@@ -562,6 +571,8 @@ mod tests {
             ("root = \"/\"\nname = \"a\"\nmain = \"lh://b\"\nmain_token_file = \"/t\"\n", "`advertise_http` (default)"),
             ("root = \"/\"\nmax_transfers = 0\n", "`max_transfers` (file"),
             ("roles = [\"main\", \"source\"]\n", "`root` (default): name the directory"),
+            ("root = \"/\"\nsynthetic = \"sink\"\n", "line 2: `synthetic`: unknown variant `sink`"),
+            ("roles = [\"main\"]\nname = \"a\"\nsynthetic = \"both\"\n", "an agent of the service moves files"),
             ("root = \"/\"\nlease_secs = 1\n", "`lease_secs` (file /etc/longhaul.toml): 2 to 3600"),
             ("root = \"/\"\nscitag = 64\n", "line 2: `scitag`: a SciTag is 65 to 65535, not 64"),
             ("root = \"/\"\nfirefly = [\"a:b\"]\n", "line 2: `firefly`: `a:b` is no collector"),

@@ -259,6 +259,9 @@ impl PartFile {
             e => fail(e),
         })?;
         let whole = [Span { offset: 0, len: size }];
+        if self.is_synthetic() {
+            return Ok(());
+        }
         let extents = extents.unwrap_or(if size == 0 { &[] } else { &whole });
         let needed = extents.iter().fold(0u64, |sum, span| sum.saturating_add(span.len));
         if !plan.preallocate {
@@ -324,6 +327,11 @@ impl PartFile {
         FileRef { fd: Arc::clone(&self.fd), mode: FileMode::PageCache }
     }
 
+    /// Whether what is written to it is dropped: it has a size and no content, and no final name to come.
+    pub fn is_synthetic(&self) -> bool {
+        self.mode == FileMode::Synthetic
+    }
+
     /// Whether a sync of it has failed.
     pub fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::Acquire)
@@ -343,6 +351,9 @@ impl PartFile {
         let fail = self.dir.fail(Doing::Write, &self.name);
         if offset.checked_add(buf.len() as u64).is_none_or(|end| end > self.size) {
             return Err(fail(Errno::EINVAL));
+        }
+        if self.is_synthetic() {
+            return Ok(());
         }
         let mut caching = if self.mode == FileMode::DontCache { Caching::DontCache } else { Caching::Normal };
         let mut at = 0;
@@ -421,6 +432,9 @@ impl PartFile {
         if end > self.size {
             return Err(self.short(end - self.size));
         }
+        if self.is_synthetic() {
+            return Err(self.dir.fail(Doing::Read, &self.name)(Errno::ENODATA));
+        }
         if self.volatile {
             return self.read_plain(offset, buf).map(|()| ReadBack::Memory);
         }
@@ -488,11 +502,18 @@ impl PartFile {
                 Ok(n)
             }
         }
+        if self.is_synthetic() {
+            return Err(Errno::ENODATA.into());
+        }
         Ok(Reader(std::fs::File::from(self.fd.try_clone()?), 0))
     }
 
     /// Removes the part file, if its name still leads to it.
     pub fn remove(self) -> Result<(), DiskError> {
+        self.unlink()
+    }
+
+    pub(super) fn unlink(&self) -> Result<(), DiskError> {
         self.dir.unlink_same(&self.name, self.fd.as_fd())
     }
 }

@@ -33,6 +33,8 @@ pub enum IoWish {
     DontCache,
     /// O_DIRECT where it works.
     Direct,
+    /// Not at all, for benches: bytes are made up, and what is written is dropped. Its operator's wish alone, never a peer's.
+    Synthetic,
 }
 
 /// Whether a file lies in the page cache.
@@ -106,6 +108,7 @@ pub fn read_plan(facts: &FsFacts, size: u64, residency: Residency, wish: IoWish)
     let plan = |mode, reason| ReadPlan { mode, reason };
     let local = matches!(facts.kind, FsKind::Ext4 | FsKind::Xfs);
     match wish {
+        IoWish::Synthetic => plan(FileMode::Synthetic, "made up: no file is read"),
         IoWish::Buffered => plan(FileMode::PageCache, "buffered as asked"),
         IoWish::Direct if facts.direct_fits() && !facts.kind.is_volatile() => plan(FileMode::Direct, "direct as asked"),
         IoWish::Direct => plan(FileMode::PageCache, "direct was asked for but does not work here"),
@@ -130,6 +133,7 @@ pub fn write_plan(facts: &FsFacts, size: u64, wish: IoWish) -> WritePlan {
     let direct = facts.direct_fits() && !volatile;
     let dontcache = facts.dontcache_write.is_ok();
     let (mode, reason) = match wish {
+        IoWish::Synthetic => (FileMode::Synthetic, "thrown away: no file is written"),
         IoWish::Buffered => (FileMode::PageCache, "buffered as asked"),
         IoWish::Direct if direct => (FileMode::Direct, "direct as asked"),
         IoWish::Direct => (FileMode::PageCache, "direct was asked for but does not work here"),
@@ -142,11 +146,12 @@ pub fn write_plan(facts: &FsFacts, size: u64, wish: IoWish) -> WritePlan {
         IoWish::Auto if local => (FileMode::PageCache, "large, neither direct nor RWF_DONTCACHE works here"),
         IoWish::Auto => (FileMode::PageCache, "file system not known for more"),
     };
+    let takes_room = large && !volatile && mode != FileMode::Synthetic;
     WritePlan {
         mode,
         // On tmpfs an allocation only moves the cost of the pages to before the first byte.
-        preallocate: large && !volatile && facts.fallocate.is_ok(),
-        unallocated: facts.fallocate.err().filter(|_| large && !volatile),
+        preallocate: takes_room && facts.fallocate.is_ok(),
+        unallocated: facts.fallocate.err().filter(|_| takes_room),
         write_behind: large && !volatile && mode == FileMode::PageCache,
         reason,
     }
@@ -218,6 +223,8 @@ mod tests {
         assert!(tmpfs.mode == FileMode::PageCache && !tmpfs.write_behind && !tmpfs.preallocate);
         let small = write_plan(&facts(FsKind::Xfs), LARGE - 1, IoWish::Auto);
         assert!(small.mode == FileMode::PageCache && !small.preallocate && !small.write_behind);
+        let none = write_plan(&facts(FsKind::Xfs), big, IoWish::Synthetic);
+        assert!(none.mode == FileMode::Synthetic && !none.preallocate && !none.write_behind, "{none:?}");
     }
 
     #[test]

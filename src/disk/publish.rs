@@ -69,6 +69,8 @@ pub enum RenamedBy {
     Link(Errno),
     /// `renameat` over whatever was there.
     Replacing,
+    /// Not at all: nothing of a synthetic file was kept, so no name leads to it.
+    Dropped,
 }
 
 /// What [`PartFile::publish`] did.
@@ -128,8 +130,12 @@ impl PartFile {
         self.dir.sync()
     }
 
-    /// [`PartFile::finish`], [`PartFile::rename`] and [`PartFile::sync_dir`].
+    /// [`PartFile::finish`], [`PartFile::rename`] and [`PartFile::sync_dir`]. A synthetic one is removed instead.
     pub fn publish(&self, meta: &Meta, proof: Option<Proof>, replace: Replace) -> Result<Published, DiskError> {
+        if self.is_synthetic() {
+            self.unlink()?;
+            return Ok(Published { renamed: RenamedBy::Dropped, record: Ok(()) });
+        }
         let record = self.finish(meta, proof)?;
         let renamed = self.rename(replace)?;
         self.sync_dir()?;

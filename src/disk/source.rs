@@ -165,7 +165,8 @@ impl SourceFile {
         if plan.mode == FileMode::Direct && direct.is_none() {
             plan = ReadPlan { mode: FileMode::Deferred, reason: "direct was refused for this file" };
         }
-        let extents = if stat.allocated < stat.size { data_extents(fd.as_fd(), stat.size) } else { None };
+        let real = plan.mode != FileMode::Synthetic;
+        let extents = if real && stat.allocated < stat.size { data_extents(fd.as_fd(), stat.size) } else { None };
         Ok(Self { path: path.clone(), fd: Arc::new(fd), direct: direct.map(Arc::new), identity, extents, plan })
     }
 

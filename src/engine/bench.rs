@@ -3,9 +3,11 @@
 
 mod cpu;
 mod disk;
+mod made_up;
 
 pub use cpu::{CpuSpec, Work, cpu};
 pub use disk::{DiskSpec, read, write};
+pub use made_up::synthetic_digest;
 
 use super::spec::Latency;
 use crate::disk::{DiskError, SourceError};

@@ -4,7 +4,8 @@ use super::coordinator;
 use super::error::{Class, TransferError};
 use super::probe::{ProbeSpec, Trial};
 use super::spec::{
-    DestinationSpec, EngineChoice, Grant, Marking, Report, Snapshot, SourceSpec, Steer, Ticket, TransferOptions,
+    DestinationSpec, EngineChoice, Grant, Marking, Report, Snapshot, SourceSpec, Steer, Synthetic, Ticket,
+    TransferOptions,
 };
 use crate::ids::{AgentId, TransferId};
 use crate::profile::SharedProfiles;
@@ -38,6 +39,8 @@ pub struct EngineConfig {
     pub profiles: SharedProfiles,
     /// How streams are marked whose options do not say.
     pub marking: Marking,
+    /// Ends that touch no storage. The operator's word for the whole process: no peer can ask for it.
+    pub synthetic: Synthetic,
 }
 
 /// Fetches a fresh ticket, again after a peer's restart.

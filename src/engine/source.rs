@@ -336,6 +336,7 @@ impl<'a> Session<'a> {
             roots: roots.clone(),
             pool: ctx.pool.clone(),
             arena: ctx.arena.clone(),
+            synthetic: ctx.config.synthetic.source(),
         });
         let (events, mut happened) = mpsc::unbounded_channel();
         let config = LinksConfig {
@@ -351,6 +352,9 @@ impl<'a> Session<'a> {
         links.tally = Some(sent.clone());
         if let Some(used) = &own.profile {
             links.notes.push(format!("profile {} fills in what was not asked for ({})", used.name, used.why));
+        }
+        if ctx.config.synthetic.source() {
+            links.notes.push("the source is synthetic: it made the bytes up, no file was read".to_owned());
         }
         let splice = accept.io == SPLICE && !encrypted;
         if accept.io == SPLICE && encrypted {
@@ -377,7 +381,7 @@ impl<'a> Session<'a> {
             channel,
             links,
             files: HashMap::new(),
-            wish: wish(&accept.io),
+            wish: wish(&accept.io, ctx.config.synthetic),
             splice,
             rows,
             how: BTreeSet::new(),

@@ -175,6 +175,35 @@ pub enum EngineChoice {
     Epoll,
 }
 
+/// Which ends of an engine touch no storage, so that a bench measures the rest of the way and may move more than memory or
+/// disk hold. A synthetic source makes up the bytes of the files that it serves, whatever they hold; a synthetic destination
+/// verifies what arrives and drops it: no final name appears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Synthetic {
+    /// Neither: files are read and written.
+    #[default]
+    Off,
+    /// What is sent from here is made up.
+    Source,
+    /// What arrives here is dropped.
+    Destination,
+    /// Both.
+    Both,
+}
+
+impl Synthetic {
+    /// Whether what is sent from here is made up.
+    pub fn source(self) -> bool {
+        matches!(self, Self::Source | Self::Both)
+    }
+
+    /// Whether what arrives here is dropped.
+    pub fn destination(self) -> bool {
+        matches!(self, Self::Destination | Self::Both)
+    }
+}
+
 /// What a ticket allows, decided by control when it issues one.
 #[derive(Debug, Clone)]
 pub struct Grant {

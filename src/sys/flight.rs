@@ -10,7 +10,7 @@ use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::uio::{pread, pwrite};
 
 use super::syscall::{preadv2_dontcache, pwritev2_dontcache};
-use super::{Completion, FileMode, Op, Slot, SocketRef, points};
+use super::{Completion, FileMode, Op, Slot, SocketRef, points, synthetic};
 
 /// O_DIRECT works in multiples of this; a read that stops elsewhere has met the end of the file.
 const DIRECT_ALIGN: u32 = 4096;
@@ -290,6 +290,10 @@ pub(super) struct PageCache {
 
 impl PageCache {
     fn read(&mut self, mode: FileMode, fd: &OwnedFd, buf: &mut [u8], at: u64) -> Result<usize, Errno> {
+        if mode == FileMode::Synthetic {
+            synthetic::fill(buf, at);
+            return Ok(buf.len());
+        }
         if mode != FileMode::DontCache || self.dontcache_refused.is_some() {
             return pread(fd, buf, at as i64);
         }
@@ -300,6 +304,9 @@ impl PageCache {
     }
 
     fn write(&mut self, mode: FileMode, fd: &OwnedFd, buf: &[u8], at: u64) -> Result<usize, Errno> {
+        if mode == FileMode::Synthetic {
+            return Ok(buf.len());
+        }
         if mode != FileMode::DontCache || self.dontcache_refused.is_some() {
             return pwrite(fd, buf, at as i64);
         }

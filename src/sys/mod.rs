@@ -33,6 +33,7 @@ pub mod select;
 #[cfg(feature = "testing")]
 pub mod simulated;
 pub mod start;
+pub mod synthetic;
 pub mod syscall;
 pub mod tcp_info;
 #[cfg(test)]
@@ -59,6 +60,8 @@ pub enum FileMode {
     Direct,
     /// A buffered file whose reads or writes are worth keeping several in flight of (cold, or slow): as `Direct`.
     Deferred,
+    /// No storage at all, for benches: reads give [`synthetic`] bytes, what is written is dropped. At once, in the thread.
+    Synthetic,
 }
 
 /// A descriptor that ops refer to; alive as long as any op does.

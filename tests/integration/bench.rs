@@ -64,7 +64,7 @@ fn the_table_names_the_bottleneck_and_synthetic_ends_are_said() {
     let mine = format!("longhaul-bench-{}", running.pid());
     let said = ["bottleneck: digest and cipher at", "NOT encrypted", "note: both ends share"];
     let found = running.wait(SOON).says(0, &said);
-    assert!(found.out.contains("a file in memory (synthetic) to memory (synthetic)"), "{}", found.out);
+    assert!(found.out.contains("made up (synthetic) to thrown away (synthetic)"), "{}", found.out);
     assert_eq!(found.out.lines().filter(|line| line.starts_with("* ")).count(), 1, "{}", found.out);
     assert!(!found.out.contains("disk write"), "{}", found.out);
     assert_eq!(of_benches(sandbox.path().to_str().unwrap()), Vec::<String>::new());

@@ -24,4 +24,5 @@ mod secrecy;
 mod sources;
 mod steer;
 mod storage;
+mod synthetic;
 mod window;

@@ -199,6 +199,7 @@ fn an_expired_ticket_opens_nothing() {
         retry_for: Duration::from_secs(1),
         profiles: Default::default(),
         marking: Default::default(),
+        synthetic: Default::default(),
     };
     let engine = Engine::start(config).unwrap();
     let address = engine.data_address().unwrap();

@@ -324,6 +324,7 @@ impl Host {
             retry_for: Duration::from_secs(180),
             profiles: Default::default(),
             marking: Default::default(),
+            synthetic: Default::default(),
         };
         let network = HostNetwork { host, world: world.clone(), net: net.clone(), directory: directory.clone() };
         let ctx = Ctx::simulated(Parts {

@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Where files in memory are made.
+/// Where a synthetic end has what little it needs of a file system: names, and a journal that waits for no disk.
 const MEMORY: &str = "/dev/shm";
 /// Room beside the files themselves: journals, an agent's state, the file system's own.
 const MARGIN: u64 = 64 << 20;
@@ -116,7 +116,10 @@ impl Space {
         let root = Root::open_following(base);
         let kind = root.as_ref().ok().and_then(|root| FsKind::of(root.handle().as_fd()).ok());
         if !kind.is_some_and(FsKind::is_volatile) {
-            return Err(Fail::new(1, format!("a synthetic end is a file in memory, and {MEMORY} is no tmpfs here")));
+            return Err(Fail::new(
+                1,
+                format!("a synthetic end has its names in memory, and {MEMORY} is no tmpfs here"),
+            ));
         }
         self.dir(base)
     }
@@ -139,6 +142,19 @@ impl Space {
         Ok(place)
     }
 
+    /// A file of `size` bytes that holds none, named [`NAME`], in a directory of its own below `dir`: for a synthetic source,
+    /// which makes them up. Returns the directory.
+    pub fn hollow(&self, dir: &Path, size: u64) -> Result<PathBuf, Fail> {
+        let place = dir.join("synthetic");
+        let path = place.join(NAME);
+        if !path.exists() {
+            DirBuilder::new().mode(0o700).create(&place).map_err(|error| Fail::io("make", &place, &error))?;
+            let made = fs::File::create_new(&path).and_then(|file| file.set_len(size));
+            made.map_err(|error| Fail::io("make", &path, &error))?;
+        }
+        Ok(place)
+    }
+
     /// A directory without anything in it, below this bench's in `base`.
     pub fn empty(&self, base: &Path) -> Result<PathBuf, Fail> {
         let dir = self.dir(base)?.join("empty");
@@ -147,8 +163,9 @@ impl Space {
     }
 
     /// A client of this bench's own agent. The first call starts it over `root`, with its state in this bench's directory
-    /// below `base`, or elsewhere if that lies beneath the root: no agent serves its own keys.
-    pub fn agent(&self, root: &Path, base: &Path, encrypt: bool) -> Result<PeerClient, Fail> {
+    /// below `base`, or elsewhere if that lies beneath the root: no agent serves its own keys. `synthetic`: it makes up what
+    /// the files there hold.
+    pub fn agent(&self, root: &Path, base: &Path, encrypt: bool, synthetic: bool) -> Result<PeerClient, Fail> {
         if let Some(agent) = &self.made().agent {
             return agent.client("/");
         }
@@ -170,7 +187,7 @@ impl Space {
             root: Some(root.to_owned()),
             state,
             encrypt,
-            more: Vec::new(),
+            more: if synthetic { vec!["--synthetic".into(), "source".into()] } else { Vec::new() },
         };
         // Held while it starts: a signal waits for it, and ends it.
         let mut made = self.made();
@@ -197,6 +214,9 @@ mod tests {
             before.modified().unwrap(),
             "written once"
         );
+        let hollow = space.hollow(&dir, 1 << 40).unwrap().join(NAME);
+        let of_it = fs::metadata(&hollow).unwrap();
+        assert_eq!((of_it.len(), std::os::unix::fs::MetadataExt::blocks(&of_it)), (1 << 40, 0), "a size, and no bytes");
         let other = space.clone();
         drop(space);
         assert!(dir.exists(), "somebody still works there");

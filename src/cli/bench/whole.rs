@@ -5,7 +5,7 @@ use crate::cli::fail::Fail;
 use crate::control::client::{PeerClient, PeerTickets};
 use crate::control::messages::{TicketRequest, WirePath};
 use crate::engine::handle::{Engine, EngineConfig, TransferWatch};
-use crate::engine::spec::{DestinationSpec, EngineChoice, Report, TransferOptions, Verdict};
+use crate::engine::spec::{DestinationSpec, EngineChoice, Report, Synthetic, TransferOptions, Verdict};
 use crate::ids::AgentId;
 use crate::limits::DEFAULT_ARENA_BYTES;
 use crate::profile::{Marking, SharedProfiles};
@@ -33,6 +33,8 @@ pub struct WholeSpec<'a> {
     pub options: TransferOptions,
     /// It is stopped after so long; what has come by then counts.
     pub limit: Duration,
+    /// Whether what arrives is thrown away.
+    pub drop: bool,
     /// Both ends, in words.
     pub how: String,
 }
@@ -55,6 +57,7 @@ pub fn measure(spec: WholeSpec<'_>) -> Result<(Part, Report), Fail> {
         retry_for: RETRY_FOR,
         profiles: SharedProfiles::default(),
         marking: Marking::default(),
+        synthetic: if spec.drop { Synthetic::Destination } else { Synthetic::Off },
     })?;
     let handle = engine.handle();
     let (cpu, how) = (Cpu::now(), spec.how);

@@ -70,13 +70,14 @@ fn word(mode: FileMode) -> &'static str {
         FileMode::DontCache => "RWF_DONTCACHE",
         FileMode::Direct => "O_DIRECT",
         FileMode::Deferred => "page cache, several in flight",
+        FileMode::Synthetic => "synthetic",
     }
 }
 
 /// Blocks under way for a mode: what is done at once in the thread gains nothing from more than one.
 fn depth(mode: FileMode) -> usize {
     match mode {
-        FileMode::PageCache | FileMode::DontCache => 1,
+        FileMode::PageCache | FileMode::DontCache | FileMode::Synthetic => 1,
         FileMode::Direct | FileMode::Deferred => DEPTH as usize,
     }
 }

@@ -21,7 +21,7 @@ use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile, Ren
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};
 use crate::engine::source::{disk_error, escape_text, mode_word};
-use crate::engine::spec::{ChecksumKind, DestinationSpec, Expected, IfExists, IoChoice, Latency};
+use crate::engine::spec::{ChecksumKind, DestinationSpec, Expected, IfExists, IoChoice, Latency, Synthetic};
 use crate::engine::worker::{ChunkFault, Claim, Command, Event, PackBody, StreamKey, TargetIo};
 use crate::grid::{CHUNK_SIZE, Grid, Span};
 use crate::ids::{Handle, PathKey, TransferId};
@@ -167,8 +167,9 @@ fn meta_of(planned: &Planned, run: &Run<'_>) -> Meta {
     }
 }
 
-fn wish_of(choice: IoChoice) -> IoWish {
+fn wish_of(choice: IoChoice, synthetic: Synthetic) -> IoWish {
     match choice {
+        _ if synthetic.destination() => IoWish::Synthetic,
         // Splicing is the source's affair.
         IoChoice::Auto | IoChoice::Splice => IoWish::Auto,
         IoChoice::Buffered => IoWish::Buffered,
@@ -318,7 +319,8 @@ impl Run<'_> {
             return self.parked.push(planned);
         }
         let (probes, id, extents) = (self.ctx.probes.clone(), self.id, file.extents.clone());
-        let (place, how) = (self.placement.clone(), (wish_of(self.spec.options.io), self.carry.unread));
+        let (place, how) =
+            (self.placement.clone(), (wish_of(self.spec.options.io, self.ctx.config.synthetic), self.carry.unread));
         self.ctx.pool.submit(move || {
             let opened =
                 open_part(&root, &probes, &planned, &id, extents.as_deref(), known, old, (how.0, &place.home, how.1));
@@ -352,7 +354,7 @@ impl Run<'_> {
             }
         };
         let OpenedPart { part, plan, kept, forget, zeros, old, fresh, volatile } = opened;
-        self.durable_storage &= !volatile;
+        self.durable_storage &= !volatile && !part.is_synthetic();
         self.how.insert(format!("{} ({})", mode_word(plan.mode), plan.reason));
         self.carry.notes.extend(part.notes().iter().map(ToString::to_string));
         let Some(file) = self.files.get_mut(&handle) else { return Ok(()) };

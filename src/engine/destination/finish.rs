@@ -235,7 +235,11 @@ impl Run<'_> {
         if !self.encrypted {
             notes.push("payload was not encrypted".to_owned());
         }
-        if !self.durable_storage {
+        if self.ctx.config.synthetic.destination() {
+            notes.push(
+                "the destination is synthetic: what arrived was verified and thrown away, no file is there".to_owned(),
+            );
+        } else if !self.durable_storage {
             notes.push("the destination is in memory: nothing there survives a power cut".to_owned());
         }
         if self.carry.unread_files > 0 {

@@ -21,7 +21,7 @@ use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, tell_error};
-use super::spec::{DestinationSpec, Latency, Report, Ticket, Verdict, Verify};
+use super::spec::{DestinationSpec, Latency, Report, Synthetic, Ticket, Verdict, Verify};
 use super::tuning::{for_peer, marked, socket_options};
 use crate::clock;
 use crate::digest;
@@ -366,7 +366,11 @@ struct Ready {
 const UNREAD: &str = "unread";
 
 /// Blocking: opens the destination, takes the lock, reads the journal.
-fn make_ready(spec: &DestinationSpec, offer: &Offer) -> Result<Ready, TransferError> {
+fn make_ready(spec: &DestinationSpec, offer: &Offer, synthetic: Synthetic) -> Result<Ready, TransferError> {
+    if synthetic.destination() && spec.options.verify == Verify::Disk {
+        let what = "this destination is synthetic: it keeps nothing that could be read back; ask for --verify wire";
+        return Err(TransferError::new(Class::Permanent, what));
+    }
     let open = || {
         if spec.base == Path::new("/") { Root::open_following(&spec.base) } else { Root::open(&spec.base) }
     };
@@ -566,8 +570,8 @@ async fn one_session(
     let mut channel = super::channel::Channel::open(socket, sealer, opener);
     let offer = offered(&mut channel).await?;
     let ready = {
-        let (spec, offer) = (spec.clone(), offer.clone());
-        ctx.pool.run(move || make_ready(&spec, &offer)).await
+        let (spec, offer, synthetic) = (spec.clone(), offer.clone(), ctx.config.synthetic);
+        ctx.pool.run(move || make_ready(&spec, &offer, synthetic)).await
     };
     let mut ready = match ready {
         Ok(ready) => ready,

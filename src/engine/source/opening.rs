@@ -2,6 +2,7 @@
 
 use crate::disk::names;
 use crate::disk::{Expect, IoWish, ProbeCache, Root, SourceError, SourceFile};
+use crate::engine::spec::Synthetic;
 use crate::engine::worker::SourceIo;
 use crate::grid::Span;
 use crate::relpath::RelPath;
@@ -16,8 +17,10 @@ const DEPTH_DEVICE: usize = 8;
 /// The word for [`crate::engine::spec::IoChoice::Splice`] in [`crate::wire::control::Accept`].
 pub(in crate::engine) const SPLICE: &str = "splice";
 
-pub(super) fn wish(word: &str) -> IoWish {
+/// What the destination asks for. That bytes are made up is this end's own setting: a peer has no word for it.
+pub(super) fn wish(word: &str, synthetic: Synthetic) -> IoWish {
     match word {
+        _ if synthetic.source() => IoWish::Synthetic,
         "buffered" | SPLICE => IoWish::Buffered,
         "dontcache" => IoWish::DontCache,
         "direct" => IoWish::Direct,
@@ -32,6 +35,7 @@ pub fn mode_word(mode: FileMode) -> &'static str {
         FileMode::DontCache => "RWF_DONTCACHE",
         FileMode::Direct => "O_DIRECT",
         FileMode::Deferred => "buffered, several in flight",
+        FileMode::Synthetic => "synthetic",
     }
 }
 
@@ -69,7 +73,7 @@ pub(super) fn source_io(file: &SourceFile, splice: bool) -> SourceIo {
     let chosen = file.file_ref();
     let direct = (chosen.mode == FileMode::Direct).then(|| chosen.clone());
     let depth = match chosen.mode {
-        FileMode::PageCache | FileMode::DontCache => DEPTH_CACHED,
+        FileMode::PageCache | FileMode::DontCache | FileMode::Synthetic => DEPTH_CACHED,
         FileMode::Direct | FileMode::Deferred => DEPTH_DEVICE,
     };
     SourceIo {
@@ -80,5 +84,21 @@ pub(super) fn source_io(file: &SourceFile, splice: bool) -> SourceIo {
         depth,
         // Only what a plain read brings into the page cache lies there to be sent.
         splice: splice && file.plan().mode == FileMode::PageCache,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_no_word_for_made_up_bytes() {
+        for word in ["synthetic", "Synthetic", "made up", "auto", ""] {
+            assert_eq!(wish(word, Synthetic::Off), IoWish::Auto, "{word}");
+            assert_eq!(wish(word, Synthetic::Destination), IoWish::Auto, "{word}");
+        }
+        assert_eq!(wish("direct", Synthetic::Off), IoWish::Direct);
+        assert_eq!(wish("direct", Synthetic::Source), IoWish::Synthetic, "the operator's word counts");
+        assert!(serde_json::from_str::<crate::engine::spec::IoChoice>("\"synthetic\"").is_err());
     }
 }

@@ -8,6 +8,8 @@ pub(super) struct SourcePacker {
     pub(super) roots: Arc<Vec<RelPath>>,
     pub(super) pool: Pool,
     pub(super) arena: Arc<Arena>,
+    /// Files have a size here, and made-up bytes.
+    pub(super) synthetic: bool,
 }
 
 /// How long a pack waits for a slot before its stream is closed: the pool's threads wait with it, and streams that hold
@@ -49,6 +51,9 @@ impl SourcePacker {
             };
             match read {
                 Ok(_) => {
+                    if self.synthetic {
+                        crate::sys::synthetic::fill(content, 0);
+                    }
                     crate::sys::points::flip("source.pack-read", content);
                     let span = Span { offset: 0, len: content.len() as u64 };
                     let check = wire_check(chunk(content, 0), item.handle, span);
@@ -75,6 +80,7 @@ impl Packer for SourcePacker {
             roots: self.roots.clone(),
             pool: self.pool.clone(),
             arena: self.arena.clone(),
+            synthetic: self.synthetic,
         };
         self.pool.submit(move || {
             let command = match this.fill(items, block) {

@@ -224,8 +224,10 @@ impl Run<'_> {
                     tries: 0,
                     weight: Weight::new(bytes, &self.known_bytes),
                 };
-                // A file that must match a known value, or whose checksums are wanted, takes the road with more stations.
-                let alone = self.spec.options.expect.is_some() || !self.spec.options.checksums.is_empty();
+                // A file that must match a known value, or whose checksums are wanted, takes the road with more stations; so
+                // does one that is to be dropped, because packs are written.
+                let asked = self.spec.options.expect.is_some() || !self.spec.options.checksums.is_empty();
+                let alone = asked || self.ctx.config.synthetic.destination();
                 let small = action == Action::Pack && !alone;
                 if small { self.small_queue.push_back(planned) } else { self.big_queue.push_back(planned) }
             }
