@@ -137,12 +137,20 @@ pub struct Window {
     pub share: f64,
     /// Whether chunks were left to ask for at its end.
     pub more: bool,
+    /// The most that arrived in a part of it of [`peak_length`], bits per second; 0: not looked at.
+    #[serde(default)]
+    pub peak: u64,
 }
 
 impl Window {
     /// Bits per second.
     pub fn rate(&self) -> f64 {
         self.bytes as f64 * 8e9 / self.ns.max(1) as f64
+    }
+
+    /// What the path carried in its best part: a window in which a ramp ends says less than that on the whole.
+    fn best(&self) -> f64 {
+        self.rate().max(self.peak as f64)
     }
 
     fn is_queued(&self) -> bool {
@@ -165,6 +173,12 @@ pub fn window_length(min_rtt_us: u64, young: bool) -> Duration {
     if young { WINDOW_YOUNG } else { WINDOW_MIN }
         .max(Duration::from_micros(min_rtt_us) * WINDOW_TRIPS)
         .min(Duration::from_secs(3))
+}
+
+/// How long the parts of a window are of which the best is its [`Window::peak`]: a stream that waited a round trip for one lost
+/// segment and then has all at once does not make much of it.
+pub fn peak_length(min_rtt_us: u64) -> Duration {
+    (Duration::from_micros(min_rtt_us) * 2).clamp(Duration::from_millis(300), Duration::from_secs(1))
 }
 
 /// What may be changed: what nobody has set.
@@ -222,6 +236,8 @@ struct Trial {
     ns: u64,
     sent: u64,
     resent: u64,
+    /// The best of them, bits per second.
+    best: f64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -345,8 +361,8 @@ impl Tuner {
             (self.had, self.fallen, self.full) = (rate, 0, None);
         }
         // The first window has the ramp in it.
-        if window.is_queued() && !first {
-            self.full = Some(self.full.map_or(rate, |full| full.max(rate)));
+        if window.is_queued() && (!first || window.peak > 0) {
+            self.full = Some(self.full.map_or(window.best(), |full| full.max(window.best())));
         }
         // What is had rises at once and sinks slowly.
         self.had = if rate > self.had { rate } else { 0.9 * self.had + 0.1 * rate };
@@ -480,10 +496,13 @@ impl Tuner {
             Kind::FewerStreams => 1.0,
             Kind::Cubic | Kind::Pacing => AS_FAST,
         };
+        let best = self.recent.iter().rev().take(AGREE).map(Window::rate).fold(0.0, f64::max);
         self.trial = Some(Trial {
             kind,
             before: self.knobs,
-            rate: self.late_rate(),
+            // BBR stops every ten seconds to see the least round trip, all streams at the same time: of few windows the best
+            // tells what a step up did.
+            rate: if kind == Kind::Raise { best } else { self.late_rate() },
             lost: lost_of(sent, resent),
             why: why.to_owned(),
             pays,
@@ -493,6 +512,7 @@ impl Tuner {
             ns: 0,
             sent: 0,
             resent: 0,
+            best: 0.0,
         });
         tracing::info!(?kind, ?to, why, "tuner: trial");
         self.knobs = to;
@@ -520,6 +540,7 @@ impl Tuner {
         }
         if trial.ran > settle {
             trial.judged += 1;
+            trial.best = trial.best.max(window.rate());
             let (bytes, ns) = (trial.bytes.saturating_add(window.bytes), trial.ns.saturating_add(window.ns));
             (trial.bytes, trial.ns) = (bytes, ns);
             let (sent, resent) = (trial.sent.saturating_add(window.sent), trial.resent.saturating_add(window.resent));
@@ -529,7 +550,8 @@ impl Tuner {
             self.trial = Some(trial);
             return;
         }
-        let rate = trial.bytes as f64 * 8e9 / trial.ns.max(1) as f64;
+        let mean = trial.bytes as f64 * 8e9 / trial.ns.max(1) as f64;
+        let rate = if trial.kind == Kind::Raise { trial.best } else { mean };
         let lost = lost_of(trial.sent, trial.resent);
         let for_less_loss = matches!(trial.kind, Kind::Cubic | Kind::Pacing);
         let pays = rate >= trial.pays * trial.rate && (!for_less_loss || lost <= trial.lost / 2.0);
@@ -543,7 +565,7 @@ impl Tuner {
         match trial.kind {
             // Above what the path carries: what arrived is what it carries.
             Kind::Raise if lost >= LOST_TOO_MUCH => {
-                self.knobs.pacing = Some(((PACED * rate) as u64).max(MIN_RATE));
+                self.knobs.pacing = Some(((PACED * mean) as u64).max(MIN_RATE));
                 self.hold_pacing();
             }
             Kind::Raise => self.raise = (2.0 * self.raise).clamp(RAISE_MORE, RAISE_MAX),

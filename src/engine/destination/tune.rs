@@ -6,7 +6,7 @@ use crate::clock;
 use crate::engine::coordinator::Ctx;
 use crate::engine::limiter::{Evidence, Shares};
 use crate::engine::spec::DestinationSpec;
-use crate::engine::tuner::{Free, Knobs, Tuner, Window, window_length};
+use crate::engine::tuner::{Free, Knobs, Tuner, Window, peak_length, window_length};
 use crate::wire::control::Control;
 use crate::wire::views::SourceView;
 use std::time::Duration;
@@ -17,6 +17,9 @@ pub(super) struct Tune {
     before: Option<Mark>,
     /// The longest round trip since the window began, µs.
     rtt_us: u64,
+    /// When the part of the window began that is looked at, and with how many bytes; ns of this end's time. The best one so far.
+    part: (u64, u64),
+    peak: u64,
     /// What held the transfer back in the last window.
     pub shares: Shares,
 }
@@ -41,7 +44,7 @@ impl Tune {
         };
         let knobs = Knobs { streams, control: None, depth: depth_at_first(spec, near), pacing: None };
         let tuner = Tuner::new(free, knobs, ctx.streams_max());
-        Self { tuner, before: None, rtt_us: 0, shares: Shares::new() }
+        Self { tuner, before: None, rtt_us: 0, part: (0, 0), peak: 0, shares: Shares::new() }
     }
 }
 
@@ -133,6 +136,14 @@ impl Run<'_> {
         let (cap, yields) = (self.rate, self.yields);
         let tune = &mut self.peers[peer].tune;
         tune.rtt_us = tune.rtt_us.max(view.sender.rtt_us);
+        // By this end's clock: what a source tells may have waited in the queue that it tells of.
+        let (now, bytes) = (evidence.destination.wall_ns, evidence.received_bytes);
+        let long = now.saturating_sub(tune.part.0);
+        if Duration::from_nanos(long) >= peak_length(view.sender.min_rtt_us) {
+            let rate = bytes.saturating_sub(tune.part.1) as f64 * 8e9 / long as f64;
+            tune.peak = tune.peak.max(rate as u64);
+            tune.part = (now, bytes);
+        }
         let Some(before) = &tune.before else {
             tune.before = Some(Mark { evidence, cap, yields });
             return;
@@ -158,12 +169,13 @@ impl Run<'_> {
                 limiter,
                 share,
                 more,
+                peak: tune.peak,
             };
             tracing::debug!(at = clock::unix_now(), window = %serde_json::to_string(&window).unwrap_or_default(), "tuner: window");
             tune.tuner.look(&window);
         }
         tune.before = Some(Mark { evidence, cap, yields });
-        tune.rtt_us = 0;
+        (tune.rtt_us, tune.peak) = (0, 0);
         self.steer();
     }
 }

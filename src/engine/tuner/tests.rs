@@ -69,6 +69,7 @@ impl Path {
             limiter,
             share: 0.9,
             more: true,
+            peak: 0,
         }
     }
 
@@ -283,6 +284,34 @@ fn what_a_peer_says_breaks_nothing() {
         assert!((1..=64).contains(&tuner.knobs.streams));
     }
     assert!(tuner.steps.iter().any(|step| step.starts_with("tuned: pacing")), "{:?}", tuner.steps);
+}
+
+/// As over 200 ms with 0.01 % lost: slow start ends within a window, and BBR is seen stopping in one of two.
+#[test]
+fn the_best_part_of_a_window_is_what_a_path_carries() {
+    let path = Path { rtt_ms: 200.0, loss: 1e-4, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    for (mbit, peak, rtt_us) in [(62, 90, 201_000), (600, 700, 268_000), (560, 570, 201_000), (500, 510, 201_000)] {
+        let bytes = mbit * 125_000;
+        let resent = bytes / 10_000;
+        tuner.look(&Window { bytes, sent: bytes, resent, rtt_us, peak: peak * 1_000_000, ..path.window(&tuner.knobs) });
+    }
+    assert_eq!(tuner.knobs.control, Some(Control::Bbr), "{:?}", tuner.steps);
+    let paced = tuner.knobs.pacing.expect("the path has shown what it carries");
+    assert_eq!(paced, 693_000_000);
+    while tuner.trial.as_ref().is_none_or(|trial| trial.kind != Kind::Raise) {
+        let window = path.window(&tuner.knobs);
+        tuner.look(&Window { rtt_us: 200_000, ..window });
+        assert!(tuner.at < Duration::from_secs(120), "{:?}", tuner.steps);
+    }
+    let mut seen = 0;
+    while tuner.trial.is_some() {
+        let window = path.window(&tuner.knobs);
+        let stopped = if seen % 2 == 0 { 3 } else { 4 };
+        tuner.look(&Window { bytes: window.bytes / 4 * stopped, rtt_us: 200_000, ..window });
+        seen += 1;
+    }
+    assert!(tuner.knobs.pacing.unwrap() > paced, "{:?}", tuner.steps);
 }
 
 #[test]
