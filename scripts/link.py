@@ -9,7 +9,8 @@
 Longhaul has no tuning option, is encrypted and verified. Other tools have the best of their settings under cubic and under bbr (as
 the namespaces' default), and their own defaults under cubic. A run is ended after --seconds: then what came over the link counts,
 headers and repeats left off by the share of payload in a full segment. Lines go to OUT/link.jsonl, tables to the terminal.
-Needs root, a release build, and for `peers` and `share` the tools.
+Needs root, a release build, and for `peers` and `share` the tools. While it runs: the lab `link`, `cubic` in
+net.ipv4.tcp_allowed_congestion_control and, for `peers`, /etc/netns/link-a and -b.
 """
 import argparse, json, os, shutil, signal, statistics, subprocess, sys, tempfile, time
 import grid
@@ -58,6 +59,11 @@ class Servers:
     def __init__(self, dir):
         self.dir, self.all = dir, []
         os.makedirs(f"{dir}/servers")
+        # GridFTP wants a name for each address; `ip netns exec` shows these files as /etc/hosts.
+        for side, own in (("a", "10.77.0.1"), ("b", grid.FAR)):
+            os.makedirs(f"/etc/netns/{NAME}-{side}", exist_ok=True)
+            with open(f"/etc/netns/{NAME}-{side}/hosts", "w") as hosts:
+                hosts.write(f"127.0.0.1 localhost\n10.77.0.1 near\n{grid.FAR} far\n{own} {os.uname().nodename}\n")
 
     def start(self, *words):
         out = open(f"{self.dir}/servers/{os.path.basename(words[0])}.log", "w")
@@ -67,6 +73,8 @@ class Servers:
         for server in self.all:
             os.killpg(server.pid, signal.SIGKILL)
             server.wait()
+        for side in "ab":
+            shutil.rmtree(f"/etc/netns/{NAME}-{side}", ignore_errors=True)
 
 
 def tools(dir, servers):
