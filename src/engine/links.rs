@@ -3,9 +3,9 @@
 use super::conn::Parked;
 use super::connections::Connections;
 use super::coordinator::Ctx;
-use super::error::Class;
+use super::dialler::REDIAL_FIRST;
 use super::fireflies::Fireflies;
-use super::session::{Joined, StreamSource, dial_stream, tune};
+use super::session::{Joined, StreamSource, tune};
 use super::worker::{Attach, Command, Event, Extra, Fault, Packer, SessionKey, StreamKey, StreamStats, now_ns};
 use crate::clock;
 use crate::ids::{SessionId, StreamIndex};
@@ -14,19 +14,14 @@ use crate::profile::Collector;
 use crate::sys::SendPath;
 use crate::wire::control::{Control, Message};
 use crate::wire::views::SenderView;
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
-/// First pause before a dead stream is dialled again; it doubles up to [`REDIAL_MAX`].
-const REDIAL_FIRST: Duration = Duration::from_millis(200);
-/// Longest pause between dials of a stream.
-const REDIAL_MAX: Duration = Duration::from_secs(5);
 /// A stream that goes down sooner than this, without a byte of payload, was never really there. Above a lost packet's
 /// retransmission, below every deadline.
 const FLAP: Duration = Duration::from_secs(10);
@@ -65,12 +60,8 @@ pub struct Links {
     /// Payload and wasted bytes, waits of streams that are gone.
     pub gone: Totals,
     source: StreamSource,
-    attempts: HashMap<StreamIndex, u32>,
-    /// Streams in use: those of higher numbers are not dialled.
+    /// Streams in use: those of higher numbers are let go.
     wanted: Rc<Cell<u16>>,
-    dialling: Rc<RefCell<BTreeSet<StreamIndex>>>,
-    /// Dials under way; they end with this, since nobody answers for a session that is gone.
-    dials: JoinSet<()>,
     block: u32,
     extra: Extra,
     packer: Option<Arc<dyn Packer>>,
@@ -155,6 +146,10 @@ impl Links {
         let session = ctx.next_key();
         let LinksConfig { source, id, block, extra, options, collectors, near } = config;
         let fireflies = Fireflies::new(&ctx, options.scitag, &collectors);
+        let wanted = match &source {
+            StreamSource::Dial(dialler) => dialler.wanted.clone(),
+            StreamSource::Accept => Rc::default(),
+        };
         Self {
             ctx,
             session,
@@ -163,10 +158,7 @@ impl Links {
             lost: 0,
             gone: Totals::default(),
             source,
-            attempts: HashMap::new(),
-            wanted: Rc::default(),
-            dialling: Rc::default(),
-            dials: JoinSet::new(),
+            wanted,
             block,
             extra,
             packer,
@@ -188,11 +180,9 @@ impl Links {
     pub fn want(&mut self, count: u16) {
         self.wanted.set(count);
         self.ctx.let_streams_in(self.id, count);
-        let there: BTreeSet<StreamIndex> = self.live.values().map(|live| live.index).collect();
-        for index in (1..=count).map(StreamIndex).filter(|index| !there.contains(index)) {
-            if !self.dialling.borrow().contains(&index) {
-                self.dial(index, Duration::ZERO);
-            }
+        if let StreamSource::Dial(dialler) = &mut self.source {
+            let there = self.live.values().map(|live| live.index).collect();
+            dialler.want(&self.ctx, count, &there, &self.options);
         }
     }
 
@@ -241,36 +231,17 @@ impl Links {
     }
 
     fn dial(&mut self, index: StreamIndex, first_pause: Duration) {
-        let StreamSource::Dial(plan) = &self.source else { return };
-        let (ctx, plan, options) = (self.ctx.clone(), plan.clone(), self.options.clone());
-        let base = *self.attempts.entry(index).and_modify(|a| *a += 1000).or_insert(0);
-        while self.dials.try_join_next().is_some() {}
-        let (wanted, dialling) = (self.wanted.clone(), self.dialling.clone());
-        dialling.borrow_mut().insert(index);
-        self.dials.spawn_local(async move {
-            let mut pause = first_pause;
-            for attempt in 1..1000 {
-                tokio::time::sleep(pause).await;
-                if plan.tell.is_closed() || index.0 > wanted.get() {
-                    break;
-                }
-                match dial_stream(&ctx, &plan, index, base + attempt, &options).await {
-                    // It counts as being dialled until it is attached.
-                    Ok(joined) => return drop(plan.tell.send(joined)),
-                    // The session is gone at the peer: the control stream will say so.
-                    Err(error) if error.class == Class::Denied => break,
-                    Err(error) => tracing::debug!(stream = index.0, %error, "dial failed"),
-                }
-                pause = (pause * 2).clamp(REDIAL_FIRST, REDIAL_MAX);
-            }
-            dialling.borrow_mut().remove(&index);
-        });
+        if let StreamSource::Dial(dialler) = &mut self.source {
+            dialler.dial(&self.ctx, index, first_pause, &self.options);
+        }
     }
 
     /// Gives a connected stream to a worker.
     pub fn attach(&mut self, joined: Joined) -> std::io::Result<StreamKey> {
         let Joined { index, attempt, socket, opener, sealer, notes } = joined;
-        self.dialling.borrow_mut().remove(&index);
+        if let StreamSource::Dial(dialler) = &self.source {
+            dialler.attached(index);
+        }
         let notes = notes.into_iter().chain(tune(&socket, &self.options, self.near));
         notes.for_each(|note| self.note(note));
         let accepted = self.packer.is_some() && matches!(self.source, StreamSource::Accept);

@@ -22,6 +22,7 @@ mod connections;
 pub mod coordinator;
 mod crowd;
 pub mod destination;
+mod dialler;
 pub mod error;
 pub mod fence;
 pub mod fireflies;

@@ -2,6 +2,7 @@
 
 use super::conn::{Conn, Parked};
 use super::coordinator::Ctx;
+use super::dialler::Dialler;
 use super::error::{Class, TransferError};
 use super::spec::{Grant, Ticket};
 use crate::ids::{SessionId, StreamIndex};
@@ -12,7 +13,7 @@ use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
     SERVER_HELLO_LEN, ServerHello, refuse,
 };
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -79,7 +80,7 @@ pub struct Opened {
 #[derive(Debug)]
 pub enum StreamSource {
     /// This end dials them.
-    Dial(DialPlan),
+    Dial(Dialler),
     /// The peer does; they come in through the acceptor.
     Accept,
 }
@@ -92,6 +93,15 @@ pub struct DialPlan {
     join: [u8; 32],
     allow_plain: bool,
     pub(super) tell: mpsc::UnboundedSender<Joined>,
+}
+
+impl Opened {
+    /// Dials the data streams while the control stream still agrees on what to move.
+    pub(super) fn dial_ahead(&mut self, ctx: &Rc<Ctx>, options: &SocketOptions) {
+        if let StreamSource::Dial(dialler) = &mut self.source {
+            dialler.want(ctx, self.streams, &BTreeSet::new(), options);
+        }
+    }
 }
 
 fn handshake_error(error: HandshakeError, at: SocketAddr) -> TransferError {
@@ -233,7 +243,7 @@ pub async fn open(
             peer: addr,
             local,
             rtt_us,
-            source: StreamSource::Dial(plan),
+            source: StreamSource::Dial(Dialler::new(plan)),
             joining,
         });
     }
@@ -266,7 +276,7 @@ pub(super) async fn dial_once(
     options: &SocketOptions,
 ) -> Result<Joined, TransferError> {
     match source {
-        StreamSource::Dial(plan) => dial_stream(ctx, plan, index, 1, options).await,
+        StreamSource::Dial(dialler) => dial_stream(ctx, &dialler.plan, index, 1, options).await,
         StreamSource::Accept => Err(TransferError::new(Class::Permanent, "the peer dials the streams of this session")),
     }
 }

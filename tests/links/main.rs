@@ -9,6 +9,7 @@ mod support;
 #[allow(dead_code)]
 mod images;
 
+mod beginning;
 mod groups;
 mod lab;
 mod limiter;

@@ -28,6 +28,7 @@ use crate::digest;
 use crate::disk::{self, Existing, LockError, Made, Root, TreeLock};
 use crate::ids::{Epoch, PathKey, TransferId};
 use crate::journal::{Header, Record, Writer, compact, recover};
+use crate::net::SocketOptions;
 use crate::relpath::RelPath;
 use crate::wire::control::{Accept, Message, Offer};
 use hdrhistogram::Histogram;
@@ -238,7 +239,13 @@ fn host_of(peer: &str) -> &str {
 
 async fn dial(ctx: &Rc<Ctx>, spec: &DestinationSpec, ticket: &Ticket) -> Result<Opened, TransferError> {
     let options = &spec.options;
-    session::open(ctx, ticket, options.streams, options.encrypt == Some(false), &socket_options(options)).await
+    let sockets = socket_options(options);
+    let mut opened = session::open(ctx, ticket, options.streams, options.encrypt == Some(false), &sockets).await?;
+    if !options.dry_run {
+        // The source paces; what we send are Wants.
+        opened.dial_ahead(ctx, &SocketOptions { pacing_bytes_per_sec: None, ..sockets });
+    }
+    Ok(opened)
 }
 
 /// With a fresh ticket. One that is refused may have waited too long on its way, or its agent has been started anew since:
