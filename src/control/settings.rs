@@ -531,6 +531,7 @@ mod tests {
             max_transfers = 8
             stage_command = ["/bin/recall"]
             stage_rule = "sidecar"
+            synthetic = "off"
         "#;
         let config = file(text).unwrap();
         assert_eq!((config.memory, config.encrypt, config.workers), (64 << 20, false, Some(3)));
