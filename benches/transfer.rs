@@ -71,7 +71,10 @@ fn options() -> Result<Options, String> {
             "--resume" => options.scale.resume = true,
             "--out" => options.out = Some(value()?.into()),
             "--name" => options.name = Some(value()?),
-            "--tiny" => (options.size, options.files, options.rounds) = (16 << 20, 100, 1),
+            "--tiny" => {
+                (options.size, options.files, options.rounds) = (16 << 20, 100, 1);
+                (options.scale.streams, options.scale.at_once) = (vec![1, 2], vec![1, 2]);
+            }
             other => return Err(format!("unknown option {other}")),
         }
     }

@@ -389,6 +389,9 @@ struct Longhaul {
     engine: &'static str,
     encrypt: bool,
     verify: &'static str,
+    /// As many as the engine chooses, if none.
+    streams: Option<u16>,
+    beside: Option<String>,
     agent: std::rc::Rc<Agent>,
     source: PathBuf,
 }
@@ -405,7 +408,44 @@ impl Longhaul {
         for (apart, word) in [(!encrypt, "-plain"), (verify == "disk", "-disk"), (engine == "epoll", "-epoll")] {
             name.push_str(if apart { word } else { "" });
         }
-        Self { name, engine, encrypt, verify, agent, source: source.to_owned() }
+        let (streams, beside) = (None, None);
+        Self { name, engine, encrypt, verify, streams, beside, agent, source: source.to_owned() }
+    }
+
+    /// The same with so many streams, under another name.
+    fn with(self, streams: u16, suffix: &str, beside: Option<String>) -> Self {
+        Self { name: format!("{}{suffix}", self.name), streams: Some(streams), beside, ..self }
+    }
+
+    fn command(&self, out: &Path) -> Command {
+        let name = self.source.file_name().expect("made by us");
+        let encrypt = if self.encrypt { "on" } else { "off" };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
+        command.args(["cp", "-r", "--json", "--encrypt", encrypt, "--verify", self.verify, "--engine", self.engine]);
+        command.args(self.streams.map(|count| format!("--streams={count}")));
+        command.arg("--token-file").arg(&self.agent.token);
+        command.arg(format!("lh://{}/{}", self.agent.http, name.to_string_lossy())).arg(out.join(name));
+        command
+    }
+
+    /// What it came to, and its report.
+    fn fetch(&self, out: &Path) -> Fallible<(Outcome, Value)> {
+        let server = &self.agent.server;
+        let before = server.cpu();
+        let (stdout, wall, cpu, rss) = timed(&mut self.command(out))?;
+        let report: Value = serde_json::from_slice(&stdout)?;
+        let latency = &report["chunk_latency_ns"];
+        let outcome = Outcome {
+            wall,
+            cpu_destination: cpu,
+            cpu_source: server.cpu() - before,
+            rss_source: peak_rss(server.0.id()),
+            rss_destination: rss,
+            limiter: report["limiter"].as_str().unwrap_or_default().to_owned(),
+            chunk_ns: latency["p50"].as_u64().zip(latency["p99"].as_u64()),
+            ..Outcome::default()
+        };
+        Ok((outcome, report))
     }
 }
 
@@ -419,31 +459,12 @@ impl Candidate for Longhaul {
         Traits { verify, durable: "journal, fdatasync", encrypted: self.encrypt }
     }
 
+    fn beside(&self) -> Option<&str> {
+        self.beside.as_deref()
+    }
+
     fn run(&mut self, out: &Path) -> Fallible<Outcome> {
-        let server = &self.agent.server;
-        let before = server.cpu();
-        let name = self.source.file_name().expect("made by us").to_string_lossy().into_owned();
-        let encrypt = if self.encrypt { "on" } else { "off" };
-        let (stdout, wall, cpu, rss) = timed(
-            Command::new(env!("CARGO_BIN_EXE_longhaul"))
-                .args(["cp", "-r", "--json", "--encrypt", encrypt, "--verify", self.verify, "--engine", self.engine])
-                .arg("--token-file")
-                .arg(&self.agent.token)
-                .arg(format!("lh://{}/{name}", self.agent.http))
-                .arg(out.join(&name)),
-        )?;
-        let report: Value = serde_json::from_slice(&stdout)?;
-        let latency = &report["chunk_latency_ns"];
-        Ok(Outcome {
-            wall,
-            cpu_destination: cpu,
-            cpu_source: server.cpu() - before,
-            rss_source: peak_rss(server.0.id()),
-            rss_destination: rss,
-            limiter: report["limiter"].as_str().unwrap_or_default().to_owned(),
-            chunk_ns: latency["p50"].as_u64().zip(latency["p99"].as_u64()),
-            ..Outcome::default()
-        })
+        Ok(self.fetch(out)?.0)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Longhaul beside itself: more streams, more transfers at once, a run that was killed half-way.
 
-use super::{Agent, Candidate, Fallible, Outcome, Traits, peak_rss, same_tree, timed};
+use super::{Agent, Candidate, Fallible, Longhaul, Outcome, Traits, peak_rss, same_tree};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -34,22 +34,16 @@ pub fn candidates(scale: &Scale, base: &Path, source: &Path) -> Fallible<Vec<Box
     }
     let root = source.parent().expect("made by us");
     let agent = Rc::new(Agent::start(root, &base.join("state-scale"), "auto")?);
-    let whole = |streams: u16, encrypt: bool, name: String, beside: Option<String>| Whole {
-        pull: Pull { streams, encrypt, agent: agent.clone(), source: source.to_owned() },
-        name,
-        beside,
-    };
     for encrypt in [false, true] {
         let kind = if encrypt { "longhaul" } else { "longhaul-plain" };
+        let one = || Longhaul::new("auto", encrypt, "wire", agent.clone(), source);
         for streams in &scale.streams {
             let first = scale.streams.first().filter(|first| *first != streams).map(|first| format!("{kind}-s{first}"));
-            all.push(Box::new(whole(*streams, encrypt, format!("{kind}-s{streams}"), first)));
+            all.push(Box::new(one().with(*streams, &format!("-s{streams}"), first)));
         }
         if scale.resume {
-            let name = format!("{kind}-whole");
-            all.push(Box::new(whole(2, encrypt, name.clone(), None)));
-            let pull = Pull { streams: 2, encrypt, agent: agent.clone(), source: source.to_owned() };
-            all.push(Box::new(Resume { pull, name: format!("{kind}-resume"), whole: name }));
+            all.push(Box::new(one().with(2, "-whole", None)));
+            all.push(Box::new(Resume(one().with(2, "-resume", Some(format!("{kind}-whole"))))));
         }
         if let Some(first) = scale.at_once.first() {
             let landing = base.join("landing");
@@ -66,95 +60,27 @@ pub fn candidates(scale: &Scale, base: &Path, source: &Path) -> Fallible<Vec<Box
     Ok(all)
 }
 
-/// One file by one command.
-struct Pull {
-    streams: u16,
-    encrypt: bool,
-    agent: Rc<Agent>,
-    source: PathBuf,
-}
-
-impl Pull {
-    fn command(&self, out: &Path) -> Command {
-        let name = self.source.file_name().expect("made by us");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_longhaul"));
-        command.args(["cp", "-r", "--json", "--verify", "wire", "--encrypt", if self.encrypt { "on" } else { "off" }]);
-        command.args(["--streams", &self.streams.to_string()]).arg("--token-file").arg(&self.agent.token);
-        command.arg(format!("lh://{}/{}", self.agent.http, name.to_string_lossy())).arg(out.join(name));
-        command
-    }
-
-    fn run(&self, out: &Path) -> Fallible<(Outcome, Value)> {
-        let before = self.agent.server.cpu();
-        let (stdout, wall, cpu, rss) = timed(&mut self.command(out))?;
-        let report: Value = serde_json::from_slice(&stdout)?;
-        let outcome = Outcome {
-            wall,
-            cpu_destination: cpu,
-            cpu_source: self.agent.server.cpu() - before,
-            rss_source: peak_rss(self.agent.server.0.id()),
-            rss_destination: rss,
-            limiter: report["limiter"].as_str().unwrap_or_default().to_owned(),
-            ..Outcome::default()
-        };
-        Ok((outcome, report))
-    }
-}
-
-fn traits(encrypted: bool) -> Traits {
-    Traits { verify: "XXH3-128 on receipt", durable: "journal, fdatasync", encrypted }
-}
-
-struct Whole {
-    pull: Pull,
-    name: String,
-    beside: Option<String>,
-}
-
-impl Candidate for Whole {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn beside(&self) -> Option<&str> {
-        self.beside.as_deref()
-    }
-
-    fn traits(&self) -> Traits {
-        traits(self.pull.encrypt)
-    }
-
-    fn run(&mut self, out: &Path) -> Fallible<Outcome> {
-        Ok(self.pull.run(out)?.0)
-    }
-}
-
 /// Killed when half of the bytes were sent, and run again: the second run is timed.
-struct Resume {
-    pull: Pull,
-    name: String,
-    whole: String,
-}
+struct Resume(Longhaul);
 
 impl Candidate for Resume {
     fn name(&self) -> &str {
-        &self.name
+        self.0.name()
     }
 
     fn beside(&self) -> Option<&str> {
-        Some(&self.whole)
+        self.0.beside()
     }
 
     fn traits(&self) -> Traits {
-        traits(self.pull.encrypt)
+        self.0.traits()
     }
 
     fn run(&mut self, out: &Path) -> Fallible<Outcome> {
-        let size = fs::metadata(&self.pull.source)?.len();
-        let agent = &self.pull.agent;
+        let size = fs::metadata(&self.0.source)?.len();
+        let agent = &self.0.agent;
         let sent_before = agent.sent()?;
-        let mut first =
-            self.pull.command(out).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let mut first = self.0.command(out).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let began = Instant::now();
         while agent.running()? < size / 2 && first.try_wait()?.is_none() && began.elapsed() < LONGEST {
             std::thread::sleep(LOOK);
@@ -168,7 +94,7 @@ impl Candidate for Resume {
             std::thread::sleep(LOOK);
         }
         let first_sent = agent.sent()? - sent_before;
-        let (mut outcome, report) = self.pull.run(out)?;
+        let (mut outcome, report) = self.0.fetch(out)?;
         let second_sent = report["sent_bytes"].as_u64().ok_or("no sent_bytes in the report")?;
         outcome.more = json!({
             "size": size, "sent_bytes": first_sent + second_sent, "resumed_bytes": report["resumed_bytes"],
@@ -230,7 +156,7 @@ impl Candidate for AtOnce {
     }
 
     fn traits(&self) -> Traits {
-        traits(self.encrypt)
+        Traits { verify: "XXH3-128 on receipt", durable: "journal, fdatasync", encrypted: self.encrypt }
     }
 
     /// What arrived lies in the other agent's root: compared here.
