@@ -231,7 +231,7 @@ def share(bench, args):
             if with_longhaul:
                 process = bench.start(0)
             else:
-                process = flows(args.streams, "cubic", 45)
+                server, process = flows(args.streams, "cubic", 45)
             time.sleep(5)
             one = single(30)
             if with_longhaul:
@@ -239,8 +239,8 @@ def share(bench, args):
             else:
                 process.terminate()
                 process.wait()
-                bench.server.terminate()
-                bench.server.wait()
+                server.terminate()
+                server.wait()
             bench.note(what="one cubic flow for 30 s", beside="longhaul" if with_longhaul else f"{args.streams} cubic flows", mbit=one)
             beside.append(one)
         kept.append(beside[0] / beside[1])
@@ -255,9 +255,10 @@ def serve(port):
 
 
 def flows(count, control, seconds):
-    Bench.server = serve(5301)
+    """A server, and the client that has so many flows from it."""
+    server = serve(5301)
     words = ["iperf3", "-c", grid.FAR, "-p", "5301", "-R", "-t", str(seconds), "-P", str(count), "-C", control]
-    return subprocess.Popen(grid.inside("a", *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return server, subprocess.Popen(grid.inside("a", *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def single(seconds):

@@ -17,8 +17,9 @@ pub(super) struct Tune {
     before: Option<Mark>,
     /// The longest round trip since the window began, µs.
     rtt_us: u64,
-    /// When the part of the window began that is looked at, and with how many bytes; ns of this end's time. The best one so far.
+    /// When the part of the window began that is looked at, ns of this end's time, and the bytes that had come by then.
     part: (u64, u64),
+    /// The best part of the window so far, bits per second.
     peak: u64,
     /// What held the transfer back in the last window.
     pub shares: Shares,
