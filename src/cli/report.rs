@@ -118,6 +118,10 @@ fn headline(report: &Report) -> String {
     let power = if report.durable { "" } else { " (storage that does not survive a power cut)" };
     let text = match report.verdict {
         Verdict::Verified => format!("VERIFIED: every file was synced, read back from storage and matched{power}"),
+        Verdict::Durable if report.dropped => {
+            "DURABLE in name only: every digest matched on receipt, and the synthetic destination threw all of it away"
+                .to_owned()
+        }
         Verdict::Durable => {
             format!("DURABLE: every digest matched on receipt, every file is synced under its name{power}")
         }
@@ -200,7 +204,7 @@ fn failures(report: &Report, lines: &mut Lines) {
     if more > 0 {
         lines.add("failed", format!("and {} (--json lists the first thousand)", count(more, "more file")));
     }
-    if report.verify == Verify::Wire && matches!(report.verdict, Verdict::Durable) {
+    if report.verify == Verify::Wire && matches!(report.verdict, Verdict::Durable) && !report.dropped {
         lines.add("proof", "digests on receipt; `--verify disk` also reads back from storage".to_owned());
     }
 }
@@ -297,6 +301,9 @@ VERIFIED: every file was synced, read back from storage and matched
         let text = text(&report, false);
         assert!(text.contains("does not survive a power cut") && text.contains("NOT encrypted"), "{text}");
         assert!(text.contains("--verify disk") && !text.contains("VERIFIED"), "{text}");
+        let nothing = super::text(&Report { dropped: true, ..report }, false);
+        assert!(nothing.starts_with("DURABLE in name only") && nothing.contains("threw all of it away"), "{nothing}");
+        assert!(!nothing.contains("under its name") && !nothing.contains("--verify disk"), "{nothing}");
     }
 
     #[test]

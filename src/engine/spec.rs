@@ -352,6 +352,9 @@ pub struct Report {
     pub verified: bool,
     /// Whether the destination's storage survives a power cut; `false` on tmpfs.
     pub durable: bool,
+    /// The destination was synthetic, see [`Synthetic`]: what arrived was verified and thrown away, no file is there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dropped: bool,
     /// Queue of each end, `io_uring` or `epoll`.
     pub engine: Ends<String>,
     /// How files were read and written.

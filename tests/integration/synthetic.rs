@@ -147,6 +147,7 @@ fn an_agent_is_synthetic_where_its_operator_says_so() {
     assert!(refused.code != 0 && refused.out.contains("--verify wire"), "{}", refused.out);
     let told = cp(&[&flag, &secret, "--verify", "wire", file, &agent.url("up")]).expect(0);
     assert!(told.notes().contains("thrown away") && told.json["durable"] == false, "{}", told.notes());
+    assert_eq!(told.json["dropped"], true, "{}", told.out);
     assert_eq!(told.number("bytes"), 6 << 20);
     let names: Vec<_> = std::fs::read_dir(&agent.root).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| name != "up"), "no name without content: {names:?}");

@@ -277,6 +277,7 @@ impl Run<'_> {
             verify: self.spec.options.verify,
             verified: matches!(verdict, Verdict::Durable | Verdict::Verified),
             durable: self.durable_storage,
+            dropped: self.ctx.config.synthetic.destination(),
             engine: Ends { source: self.peers[0].engine.clone(), destination: self.ctx.engine.engine.to_owned() },
             io: Ends {
                 source: self.peers[0].stats.as_ref().map(|s| escape_text(&s.io)).unwrap_or_default(),
