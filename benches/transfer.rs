@@ -10,8 +10,8 @@ mod transfer_parts;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use transfer_parts::{
-    Candidate, Field, Outcome, Scale, Work, candidates, drop_caches, host_line, pair_role, prepare_memory, same_tree,
-    table, write_results,
+    Candidate, Field, Outcome, Scale, Watch, Work, candidates, drop_caches, host_line, pair_role, prepare_memory,
+    same_tree, table, write_results,
 };
 
 struct Options {
@@ -113,6 +113,7 @@ fn measure(options: &Options) -> Result<(), String> {
     for work in &options.works {
         let source = tree.join(work.name());
         work.make(&source, options.size, options.files).map_err(|e| format!("test data: {e}"))?;
+        let totals = Work::totals(&source).map_err(|e| format!("test data: {e}"))?;
         let field = Field {
             peers: options.peers,
             named: options.named.clone(),
@@ -127,7 +128,7 @@ fn measure(options: &Options) -> Result<(), String> {
         let mut results: Vec<Vec<Outcome>> = vec![Vec::new(); all.len()];
         for round in 1..=options.rounds {
             for (candidate, results) in all.iter_mut().zip(&mut results) {
-                let outcome = one(candidate.as_mut(), options, base.path(), &source)?;
+                let outcome = one(candidate.as_mut(), options, base.path(), &source, totals)?;
                 let line = outcome.json(*work, candidate.as_ref(), round);
                 println!("{line}");
                 lines += &format!("{line}\n");
@@ -146,24 +147,33 @@ fn measure(options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-fn one(candidate: &mut dyn Candidate, options: &Options, base: &Path, source: &Path) -> Result<Outcome, String> {
+/// One run, of a source of so many bytes and files.
+fn one(
+    candidate: &mut dyn Candidate,
+    options: &Options,
+    base: &Path,
+    source: &Path,
+    (bytes, files): (u64, u64),
+) -> Result<Outcome, String> {
     let text = |e: std::io::Error| e.to_string();
     // A new name every time: ext4 is slow where names and inodes have just been removed.
     let out = tempfile::Builder::new().prefix("out-").tempdir_in(base).map_err(text)?;
-    let (bytes, files) = Work::totals(source).map_err(text)?;
     if options.cold {
         drop_caches().map_err(|e| format!("--cold: caches cannot be dropped: {e}"))?;
     } else {
         prepare_memory(base, bytes).map_err(|e| format!("preparing memory: {e}"))?;
     }
-    let mut outcome = candidate.run(out.path()).map_err(|e| format!("{}: {e}", candidate.name()))?;
+    let watch = Watch::start(&[]);
+    let run = candidate.run(out.path());
+    let tcp = watch.end().tcp;
+    let mut outcome = run.map_err(|e| format!("{}: {e}", candidate.name()))?;
     if options.cold {
         // What it has not synced itself is part of a durable copy.
         let began = Instant::now();
         nix::unistd::syncfs(std::fs::File::open(out.path()).map_err(text)?).map_err(|e| e.to_string())?;
         outcome.wall += began.elapsed().as_secs_f64();
     }
-    (outcome.bytes, outcome.files) = (bytes, files);
+    (outcome.bytes, outcome.files, outcome.tcp) = (bytes, files, tcp);
     if candidate.moves_files() {
         // Every round of every candidate: a fast wrong copy is no result.
         let got = out.path().join(source.file_name().expect("made by us"));

@@ -46,6 +46,8 @@ pub fn table(work: Work, all: &[Box<dyn Candidate>], results: &[Vec<Outcome>]) -
     for (mine, yardstick) in
         [("longhaul-plain", "pair"), ("longhaul", "pair-sealed"), ("longhaul-plain", "pair-direct")]
             .into_iter()
+            .chain([("longhaul-plain", "pair-warm"), ("longhaul", "pair-sealed-warm")])
+            .chain([("longhaul-plain", "pair-direct-1"), ("longhaul", "pair-direct-1")])
             .chain([
                 ("longhaul", "pair-direct"),
                 ("longhaul-plain", "iperf3-P2-cubic"),
@@ -68,6 +70,7 @@ pub fn table(work: Work, all: &[Box<dyn Candidate>], results: &[Vec<Outcome>]) -
             let _ = writeln!(text, "\n{}, round by round: `{}`", candidate.name(), more.join(" "));
         }
     }
+    text += &memory(all, results);
     // The fastest copier over the network that is not ours, nor a yardstick.
     let others = all.iter().zip(results).filter(|(c, r)| {
         let name = c.name();
@@ -85,6 +88,28 @@ pub fn table(work: Work, all: &[Box<dyn Candidate>], results: &[Vec<Outcome>]) -
                 ratio(mine, theirs)
             );
         }
+    }
+    text
+}
+
+/// What memory those of ours took, beyond the limit that they keep by themselves: medians of peaks, MiB.
+fn memory(all: &[Box<dyn Candidate>], results: &[Vec<Outcome>]) -> String {
+    let mut text = String::new();
+    for (candidate, results) in
+        all.iter().zip(results).filter(|(c, r)| c.name().starts_with("longhaul") && !r.is_empty())
+    {
+        let median = |of: &dyn Fn(&Outcome) -> u64| spread(results, |o| of(o) as f64 / f64::from(1 << 20)).0;
+        let _ = writeln!(
+            text,
+            "\n{}, peaks in MiB: resident {:.0} at the source and {:.0} at the destination, of these in huge pages {:.0} and \
+             {:.0}; TCP sockets in the kernel, whole machine {:.1}",
+            candidate.name(),
+            median(&|o| o.rss_source),
+            median(&|o| o.rss_destination),
+            median(&|o| o.huge.0.unwrap_or(0)),
+            median(&|o| o.huge.1.unwrap_or(0)),
+            median(&|o| o.tcp),
+        );
     }
     text
 }

@@ -3,24 +3,27 @@
 mod chart;
 mod pair;
 mod peers;
+mod same;
 mod scale;
+mod watch;
 mod work;
 
 use serde_json::{Value, json};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub use chart::{table, write_results};
 pub use pair::pair_role;
 use pair::{How, Loop, Pair};
+pub use same::same_tree;
 pub use scale::Scale;
+pub use watch::Watch;
+use watch::{Timed, cpu_of_ended, peak_rss, timed};
 pub use work::Work;
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error>>;
@@ -45,6 +48,10 @@ pub struct Outcome {
     pub cpu_destination: f64,
     pub rss_source: u64,
     pub rss_destination: u64,
+    /// Bytes of huge pages at their most, source and destination; none: not looked at.
+    pub huge: (Option<u64>, Option<u64>),
+    /// Bytes that the kernel held for TCP sockets at their most, of the whole machine.
+    pub tcp: u64,
     pub limiter: String,
     /// Latency of a chunk, ns: median and 99th percentile.
     pub chunk_ns: Option<(u64, u64)>,
@@ -66,6 +73,7 @@ impl Outcome {
             "wall_s": self.wall, "gbit_s": self.bytes as f64 * 8e-9 / self.wall, "files_s": self.files as f64 / self.wall,
             "cpu_s_per_gib": { "source": self.cpu_source / gib, "destination": self.cpu_destination / gib },
             "rss_bytes": { "source": self.rss_source, "destination": self.rss_destination },
+            "huge_pages_bytes": { "source": self.huge.0, "destination": self.huge.1 }, "kernel_tcp_bytes": self.tcp,
             "limiter": self.limiter, "encrypted": candidate.traits().encrypted, "verify": candidate.traits().verify,
             "durable": candidate.traits().durable, "bytes_compared": self.checked,
             "chunk_latency_ns": self.chunk_ns.map(|(p50, p99)| json!({ "p50": p50, "p99": p99 })),
@@ -109,11 +117,18 @@ pub fn candidates(work: Work, base: &Path, source: &Path, field: &Field) -> Resu
     let digest = How { digest: true, ..How::default() };
     match work {
         Work::Big if field.direct => {
-            all.push(Box::new(Pair::new("pair-direct", How { direct: true, ..How::default() }, source)));
+            let direct = How { direct: true, ..How::default() };
+            all.push(Box::new(Pair::new("pair-direct", direct, source)));
+            all.push(Box::new(Pair::new("pair-direct-1", How { single: true, ..direct }, source)));
         }
         Work::Big | Work::Medium | Work::Small => {
             all.push(Box::new(Pair::new("pair", digest, source)));
             all.push(Box::new(Pair::new("pair-sealed", How { cipher: true, ..digest }, source)));
+            if work == Work::Big {
+                let warm = How { warm: true, ..digest };
+                all.push(Box::new(Pair::new("pair-warm", warm, source)));
+                all.push(Box::new(Pair::new("pair-sealed-warm", How { cipher: true, ..warm }, source)));
+            }
         }
         Work::One => {}
     }
@@ -163,7 +178,13 @@ fn has(tool: &str) -> bool {
 /// first touch of each, and who comes first would pay for all.
 pub fn prepare_memory(base: &Path, bytes: u64) -> io::Result<()> {
     let at = base.join("warm");
-    let mut file = File::create(&at)?;
+    fill(&at, bytes)?;
+    fs::remove_file(&at)
+}
+
+/// A file of so many bytes, all alike.
+fn fill(at: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = File::create(at)?;
     let block = vec![1; 1 << 20];
     let mut left = bytes;
     while left > 0 {
@@ -171,52 +192,13 @@ pub fn prepare_memory(base: &Path, bytes: u64) -> io::Result<()> {
         file.write_all(&block[..step as usize])?;
         left -= step;
     }
-    drop(file);
-    fs::remove_file(&at)
+    Ok(())
 }
 
 /// Everything that is clean leaves the page cache. Needs root.
 pub fn drop_caches() -> io::Result<()> {
     nix::unistd::sync();
     fs::write("/proc/sys/vm/drop_caches", "3")
-}
-
-/// Whether both hold the same names and bytes.
-pub fn same_tree(a: &Path, b: &Path) -> io::Result<bool> {
-    let (kind_a, kind_b) = (fs::metadata(a)?, fs::metadata(b)?);
-    if kind_a.is_file() {
-        let (mut a, mut b) = (File::open(a)?, File::open(b)?);
-        let (mut left, mut right) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-        let mut rest = kind_a.len();
-        if rest != kind_b.len() {
-            return Ok(false);
-        }
-        while rest > 0 {
-            let step = rest.min(left.len() as u64) as usize;
-            a.read_exact(&mut left[..step])?;
-            b.read_exact(&mut right[..step])?;
-            if left[..step] != right[..step] {
-                return Ok(false);
-            }
-            rest -= step as u64;
-        }
-        return Ok(true);
-    }
-    let names = |dir: &Path| -> io::Result<Vec<_>> {
-        let mut names = fs::read_dir(dir)?.map(|e| e.map(|e| e.file_name())).collect::<io::Result<Vec<_>>>()?;
-        names.sort();
-        Ok(names)
-    };
-    let list = names(a)?;
-    if list != names(b)? {
-        return Ok(false);
-    }
-    for name in list {
-        if !same_tree(&a.join(&name), &b.join(&name))? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// The host, on a line of its own before the results.
@@ -246,46 +228,6 @@ fn cpu_of(group: u32) -> f64 {
         }
     }
     ticks as f64 / 100.0
-}
-
-fn peak_rss(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib =
-        status.lines().find_map(|l| l.strip_prefix("VmHWM:")).and_then(|l| l.split_whitespace().next()?.parse().ok());
-    kib.unwrap_or(0u64) * 1024
-}
-
-/// CPU of all children of this process that have ended.
-fn cpu_of_ended() -> f64 {
-    use nix::sys::resource::{UsageWho, getrusage};
-    let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("asking for one's own children cannot fail");
-    let seconds = |t: nix::sys::time::TimeVal| t.tv_sec() as f64 + t.tv_usec() as f64 * 1e-6;
-    seconds(usage.user_time()) + seconds(usage.system_time())
-}
-
-/// Runs a command to its end: output, wall seconds, CPU seconds, peak memory (sampled).
-fn timed(command: &mut Command) -> Fallible<(Vec<u8>, f64, f64, u64)> {
-    let before = cpu_of_ended();
-    let began = Instant::now();
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let (pid, peak, over) = (child.id(), Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-    let sampler = std::thread::spawn({
-        let (peak, over) = (peak.clone(), over.clone());
-        move || {
-            while !over.load(Ordering::Relaxed) {
-                peak.fetch_max(peak_rss(pid), Ordering::Relaxed);
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        }
-    });
-    let output = child.wait_with_output()?;
-    let wall = began.elapsed().as_secs_f64();
-    over.store(true, Ordering::Relaxed);
-    sampler.join().expect("the sampler only reads");
-    if !output.status.success() {
-        return Err(format!("{:?} failed: {}", command.get_program(), String::from_utf8_lossy(&output.stderr)).into());
-    }
-    Ok((output.stdout, wall, cpu_of_ended() - before, peak.load(Ordering::Relaxed)))
 }
 
 fn free_port() -> io::Result<u16> {
@@ -432,15 +374,16 @@ impl Longhaul {
     fn fetch(&self, out: &Path) -> Fallible<(Outcome, Value)> {
         let server = &self.agent.server;
         let before = server.cpu();
-        let (stdout, wall, cpu, rss) = timed(&mut self.command(out))?;
-        let report: Value = serde_json::from_slice(&stdout)?;
+        let ran = timed(&mut self.command(out), &[server.0.id()])?;
+        let report: Value = serde_json::from_slice(&ran.stdout)?;
         let latency = &report["chunk_latency_ns"];
         let outcome = Outcome {
-            wall,
-            cpu_destination: cpu,
+            wall: ran.wall,
+            cpu_destination: ran.cpu,
             cpu_source: server.cpu() - before,
             rss_source: peak_rss(server.0.id()),
-            rss_destination: rss,
+            rss_destination: ran.rss,
+            huge: (ran.huge[1], ran.huge[0]),
             limiter: report["limiter"].as_str().unwrap_or_default().to_owned(),
             chunk_ns: latency["p50"].as_u64().zip(latency["p99"].as_u64()),
             ..Outcome::default()
@@ -518,7 +461,8 @@ impl Candidate for Rsync {
         let before = self.server.cpu();
         let name = self.source.file_name().expect("made by us").to_string_lossy().into_owned();
         let from = format!("rsync://127.0.0.1:{}/src/{name}", self.port);
-        let (_, wall, cpu, rss) = timed(Command::new("rsync").args(["-a", "--whole-file"]).arg(from).arg(out))?;
+        let Timed { wall, cpu, rss, .. } =
+            timed(Command::new("rsync").args(["-a", "--whole-file"]).arg(from).arg(out), &[])?;
         std::thread::sleep(Duration::from_millis(50)); // the daemon waits for its child, whose time then counts
         Ok(Outcome {
             wall,
@@ -545,7 +489,7 @@ impl Candidate for Cp {
     }
 
     fn run(&mut self, out: &Path) -> Fallible<Outcome> {
-        let (_, wall, cpu, rss) = timed(Command::new("cp").arg("-a").arg(&self.source).arg(out))?;
+        let Timed { wall, cpu, rss, .. } = timed(Command::new("cp").arg("-a").arg(&self.source).arg(out), &[])?;
         Ok(Outcome { wall, cpu_destination: cpu, rss_destination: rss, ..Outcome::default() })
     }
 }
@@ -580,7 +524,7 @@ impl Candidate for Iperf {
         if let Some(name) = self.congestion {
             client.args(["-C", name]);
         }
-        let (stdout, _, cpu, rss) = timed(&mut client)?;
+        let Timed { stdout, cpu, rss, .. } = timed(&mut client, &[])?;
         let result: Value = serde_json::from_slice(&stdout)?;
         // Its own clock: the control connection's start is not part of what it measures.
         let wall = result["end"]["sum_received"]["seconds"].as_f64().ok_or("no seconds in iperf3's answer")?;

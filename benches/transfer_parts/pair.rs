@@ -1,7 +1,7 @@
 //! The yardsticks: the least that moves the same bytes. Two processes, blocking calls, a thread and a connection for each
 //! stream: read, digest, (seal,) send on one side; receive, (open,) digest, write on the other. No frames, no journal.
 
-use super::{Candidate, Fallible, Outcome, Traits, timed};
+use super::{Candidate, Fallible, Outcome, Timed, Traits, timed};
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use longhaul::digest::{ChunkHasher, DIGEST_LEN};
 use longhaul::grid::Span;
@@ -14,6 +14,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// Through the page cache: as many as this machine has cores.
 const STREAMS: u64 = 2;
@@ -23,6 +24,8 @@ const BLOCK: usize = 256 << 10;
 const DIRECT_BLOCK: usize = 1 << 20;
 const SOCKET_BUFFER: usize = 1 << 20;
 const TAG: usize = 16;
+/// Content of files that the loop holds at once: bytes.
+const SLICE: usize = 1 << 30;
 /// Tells this program that it is one end of the pair.
 const ROLE: &str = "LONGHAUL_BENCH_PAIR";
 
@@ -33,20 +36,30 @@ pub struct How {
     pub cipher: bool,
     /// O_DIRECT at both ends, space allocated beforehand, fdatasync at the end.
     pub direct: bool,
+    /// One stream: one blocking reader, one blocking writer.
+    pub single: bool,
+    /// The file is there with all its pages, and is written over.
+    pub warm: bool,
 }
 
 impl How {
     fn word(self) -> String {
         let flag = |on, c| if on { c } else { '-' };
-        [flag(self.digest, 'd'), flag(self.cipher, 'c'), flag(self.direct, 'o')].iter().collect()
+        let flags = [(self.digest, 'd'), (self.cipher, 'c'), (self.direct, 'o'), (self.single, '1'), (self.warm, 'w')];
+        flags.map(|(on, c)| flag(on, c)).iter().collect()
     }
 
     fn of(word: &str) -> Self {
-        Self { digest: word.contains('d'), cipher: word.contains('c'), direct: word.contains('o') }
+        let has = |c| word.contains(c);
+        Self { digest: has('d'), cipher: has('c'), direct: has('o'), single: has('1'), warm: has('w') }
     }
 
     fn streams(self) -> u64 {
-        if self.direct { DIRECT_STREAMS } else { STREAMS }
+        match (self.single, self.direct) {
+            (true, _) => 1,
+            (false, true) => DIRECT_STREAMS,
+            (false, false) => STREAMS,
+        }
     }
 
     fn block(self) -> usize {
@@ -79,6 +92,10 @@ impl Candidate for Pair {
     fn run(&mut self, out: &Path) -> Fallible<Outcome> {
         let me = std::env::current_exe()?;
         let target = out.join(self.source.file_name().expect("made by us"));
+        if self.how.warm {
+            // Other bytes than the source's: the comparison afterwards sees whether they were written over.
+            super::fill(&target, self.source.metadata()?.len())?;
+        }
         let mut receiver = Command::new(&me)
             .env(ROLE, "receive")
             .arg(self.how.word())
@@ -91,10 +108,10 @@ impl Candidate for Pair {
         let mut said = BufReader::new(receiver.stdout.take().expect("piped"));
         said.read_line(&mut port)?;
         let before = super::cpu_of_ended();
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let mut sender = Command::new(&me);
         sender.env(ROLE, "send").arg(self.how.word()).arg(&self.source).arg(port.trim());
-        let (_, _, sender, rss) = timed(&mut sender)?;
+        let ran = timed(&mut sender, &[receiver.id()])?;
         // The receiver says when its last byte is written, and waits to be read out.
         let mut ended = String::new();
         said.read_line(&mut ended)?;
@@ -106,10 +123,11 @@ impl Candidate for Pair {
         let rss_destination = ended.trim().parse().unwrap_or(0);
         Ok(Outcome {
             wall,
-            cpu_source: sender,
-            cpu_destination: both - sender,
-            rss_source: rss,
+            cpu_source: ran.cpu,
+            cpu_destination: both - ran.cpu,
+            rss_source: ran.rss,
             rss_destination,
+            huge: (ran.huge[0], ran.huge[1]),
             ..Outcome::default()
         })
     }
@@ -139,8 +157,8 @@ impl Candidate for Loop {
         let target = out.join(self.source.file_name().expect("made by us"));
         let mut command = Command::new(std::env::current_exe()?);
         command.env(ROLE, "loop").arg(&self.source).arg(&target);
-        let (said, _, cpu, rss) = timed(&mut command)?;
-        let wall = String::from_utf8(said)?.trim().parse()?;
+        let Timed { stdout, cpu, rss, .. } = timed(&mut command, &[])?;
+        let wall = String::from_utf8(stdout)?.trim().parse()?;
         Ok(Outcome { wall, cpu_destination: cpu, rss_destination: rss, ..Outcome::default() })
     }
 }
@@ -402,18 +420,37 @@ fn receive_tree(how: How, root: &Path, socket: TcpStream) -> std::io::Result<()>
     }
 }
 
+/// Content is read slice by slice, with the clock stopped: a tree need not fit into memory.
 fn write_all(source: &Path, target: &Path) -> std::io::Result<()> {
     let files = files_below(source)?;
-    let contents: Vec<Vec<u8>> =
-        files.iter().map(|name| std::fs::read(source.join(name))).collect::<std::io::Result<_>>()?;
-    let next = AtomicUsize::new(0);
-    let began = std::time::Instant::now();
+    let mut spent = Duration::ZERO;
     std::fs::create_dir_all(target)?;
+    let mut rest = &files[..];
+    while !rest.is_empty() {
+        let (mut contents, mut held) = (Vec::new(), 0);
+        while let Some(name) = rest.get(contents.len()).filter(|_| held < SLICE) {
+            contents.push(std::fs::read(source.join(name))?);
+            held += contents.last().map_or(0, Vec::len);
+        }
+        let (slice, later) = rest.split_at(contents.len());
+        rest = later;
+        let began = Instant::now();
+        write_slice(target, slice, &contents)?;
+        spent += began.elapsed();
+    }
+    let began = Instant::now();
+    nix::unistd::syncfs(&File::open(target)?)?;
+    println!("{}", (spent + began.elapsed()).as_secs_f64());
+    Ok(())
+}
+
+fn write_slice(target: &Path, names: &[PathBuf], contents: &[Vec<u8>]) -> std::io::Result<()> {
+    let next = AtomicUsize::new(0);
     each_stream(How::default(), |_| {
         let mut made = PathBuf::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(name) = files.get(at) else { return Ok(()) };
+            let Some(name) = names.get(at) else { return Ok(()) };
             let path = target.join(name);
             let dir = path.parent().expect("below the target");
             if dir != made {
@@ -424,8 +461,5 @@ fn write_all(source: &Path, target: &Path) -> std::io::Result<()> {
             File::create(&part)?.write_all(&contents[at])?;
             std::fs::rename(part, path)?;
         }
-    })?;
-    nix::unistd::syncfs(&File::open(target)?)?;
-    println!("{}", began.elapsed().as_secs_f64());
-    Ok(())
+    })
 }

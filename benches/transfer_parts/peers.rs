@@ -1,7 +1,7 @@
 //! Other tools, as Debian has them, each at the settings that are best for it (`scripts/compare.sh`). What is not installed is
 //! left out with a word.
 
-use super::{Candidate, Fallible, Outcome, Server, Traits, Work, free_port, has, timed, wait_for};
+use super::{Candidate, Fallible, Outcome, Server, Timed, Traits, Work, free_port, has, timed, wait_for};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -46,7 +46,7 @@ impl Candidate for Peer {
     fn run(&mut self, out: &Path) -> Fallible<Outcome> {
         let mut command = (self.client)(&self.ports, out)?;
         let before = self.server.cpu();
-        let (_, wall, cpu, rss) = timed(&mut command)?;
+        let Timed { wall, cpu, rss, .. } = timed(&mut command, &[])?;
         std::thread::sleep(std::time::Duration::from_millis(50)); // servers wait for their children, whose time then counts
         Ok(Outcome {
             wall,
@@ -387,7 +387,7 @@ fn two_ended(mut receive: Command, mut send: Command) -> Fallible<Outcome> {
 /// Runs the sender, then waits for a receiver that listens already. `before`: the CPU of ended children before it began.
 fn to_the_end(mut receiver: std::process::Child, send: &mut Command, before: f64) -> Fallible<Outcome> {
     let began = std::time::Instant::now();
-    let (_, _, cpu_source, rss_source) = timed(send)?;
+    let Timed { cpu: cpu_source, rss: rss_source, .. } = timed(send, &[])?;
     if !receiver.wait()?.success() {
         return Err("the receiver failed".into());
     }

@@ -1,6 +1,6 @@
 //! Longhaul beside itself: more streams, more transfers at once, a run that was killed half-way.
 
-use super::{Agent, Candidate, Fallible, Longhaul, Outcome, Traits, peak_rss, same_tree};
+use super::{Agent, Candidate, Fallible, Longhaul, Outcome, Traits, Watch, peak_rss, same_tree};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -168,6 +168,7 @@ impl Candidate for AtOnce {
         let dir = tempfile::Builder::new().prefix("at-once-").tempdir_in(&self.landing)?;
         let landing = dir.path().file_name().expect("made just now").to_string_lossy().into_owned();
         let before = (self.from.server.cpu(), self.to.server.cpu());
+        let watch = Watch::start(&[self.from.server.0.id(), self.to.server.0.id()]);
         let began = Instant::now();
         let mut running = Vec::new();
         for (number, (_, from)) in self.parts.iter().enumerate() {
@@ -188,6 +189,7 @@ impl Candidate for AtOnce {
             rates.push(report["bits_per_second"].as_f64().ok_or("no rate in the report")?);
         }
         let wall = began.elapsed().as_secs_f64();
+        let peaks = watch.end();
         for (number, (from, _)) in self.parts.iter().enumerate() {
             if !same_tree(from, &dir.path().join(format!("p{number}")))? {
                 return Err(format!("part {number}: the copy differs from its source").into());
@@ -202,6 +204,7 @@ impl Candidate for AtOnce {
             cpu_destination: self.to.server.cpu() - before.1,
             rss_source: peak_rss(self.from.server.0.id()),
             rss_destination: peak_rss(self.to.server.0.id()),
+            huge: (peaks.huge[0], peaks.huge[1]),
             checked: true,
             more: json!({
                 "jain": sum * sum / (rates.len() as f64 * squares),
