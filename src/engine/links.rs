@@ -224,6 +224,14 @@ impl Links {
         notes.into_iter().for_each(|note| self.note(note));
     }
 
+    /// Streams that have something to send; `None` as long as nothing was sent.
+    pub fn busy(&self) -> Option<u16> {
+        (self.totals().payload > 0).then(|| {
+            let busy = self.live.values().filter(|live| !live.stats.idle.is_on());
+            busy.count().min(u16::MAX.into()) as u16
+        })
+    }
+
     fn note(&mut self, note: String) {
         if !self.notes.contains(&note) {
             self.notes.push(note);

@@ -394,6 +394,7 @@ impl<'a> Session<'a> {
                 said: Wish::default(),
                 pacing: None,
                 sampled: clock::now(),
+                busy: (used, clock::now()),
             },
         };
         session.wish_again();

@@ -46,6 +46,9 @@ const WINDOW_YOUNG: Duration = Duration::from_millis(350);
 const YOUNG: Duration = Duration::from_secs(2);
 /// A window has at least so many round trips, so that what a change did is in it.
 const WINDOW_TRIPS: u32 = 6;
+/// The same in the beginning, of which a long path has more.
+const WINDOW_TRIPS_YOUNG: u32 = 4;
+const YOUNG_TRIPS: u32 = 16;
 /// Windows kept as reasons.
 const KEPT: usize = 5;
 /// Windows that have to agree before anything is tried.
@@ -63,6 +66,9 @@ const COLLAPSED: f64 = 0.6;
 const LOST_NOTED: f64 = 1e-5;
 /// So many segments have to be lost before it is a share and not an accident.
 const LOST_SEGMENTS: u64 = 2;
+/// What one window of the beginning has to show to be enough: so many segments, and this share.
+const LOST_PLAINLY: u64 = 4;
+const LOST_PLAIN_SHARE: f64 = 1e-4;
 /// A segment for this purpose, bytes.
 const SEGMENT: u64 = 1_448;
 /// A hundredth of all bytes sent again is too much where the queue stands.
@@ -170,9 +176,8 @@ impl Window {
 
 /// How long a window has to be, by the least round trip, µs; `young`: see [`Tuner::is_young`].
 pub fn window_length(min_rtt_us: u64, young: bool) -> Duration {
-    if young { WINDOW_YOUNG } else { WINDOW_MIN }
-        .max(Duration::from_micros(min_rtt_us) * WINDOW_TRIPS)
-        .min(Duration::from_secs(3))
+    let (least, trips) = if young { (WINDOW_YOUNG, WINDOW_TRIPS_YOUNG) } else { (WINDOW_MIN, WINDOW_TRIPS) };
+    least.max(Duration::from_micros(min_rtt_us) * trips).min(Duration::from_secs(3))
 }
 
 /// How long the parts of a window are of which the best is its [`Window::peak`]: a stream that waited a round trip for one lost
@@ -260,6 +265,8 @@ pub struct Tuner {
     rests: BTreeMap<Kind, Rest>,
     /// Time that was looked at.
     at: Duration,
+    /// The least round trip, as the last window has it.
+    trip: Duration,
     /// The rate that is thought to be had, bits per second, and windows in a row far below it.
     had: f64,
     fallen: u32,
@@ -298,6 +305,7 @@ impl Tuner {
             recent: VecDeque::new(),
             rests: BTreeMap::new(),
             at: Duration::ZERO,
+            trip: Duration::ZERO,
             had: 0.0,
             fallen: 0,
             full: None,
@@ -310,7 +318,7 @@ impl Tuner {
 
     /// Whether it has just begun and tried nothing yet: then windows are short.
     pub fn is_young(&self) -> bool {
-        self.at < YOUNG && self.trial.is_none() && self.steps.is_empty()
+        self.at < YOUNG.max(self.trip * YOUNG_TRIPS) && self.trial.is_none() && self.steps.is_empty()
     }
 
     /// What people have set meanwhile is not touched any more.
@@ -340,14 +348,21 @@ impl Tuner {
             self.judge(trial, window);
             return;
         }
+        self.trip = Duration::from_micros(window.min_rtt_us);
         self.notice(window);
         self.recent.push_back(*window);
         if self.recent.len() > KEPT {
             self.recent.pop_front();
         }
-        if self.recent.len() >= AGREE {
+        if self.recent.len() >= AGREE || self.is_plain(window) {
             self.choose();
         }
+    }
+
+    /// Whether one window is reason enough: each round trip that losses hold a young transfer down is a good part of it.
+    fn is_plain(&self, window: &Window) -> bool {
+        let enough = window.resent >= LOST_PLAINLY * SEGMENT && lost_of(window.sent, window.resent) >= LOST_PLAIN_SHARE;
+        self.is_young() && enough && !window.is_queued()
     }
 
     fn notice(&mut self, window: &Window) {
@@ -386,15 +401,18 @@ impl Tuner {
     fn choose(&mut self) {
         let last: Vec<Window> = self.recent.iter().rev().take(AGREE).copied().collect();
         let all = |test: &dyn Fn(&Window) -> bool| last.iter().all(test);
-        let network = all(&|w| w.is(&[Limiter::Network]));
+        let network = all(&|w| w.is(&[Limiter::Network])) || self.is_plain(&last[0]) && last[0].is(&[Limiter::Network]);
         // Since the last queue: what overflowed with it says nothing about the path.
         let clear = || self.recent.iter().rev().take_while(|w| !w.is_queued());
         let (sent, resent) = sums(clear(), |w| (w.sent, w.resent));
         let lost = lost_of(sent, resent);
         // One window is enough where the rate has fallen far below what the path has shown already.
         let fell = self.full.is_some_and(|full| last[0].rate() < SAGGED * full);
-        let agree = if fell { 1 } else { AGREE };
+        let agree = if fell || self.is_plain(&last[0]) { 1 } else { AGREE };
         let lossy = network && clear().count() >= agree && lost >= LOST_NOTED && resent >= LOST_SEGMENTS * SEGMENT;
+        if last.len() < AGREE && !lossy {
+            return;
+        }
         let bbr = all(&|w| w.control == Some(Control::Bbr));
         let too_much =
             bbr && last.iter().any(Window::is_queued) && all(&|w| lost_of(w.sent, w.resent) >= LOST_TOO_MUCH);

@@ -202,3 +202,28 @@ fn a_timetable_caps_the_rate_and_an_operators_word_is_not_set_aside() {
         drop(copy);
     }
 }
+
+#[test]
+fn few_chunks_have_all_of_a_rate() {
+    let sandbox = Sandbox::in_memory();
+    let agent = sandbox.agent("far", &[]);
+    let size = 32 << 20;
+    let bytes = noise(size, 3);
+    sandbox.write("big", &bytes);
+    sandbox.write("far/src/big", &bytes);
+    std::fs::create_dir_all(sandbox.at("far/in")).unwrap();
+    let least = size as f64 * 8.0 / 60e6;
+    for name in ["pull", "push"] {
+        let options = ["--rate", "60Mbit", "--streams", "16"];
+        let began = Instant::now();
+        let copy = match name {
+            "pull" => pull(&sandbox, &agent, &options, "out"),
+            _ => push(&sandbox, &agent, &options, "in/out"),
+        };
+        let report = copy.wait(LONG).expect(0);
+        let took = began.elapsed().as_secs_f64();
+        assert_eq!((report.text("verdict"), report.number("resent_bytes")), ("DURABLE", 0));
+        // Eight chunks on sixteen streams: with equal shares it would be twice the time.
+        assert!((0.85 * least..1.5 * least).contains(&took), "{name}: {took} s where the rate allows {least}");
+    }
+}

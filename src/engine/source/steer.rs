@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 /// How often the destination is told how this end stands: half of the shortest window that its tuner judges.
 const SAMPLE_EVERY: Duration = Duration::from_millis(390);
+/// A stream without anything to send has its share of a rate for so long: a gap between two chunks is no reason to change.
+const SHARE_KEPT: Duration = Duration::from_millis(500);
 
 /// What a source goes by besides its sockets' options.
 pub(super) struct Steering {
@@ -24,6 +26,8 @@ pub(super) struct Steering {
     pub pacing: Option<u64>,
     /// When counters were last told.
     pub sampled: Instant,
+    /// Streams that a rate is shared by, and when there were last so many.
+    pub busy: (u16, Instant),
 }
 
 impl Session<'_> {
@@ -49,11 +53,27 @@ impl Session<'_> {
 
     /// Paces the streams by what the destination and the time of the day at this end allow.
     pub(super) fn pace(&mut self) {
+        let shared_by = self.sharing();
         let Steering { own, accept, .. } = &self.steering;
         let cap = cap_of(own, own.rate, clock::unix_now());
-        let set = pacing(cap, own.tuning.pacing, accept, accept.streams);
+        let set = pacing(cap, own.tuning.pacing, accept, shared_by);
         let tuned = self.steering.pacing.map(|bits| (bits / 8 / u64::from(accept.streams.max(1))).max(1));
         self.links.pace(set.into_iter().chain(tuned).min(), set);
+    }
+
+    /// How many streams share a rate: those with something to send, as the rest would keep their part of it for nothing where
+    /// there are fewer chunks than streams.
+    fn sharing(&mut self) -> u16 {
+        let most = self.steering.accept.streams.max(1);
+        let busy = match self.links.busy() {
+            // Nothing was asked for yet, and then all of them begin at once.
+            None => most,
+            Some(count) => count.clamp(1, most),
+        };
+        if busy >= self.steering.busy.0 || clock::since(self.steering.busy.1) >= SHARE_KEPT {
+            self.steering.busy = (busy, clock::now());
+        }
+        self.steering.busy.0.min(most)
     }
 
     /// Tells the destination how this end stands, from time to time.

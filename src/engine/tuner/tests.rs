@@ -107,6 +107,28 @@ fn losses_without_a_queue_bring_bbr_in_and_it_stays() {
     assert!(!tuner.steps.iter().any(|step| step.starts_with("tuned: cubic")), "{:?}", tuner.steps);
 }
 
+#[test]
+fn one_plain_window_is_enough_in_the_beginning_only() {
+    let path = Path { loss: 0.005, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    tuner.look(&path.window(&tuner.knobs));
+    assert_eq!(tuner.knobs.control, Some(Control::Bbr));
+    // With a queue, or later on, two have to agree.
+    let mut queued = path.window(&Knobs { control: None, ..tuner.knobs });
+    queued.rtt_us *= 2;
+    let mut tuner = path.tuner(true);
+    tuner.look(&queued);
+    assert_eq!(tuner.knobs.control, None);
+    let clean = Path::default();
+    let mut tuner = path.tuner(true);
+    clean.run(&mut tuner, 4);
+    (tuner.full, tuner.had, tuner.recent) = (None, 0.0, VecDeque::new());
+    tuner.look(&path.window(&tuner.knobs));
+    assert_eq!(tuner.knobs.control, None);
+    tuner.look(&path.window(&tuner.knobs));
+    assert_eq!(tuner.knobs.control, Some(Control::Bbr));
+}
+
 /// As seen in a lab of 1 Gbit/s, 100 ms and 0.01 % loss: slow start fills the queue, then losses take cubic down.
 #[test]
 fn the_queue_of_the_beginning_hides_no_losses_and_says_what_bbr_may_send() {
@@ -258,7 +280,7 @@ fn windows_fit_the_round_trip() {
         (0, false, 800),
         (0, true, 350),
         (10_000, true, 350),
-        (200_000, true, 1_200),
+        (200_000, true, 800),
         (200_000, false, 1_200),
         (10_000_000, false, 3_000),
     ] {
@@ -372,7 +394,7 @@ fn what_did_not_pay_is_tried_again_when_it_would() {
         tuner.look(&Window { bytes, sent: bytes, resent, ..path.window(&tuner.knobs) });
         tuner.knobs.control
     };
-    assert_eq!([184, 183].map(|mbit| show(&mut tuner, mbit)), [None, Some(Control::Bbr)]);
+    assert_eq!(show(&mut tuner, 184), Some(Control::Bbr));
     for _ in 0..4 {
         show(&mut tuner, 190);
     }
