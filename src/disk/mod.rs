@@ -43,4 +43,4 @@ pub use publish::{Existing, Meta, RenamedBy, Replace, existing, finish_directory
 pub use record::{Proof, Signature};
 pub use scan::{ScanTotals, Scanned, scan};
 pub use small::{SmallFile, create_small, rename_batch, sync_batch};
-pub use source::{Expect, SourceError, SourceFile, open_existing, read_small};
+pub use source::{Expect, SmallSource, SourceError, SourceFile, open_existing};

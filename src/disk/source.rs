@@ -12,7 +12,7 @@ use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching};
 use crate::sys::{FileMode, FileRef};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, fcntl, posix_fadvise};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -244,9 +244,59 @@ fn open_direct(dir: &DirHandle, name: &[u8], stat: &Stat) -> Option<OwnedFd> {
     Stat::of(fd.as_fd()).is_ok_and(|now| now.same_object(stat)).then_some(fd)
 }
 
-/// Reads a small file whole into the front of `buf`, for a pack; its identity says how many bytes. It is checked against
-/// `expect` and once more after the reading, so that a half-changed file is never sent. A file that is longer than `buf`
-/// has changed. `last` is kept from file to file of a pack.
+/// A small file that is open, to be read whole for a pack.
+#[derive(Debug)]
+pub struct SmallSource {
+    fd: OwnedFd,
+    before: Identity,
+}
+
+impl SmallSource {
+    /// Opens it and checks it against `expect`; one of more than `max` bytes has changed. `last` is kept from file to file of
+    /// a pack. The kernel begins to read it: a pack's files are opened some ahead of being read, so that a disk has several
+    /// of them to fetch at a time (benches/README.md, "Steps").
+    pub fn open(
+        root: &Root,
+        last: &mut LastDir,
+        path: &RelPath,
+        expect: Expect,
+        max: usize,
+    ) -> Result<Self, SourceError> {
+        let (dir, name) = last.parent_of(root, path).map_err(sort)?;
+        let (fd, stat) = open_regular(&dir, name)?;
+        let before = Identity::from(&stat);
+        if usize::try_from(before.size).is_ok_and(|size| size <= max) && expect.holds(&before) {
+            // Advice only: a file system that takes none reads when it is asked to.
+            let _ = posix_fadvise(&fd, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+            Ok(Self { fd, before })
+        } else {
+            Err(SourceError::Changed { path: path.clone(), now: before })
+        }
+    }
+
+    /// Reads it into the front of `buf`, of at least the `max` bytes of its opening; its identity says how many they are. It
+    /// is looked at once more after the reading, so that a half-changed file is never sent. `path` is for errors.
+    pub fn read(self, path: &RelPath, buf: &mut [u8]) -> Result<Identity, SourceError> {
+        let want = self.before.size as usize;
+        let mut at = 0;
+        while at < want {
+            let n = retrying(|| fsys::read_at(self.fd.as_fd(), &mut buf[at..want], at as u64, Caching::Normal))
+                .map_err(|e| DiskError::new(Doing::Read, path, e))?;
+            if n == 0 {
+                break;
+            }
+            at += n;
+        }
+        let after = identity_now(self.fd.as_fd()).map_err(|e| DiskError::new(Doing::Stat, path, e))?;
+        if after != self.before || at != want {
+            return Err(SourceError::Changed { path: path.clone(), now: after });
+        }
+        Ok(self.before)
+    }
+}
+
+/// Opened and read at once.
+#[cfg(test)]
 pub fn read_small(
     root: &Root,
     last: &mut LastDir,
@@ -254,26 +304,5 @@ pub fn read_small(
     expect: Expect,
     buf: &mut [u8],
 ) -> Result<Identity, SourceError> {
-    let (dir, name) = last.parent_of(root, path).map_err(sort)?;
-    let (fd, stat) = open_regular(&dir, name)?;
-    let before = Identity::from(&stat);
-    let changed = |now| SourceError::Changed { path: path.clone(), now };
-    let want = match usize::try_from(before.size) {
-        Ok(size) if size <= buf.len() && expect.holds(&before) => size,
-        _ => return Err(changed(before)),
-    };
-    let mut at = 0;
-    while at < want {
-        let n = retrying(|| fsys::read_at(fd.as_fd(), &mut buf[at..want], at as u64, Caching::Normal))
-            .map_err(dir.fail(Doing::Read, name))?;
-        if n == 0 {
-            break;
-        }
-        at += n;
-    }
-    let after = identity_now(fd.as_fd()).map_err(dir.fail(Doing::Stat, name))?;
-    if after != before || at != want {
-        return Err(changed(after));
-    }
-    Ok(before)
+    SmallSource::open(root, last, path, expect, buf.len())?.read(path, buf)
 }

@@ -4,8 +4,8 @@
 use crate::count;
 use crate::stage::Stage;
 use longhaul::disk::{
-    DiskError, Existing, Expect, LastDir, Meta, PartFile, Replace, Root, SourceError, create_small, existing,
-    finish_directory, make_symlink, read_small, rename_batch, write_plan,
+    DiskError, Existing, Expect, LastDir, Meta, PartFile, Replace, Root, SmallSource, SourceError, create_small,
+    existing, finish_directory, make_symlink, rename_batch, write_plan,
 };
 use longhaul::ids::TransferId;
 use longhaul::manifest::Mtime;
@@ -114,13 +114,15 @@ fn round(root: &Root, tally: &mut Tally) {
     let mut buf = [0; 64];
     for name in ["d/canary", "d/dir/canary", "f/name"] {
         anew();
-        match read_small(root, &mut LastDir::default(), &p(name), Expect::Any, &mut buf) {
+        let path = p(name);
+        let opened = SmallSource::open(root, &mut LastDir::default(), &path, Expect::Any, buf.len());
+        match opened.and_then(|file| file.read(&path, &mut buf)) {
             Ok(identity) => {
                 assert_ne!(&buf[..identity.size as usize], SECRET, "read from outside");
                 tally.through += 1;
             }
-            Err(SourceError::Disk(error)) => drop(tally.count::<()>("read_small", Err(error))),
-            Err(_) => *tally.other.entry("read_small").or_default() += 1,
+            Err(SourceError::Disk(error)) => drop(tally.count::<()>("small source", Err(error))),
+            Err(_) => *tally.other.entry("small source").or_default() += 1,
         }
         anew();
         if let Some(Existing::File { stat, .. }) = tally.count("existing", existing(root, &p(name))) {

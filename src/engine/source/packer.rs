@@ -1,6 +1,8 @@
 //! Small files for packs: read whole into frames.
 
 use super::*;
+use crate::disk::SmallSource;
+use std::collections::VecDeque;
 
 /// Reads small files into frames, in the pool.
 pub(super) struct SourcePacker {
@@ -16,6 +18,15 @@ pub(super) struct SourcePacker {
 /// slots and do not move are closed before.
 const PACK_SLOT_WAIT: Duration = Duration::from_secs(15);
 
+/// Files of a pack that are open at once: from so many on two threads read what a disk gives, see benches/README.md.
+const OPEN_AHEAD: u64 = 48;
+
+/// [`OPEN_AHEAD`], or less where this process may open few: each of the pool's threads has so many.
+fn open_ahead() -> usize {
+    static FOUND: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *FOUND.get_or_init(|| (crate::engine::pool::raise_descriptor_limit() / 64).clamp(1, OPEN_AHEAD) as usize)
+}
+
 impl SourcePacker {
     fn slot(&self) -> Option<crate::sys::Slot> {
         let give_up = clock::now() + PACK_SLOT_WAIT;
@@ -30,11 +41,23 @@ impl SourcePacker {
         }
     }
 
+    fn open(&self, item: &PackItem, last: &mut disk::LastDir) -> Result<(SmallSource, RelPath), Status> {
+        let path = place(&self.roots, item.root, &item.path).ok_or(Status::Gone)?;
+        let expect = Expect::Version { size: u64::from(item.size), mtime: item.mtime };
+        let file = SmallSource::open(&self.root, last, &path, expect, item.size as usize);
+        Ok((file.map_err(|e| status_of(&e))?, path))
+    }
+
     fn fill(&self, items: Vec<PackItem>, block: u32) -> Option<Vec<PackBody>> {
         let start = SLOT_HEAD as usize;
         let (mut bodies, mut last) = (Vec::new(), disk::LastDir::default());
         let (mut slot, mut at, mut payload) = (self.slot()?, 0, 0);
-        for item in items {
+        let (mut coming, mut opened) = (items.iter(), VecDeque::new());
+        let ahead = open_ahead();
+        for item in &items {
+            let more = ahead.saturating_sub(opened.len());
+            opened.extend(coming.by_ref().take(more).map(|item| self.open(item, &mut last)));
+            let file = opened.pop_front().expect("as many are opened as there are, each before it is read");
             let need = PACK_ENTRY_HEAD + item.size as usize;
             if at + need > block as usize {
                 bodies.push(PackBody { slot, len: at as u32, payload });
@@ -42,14 +65,8 @@ impl SourcePacker {
             }
             let room = &mut slot.as_mut_slice()[start + at..start + at + need];
             let (head, content) = room.split_at_mut(PACK_ENTRY_HEAD);
-            let expect = Expect::Version { size: u64::from(item.size), mtime: item.mtime };
-            let read = match place(&self.roots, item.root, &item.path) {
-                Some(path) => {
-                    disk::read_small(&self.root, &mut last, &path, expect, content).map_err(|e| status_of(&e))
-                }
-                None => Err(Status::Gone),
-            };
-            match read {
+            let read = |(file, path): (SmallSource, RelPath)| file.read(&path, content).map_err(|e| status_of(&e));
+            match file.and_then(read) {
                 Ok(_) => {
                     if self.synthetic {
                         crate::sys::synthetic::fill(content, 0);
