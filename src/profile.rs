@@ -3,6 +3,7 @@
 //!
 //! Parsing and choosing only. Files are read by `control::profiles`, values reach sockets through `engine::tuning`.
 
+mod cpus;
 mod pattern;
 mod scitag;
 mod set;
@@ -10,6 +11,7 @@ mod steer;
 mod text;
 mod timetable;
 
+pub use cpus::{CpuMap, cpu_list, cpu_ranges};
 pub use pattern::Pattern;
 pub use scitag::{Collector, Marking, SciTag};
 pub use set::{Chosen, Named, Profiles, SharedProfiles};
@@ -68,6 +70,9 @@ pub struct Profile {
     /// What is set on the way between file and socket.
     #[serde(skip_serializing_if = "is_default")]
     pub files: Files,
+    /// Where this process's threads run.
+    #[serde(skip_serializing_if = "is_default")]
+    pub threads: Threads,
     /// When less than the whole link may be used: shares of `sockets.rate`, or else of `path.rate`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub timetable: Vec<Hours>,
@@ -159,6 +164,15 @@ pub struct Files {
     /// `false` only for circuits that nobody else can reach; off only if both ends say so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encrypt: Option<bool>,
+}
+
+/// Where this process's threads run. For a client: an agent's threads are started before it knows its peers.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Threads {
+    /// The CPUs that the engine's threads keep to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpus: Option<CpuMap>,
 }
 
 /// Where a profile's values come from.
@@ -432,6 +446,8 @@ mod tests {
         depth = 16
         io = "direct"
         encrypt = true
+        [threads]
+        cpus = "0-3,8"
         [[timetable]]
         from = "22:00"
         to = "06:00"
@@ -494,6 +510,8 @@ mod tests {
             ("[files]\nblock = \"100KiB\"", "files.block"),
             ("[files]\ndepth = 65", "files.depth"),
             ("[files]\nio = \"tape\"", "files.io"),
+            ("[threads]\ncpus = \"all\"", "`all` is no CPU"),
+            ("[threads]\ncores = \"0\"", "cores"),
             ("[path]\nloss = 1.5", "path.loss"),
             ("[[timetable]]\nfrom = \"22:00\"\nto = \"06:00\"\nshare = 0.8", "timetable: shares need"),
             ("[path]\nrate = \"1Gbit\"\n[[timetable]]\nfrom = \"22:00\"\nto = \"06:00\"\nshare = 0", "timetable.share"),

@@ -9,7 +9,7 @@ use crate::control::tls::ClientCertificates;
 use crate::engine::handle::{Engine, EngineConfig};
 use crate::engine::spec::{EngineChoice, Synthetic, Verify};
 use crate::ids::AgentId;
-use crate::profile::{Collector, SciTag};
+use crate::profile::{Collector, CpuMap, SciTag};
 use crate::units::parse_size;
 use sd_notify::NotifyState;
 use std::fmt;
@@ -79,6 +79,9 @@ pub struct Args {
     /// Worker threads [default: one per core, at most 8]
     #[arg(long, value_name = "N")]
     workers: Option<usize>,
+    /// CPUs that the engine's threads keep to: a list as 0-3,8, or node:N for those of a NUMA node [default: all]
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<CpuMap>,
     /// Memory for block buffers [default: 96MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
@@ -170,6 +173,7 @@ impl Args {
             encrypt: self.encrypt,
             engine: self.engine,
             workers: self.workers,
+            cpus: self.cpus,
             memory: self.memory,
             log: self.log,
             transfer_log: self.transfer_log,

@@ -22,7 +22,7 @@ use crate::engine::spec::{
 };
 use crate::engine::tuning::fill;
 use crate::limits::{DEFAULT_ARENA_BYTES, DEFAULT_BLOCK, MAX_BLOCK, MAX_STREAMS, MIN_BLOCK};
-use crate::profile::{Chosen, Marking, SharedProfiles, Tuning, check_congestion, split_congestion};
+use crate::profile::{Chosen, CpuMap, Marking, SharedProfiles, Tuning, check_congestion, split_congestion};
 use crate::units::{Bytes, parse_rate, parse_size};
 use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -114,6 +114,9 @@ pub struct Args {
     /// Worker threads [default: one for each core, at most 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub workers: Option<u16>,
+    /// CPUs that the engine's threads keep to: a list as 0-3,8, or node:N for those of a NUMA node [default: all]
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<CpuMap>,
     /// Block buffers of this process [default: 96MiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]
     pub memory: Option<u64>,
@@ -293,6 +296,7 @@ impl Args {
             self.block = self.block.or(files.block.and_then(|size| u32::try_from(size).ok()));
             self.io = self.io.or(files.io.as_deref().and_then(|word| parse_word(word).ok()));
             self.encrypt = self.encrypt.or(files.encrypt);
+            self.cpus = self.cpus.or_else(|| chosen.named.profile.threads.cpus.clone());
         }
         if !self.marking.firefly.is_empty() && self.options().tuning.scitag.is_none() {
             return Err(Fail::usage("--firefly tells of tagged flows: say which tag with --scitag"));
@@ -321,6 +325,13 @@ impl Args {
             let what = "--write-manifest needs one end here: of a copy between two agents the client is told the outcome, not \
                         every file's digest; run `longhaul cp` on the source's or the destination's host instead";
             return Err(Fail::usage(what));
+        }
+        if let Some(cpus) = &self.cpus {
+            if matches!((&plan.from, &plan.to), (From::Agent(..), To::Agent(_))) {
+                let what = "--cpus is for a copy with one end here: an agent has a setting of its own (`cpus`)";
+                return Err(Fail::usage(what));
+            }
+            crate::engine::cpus::check(cpus).map_err(|why| Fail::usage(format!("--cpus {cpus}: {why}")))?;
         }
         self.marking.check(matches!((&plan.from, &plan.to), (From::Agent(..), To::Agent(_))))?;
         if let (To::Here(path), true) = (&plan.to, plan.needs_directory)
@@ -389,6 +400,7 @@ async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &m
     let both_here = matches!((&plan.from, &plan.to), (From::Here(_), To::Here(_)));
     let engine = Engine::start(EngineConfig {
         workers: args.workers.map(usize::from),
+        cpus: args.cpus.clone(),
         arena_bytes: args.memory.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(DEFAULT_ARENA_BYTES),
         engine: args.engine,
         // A local copy's streams come from this very process.

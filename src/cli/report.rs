@@ -76,6 +76,9 @@ pub fn text(report: &Report, explain: bool) -> String {
     if let Some(cpu) = cpu(report) {
         lines.add("CPU", cpu);
     }
+    if explain {
+        lines.ends("CPUs", &report.cpus);
+    }
     if let Some(digest) = report.digest {
         lines.add("digest", format!("xxh3:{digest}"));
     }

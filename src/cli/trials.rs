@@ -36,6 +36,7 @@ impl Trials {
         let runtime = runtime.map_err(|error| Fail::new(1, format!("cannot start the program's threads: {error}")))?;
         let engine = Engine::start(EngineConfig {
             workers: Some(1),
+            cpus: None,
             arena_bytes: ARENA,
             engine: EngineChoice::Epoll,
             data_listen: None,

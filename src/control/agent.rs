@@ -25,7 +25,7 @@ use super::web;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::{Engine, EngineConfig, TransferStatus};
 use crate::ids::AgentId;
-use crate::profile::SharedProfiles;
+use crate::profile::{CpuMap, SharedProfiles};
 use nix::fcntl::Flock;
 use serde::Serialize;
 use std::fs::File;
@@ -93,6 +93,14 @@ pub enum AgentError {
     /// An own database.
     #[error(transparent)]
     Database(#[from] DatabaseError),
+    /// CPUs that are not to be had.
+    #[error("cpus {cpus}: {why}")]
+    Cpus {
+        /// What was asked for.
+        cpus: CpuMap,
+        /// Why not.
+        why: String,
+    },
     /// The address of main.
     #[error(transparent)]
     MainUrl(#[from] UrlError),
@@ -178,6 +186,7 @@ impl std::fmt::Debug for App {
 pub fn engine_config(config: &AgentConfig, agent: AgentId, advertise: Vec<SocketAddr>) -> EngineConfig {
     EngineConfig {
         workers: config.workers,
+        cpus: config.cpus.clone(),
         // Checked when the settings were resolved.
         arena_bytes: usize::try_from(config.memory).unwrap_or(usize::MAX),
         engine: config.engine,
@@ -214,6 +223,9 @@ impl Agent {
         let profiles = SharedProfiles::new(profiles::load(config.profiles.as_deref(), None)?);
         let advertise = resolve(&config.advertise_data)?;
 
+        if let Some(cpus) = &config.cpus {
+            crate::engine::cpus::check(cpus).map_err(|why| AgentError::Cpus { cpus: cpus.clone(), why })?;
+        }
         let bind_error = |source| AgentError::Bind { address: config.http, source };
         let listener = http::bind(config.http).map_err(bind_error)?;
         let http = listener.local_addr().map_err(bind_error)?;

@@ -7,7 +7,7 @@ use super::url::{DATA_PORT, HTTP_PORT, PeerUrl};
 use crate::config::{ConfigError, Picker, Shown};
 use crate::engine::spec::{EngineChoice, Synthetic, Verify};
 use crate::limits::{DEFAULT_ARENA_BYTES, MAX_COLLECTORS, MAX_SESSIONS};
-use crate::profile::{Collector, Marking, SciTag};
+use crate::profile::{Collector, CpuMap, Marking, SciTag};
 use crate::units::parse_size;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
@@ -140,6 +140,8 @@ pub struct AgentLayer {
     pub engine: Option<EngineChoice>,
     /// Worker threads.
     pub workers: Option<usize>,
+    /// CPUs that the engine's threads keep to: `0-3,8` or `node:1`.
+    pub cpus: Option<CpuMap>,
     /// Block buffers, as a size.
     #[serde(deserialize_with = "size")]
     pub memory: Option<u64>,
@@ -245,6 +247,8 @@ pub struct AgentConfig {
     pub engine: EngineChoice,
     /// `None`: as many as the engine likes.
     pub workers: Option<usize>,
+    /// `None`: wherever the process may run.
+    pub cpus: Option<CpuMap>,
     /// Bytes.
     pub memory: u64,
     /// See [`LogTarget`].
@@ -327,6 +331,7 @@ impl AgentConfig {
         let engine = p.pick("engine", f.engine, l.engine, EngineChoice::Auto, word);
         let auto = |v: &Option<usize>| v.map_or_else(|| "auto".to_owned(), |n| n.to_string());
         let workers = p.pick("workers", f.workers.map(Some), l.workers.map(Some), None, auto);
+        let cpus = p.pick("cpus", f.cpus.map(Some), l.cpus.map(Some), None, shown_option);
         let memory = p.pick("memory", f.memory, l.memory, DEFAULT_ARENA_BYTES as u64, u64::to_string);
         let log = p.pick("log", log_text(f.log), log_text(l.log), default_log(), LogTarget::to_string);
         let transfer_log = p.pick("transfer_log", f.transfer_log.map(Some), l.transfer_log.map(Some), None, path);
@@ -453,6 +458,7 @@ impl AgentConfig {
             encrypt,
             engine,
             workers,
+            cpus,
             memory,
             log,
             transfer_log,
@@ -507,6 +513,7 @@ mod tests {
             encrypt = "off"
             engine = "epoll"
             workers = 3
+            cpus = "0-3,8"
             memory = "64MiB"
             log = "/var/log/l"
             transfer_log = "/var/log/t"
@@ -535,6 +542,7 @@ mod tests {
         "#;
         let config = file(text).unwrap();
         assert_eq!((config.memory, config.encrypt, config.workers), (64 << 20, false, Some(3)));
+        assert_eq!(config.cpus, Some(CpuMap::List(vec![0, 1, 2, 3, 8])));
         assert_eq!(config.log, LogTarget::File("/var/log/l".into()));
         assert_eq!((config.verify, config.engine, config.max_sessions), (Verify::Wire, EngineChoice::Epoll, 7));
         assert!(config.shown.iter().all(|s| s.origin.to_string() == "file /etc/longhaul.toml"), "{:?}", config.shown);
@@ -562,6 +570,7 @@ mod tests {
             ("root = \"/\"\nmemory = \"lots\"\n", "line 2: `memory`: `lots` is not a size"),
             ("", "`root` (default): name the directory"),
             ("root = \"/\"\nworkers = 0\n", "`workers` (file /etc/longhaul.toml): 1 to 256"),
+            ("root = \"/\"\ncpus = \"fast\"\n", "line 2: `cpus`: `fast` is no CPU: a list as 0-3,8"),
             ("root = \"/\"\nmax_sessions = 257\n", "`max_sessions` (file"),
             ("root = \"/\"\nmemory = \"1MiB\"\n", "`memory` (file"),
             ("root = \"/\"\ntls_cert = \"/c\"\n", "go together"),

@@ -180,7 +180,7 @@ fn placement(facts: &Facts, interface: &Interface, into: &mut Vec<Finding>) {
             Level::Advice,
             format!("interrupts on node {node}, and the agent there too"),
             "every packet crosses the link between the sockets otherwise: 20 to 30 % on older hosts",
-            Some(format!("numactl --cpunodebind={node} --membind={node} longhaul agent …")),
+            Some(format!("longhaul agent --cpus node:{node} …")),
         );
     }
 }

@@ -194,12 +194,7 @@ fn each_fault_is_found_and_comes_with_its_command() {
             Level::Advice,
             "smp_affinity",
         ),
-        (
-            |f| f.interfaces[0].near_cores = (16..32).collect(),
-            "ens1f0np0 NUMA",
-            Level::Advice,
-            "numactl --cpunodebind=0",
-        ),
+        (|f| f.interfaces[0].near_cores = (16..32).collect(), "ens1f0np0 NUMA", Level::Advice, "--cpus node:0"),
         (|f| f.governors = [("powersave".into(), 32)].into(), "CPU governor", Level::Advice, "cpupower"),
         (|f| f.aes = Some(false), "CPU AES instructions", Level::Wrong, "--encrypt off"),
         (|f| f.huge_pages = Some("never".into()), "transparent huge pages", Level::Wrong, "echo madvise"),

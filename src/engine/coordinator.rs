@@ -3,12 +3,14 @@
 
 #[cfg(feature = "testing")]
 pub mod simulated;
+mod start;
 mod tickets;
 
 pub use tickets::Tickets;
 
 use super::commit::CommitIo;
 use super::conn::Conn;
+use super::cpus::Bound;
 use super::crowd::Crowd;
 use super::error::{Class, TransferError};
 use super::fence::Fences;
@@ -19,7 +21,7 @@ use super::spec::{
     Access, DestinationSpec, EngineChoice, Grant, MOVING, Priority, Report, Snapshot, SourceSpec, Steer,
 };
 use super::worker::mailbox::Mailbox;
-use super::worker::{Command, Event, StreamKey, Worker, WorkerStats};
+use super::worker::{Command, Event, StreamKey, WorkerStats};
 use super::{destination, handle::Request, probe, source};
 
 use crate::clock;
@@ -27,7 +29,7 @@ use crate::disk::{ProbeCache, Resolver};
 use crate::ids::{SessionId, TransferId};
 use crate::limits::{MAX_SESSIONS, MAX_STREAMS};
 use crate::profile::SciTag;
-use crate::sys::{Arena, ArenaConfig, EngineFacts, IoQueue, QueueChoice, WakeSource, open_queue};
+use crate::sys::{Arena, ArenaConfig, EngineFacts, WakeSource};
 use crate::wire::handshake::Refusal;
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -41,8 +43,6 @@ use tokio::sync::{broadcast, mpsc, watch};
 
 /// Ended transfers that stay in the list.
 const ENDED_KEPT: usize = 100;
-/// Ops a ring holds; a worker's streams have a handful each.
-const QUEUE_ENTRIES: u32 = 512;
 /// Pool threads: creation of small files and read-back profit from a few more than there are cores.
 const POOL_THREADS: usize = 8;
 
@@ -69,6 +69,8 @@ pub struct Ctx {
     pub probes: Arc<ProbeCache>,
     /// The workers' queue.
     pub engine: EngineFacts,
+    /// Where the threads run.
+    pub bound: Bound,
     /// How group commits reach the disk.
     pub commit: CommitIo,
     /// Tickets not yet used.
@@ -138,7 +140,13 @@ impl Ctx {
         if Resolver::probed() == Resolver::Walk {
             notes.push("openat2 is refused here: paths are opened component by component".to_owned());
         }
+        notes.extend_from_slice(self.bound.notes());
         notes
+    }
+
+    /// The CPUs that the threads keep to, for reports; empty when they keep to none.
+    pub fn cpus(&self) -> String {
+        self.bound.describe(self.workers.len())
     }
 
     /// A number never used before in this process.
@@ -324,47 +332,6 @@ fn probe_tokio_uring() -> Result<(), String> {
     crate::sys::probe_ring(8).map_err(|error| format!("io_uring_setup: {error}"))
 }
 
-fn start_workers(
-    config: &EngineConfig,
-    arena: &Arc<Arena>,
-    outbox: &Arc<Mailbox<Event>>,
-) -> Result<(Vec<WorkerHandle>, EngineFacts), TransferError> {
-    let count = config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, |n| n.get().min(8)));
-    let choice = match config.engine {
-        EngineChoice::Auto => QueueChoice::Auto,
-        EngineChoice::Uring => QueueChoice::Uring,
-        EngineChoice::Epoll => QueueChoice::Epoll,
-    };
-    let (mut workers, mut facts) = (Vec::new(), EngineFacts::default());
-    for number in 0..count.max(1) {
-        let (tell, answer) = std::sync::mpsc::channel();
-        let (arena, outbox) = (arena.clone(), outbox.clone());
-        let stats = Arc::new(WorkerStats::default());
-        let counters = stats.clone();
-        let thread = move || {
-            let queue = match open_queue(choice, &arena, QUEUE_ENTRIES) {
-                Ok(queue) => queue,
-                Err(error) => return drop(tell.send(Err(error))),
-            };
-            let inbox = Arc::new(Mailbox::new(queue.waker()));
-            let _ = tell.send(Ok((inbox.clone(), queue.describe())));
-            if let Err(error) = Worker::new(queue, arena, inbox, outbox, counters).run() {
-                // Without its worker no stream moves and no claim comes back: better to end than to hang.
-                tracing::error!(%error, "worker {number} failed");
-                std::process::abort();
-            }
-        };
-        let failed = |error: std::io::Error| {
-            TransferError::new(Class::Permanent, format!("a worker could not start: {error}; try --engine epoll"))
-        };
-        std::thread::Builder::new().name(format!("lh-worker-{number}")).spawn(thread).map_err(failed)?;
-        let (inbox, described) = answer.recv().expect("a worker answers once").map_err(failed)?;
-        facts = described;
-        workers.push(WorkerHandle { inbox, stats });
-    }
-    Ok((workers, facts))
-}
-
 async fn main(
     config: EngineConfig,
     mut requests: mpsc::UnboundedReceiver<Request>,
@@ -528,11 +495,13 @@ fn set_up(
         move |error: std::io::Error| TransferError::new(Class::Permanent, format!("{what}: {error}"))
     };
     super::pool::raise_descriptor_limit();
+    let mut bound = Bound::calling_thread(config.cpus.as_ref(), matches!(commit, CommitIo::Uring));
     let arena = ArenaConfig { bytes: config.arena_bytes, block: config.block, explicit_huge_pages: false };
     let arena = Arena::new(arena).map_err(failed("no memory for block buffers; lower --memory"))?;
+    bound.place(&arena);
     let wake = WakeSource::new().map_err(failed("no eventfd"))?;
     let outbox = Arc::new(Mailbox::new(wake.waker()));
-    let (workers, engine) = start_workers(&config, &arena, &outbox)?;
+    let (workers, engine) = start::start_workers(&config, &arena, &outbox, &bound)?;
     let pool = Pool::start("pool", POOL_THREADS).map_err(failed("no threads for the pool"))?;
     let listener = config.data_listen.map(|addr| listen(addr, config.marking.scitag)).transpose()?;
     let accepts_as = config.marking.scitag.filter(|_| listener.as_ref().is_some_and(|(_, labelled)| *labelled));
@@ -544,6 +513,7 @@ fn set_up(
         arena,
         probes: Arc::new(ProbeCache::default()),
         engine,
+        bound,
         commit,
         tickets: RefCell::default(),
         sessions: RefCell::default(),
@@ -592,6 +562,12 @@ fn facts(ctx: &Ctx) -> Vec<(String, String)> {
     facts.push(("coordinator".to_owned(), ctx.commit.describe()));
     facts.push(("paths".to_owned(), Resolver::probed().word().to_owned()));
     facts.push(("workers".to_owned(), ctx.workers.len().to_string()));
+    if ctx.config.cpus.is_some() {
+        facts.push((
+            "cpus".to_owned(),
+            Some(ctx.cpus()).filter(|on| !on.is_empty()).unwrap_or(ctx.bound.notes().join("; ")),
+        ));
+    }
     facts.push((
         "arena".to_owned(),
         format!("{} slots of {} bytes, {}", ctx.arena.slots(), ctx.arena.block(), ctx.arena.kind().word()),

@@ -8,7 +8,7 @@ use super::spec::{
     TransferOptions,
 };
 use crate::ids::{AgentId, TransferId};
-use crate::profile::SharedProfiles;
+use crate::profile::{CpuMap, SharedProfiles};
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,6 +21,9 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 pub struct EngineConfig {
     /// Worker threads; `None`: one per core, at most 8.
     pub workers: Option<usize>,
+    /// The CPUs that the engine's threads keep to, and whose NUMA nodes its buffers lie on. Those that are not to be had are
+    /// no error: no thread is bound then, and every report says so. See [`super::cpus::check`].
+    pub cpus: Option<CpuMap>,
     /// Block buffers in bytes, shared by all streams.
     pub arena_bytes: usize,
     /// Largest block in bytes, a power of two.

@@ -8,6 +8,7 @@
 //! - [`plan`], [`claims`] pure: what is missing, who is asked for it; [`commit`] what makes it durable
 //! - [`probe`] bytes that mean nothing, to measure a path; [`mod@bench`] digest, cipher and storage by themselves
 //! - [`limiter`] pure: what held a transfer back, from what both ends saw
+//! - [`cpus`] where the threads run and their buffers lie
 //! - [`tuning`] what options and profiles mean for sockets
 //! - [`rows`] names and digests of a transfer, for its manifest
 //! - [`worker`] bridge 2 and the threads that move bytes
@@ -20,6 +21,7 @@ pub mod commit;
 pub mod conn;
 mod connections;
 pub mod coordinator;
+pub mod cpus;
 mod crowd;
 pub mod destination;
 mod dialler;

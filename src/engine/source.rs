@@ -314,6 +314,7 @@ impl<'a> Session<'a> {
             agent: ctx.config.agent,
             roots: prepared.offered,
             engine: ctx.engine.engine.to_owned(),
+            cpus: ctx.cpus(),
             notes: notes.into_iter().chain(ctx.fallbacks()).collect(),
             process: u64::from(std::process::id()),
             digests: rows.is_some(),

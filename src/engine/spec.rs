@@ -357,6 +357,10 @@ pub struct Report {
     pub dropped: bool,
     /// Queue of each end, `io_uring` or `epoll`.
     pub engine: Ends<String>,
+    /// The CPUs that each end's threads keep to and where its buffers lie, as `0-3,8: one for each of 2 workers; buffers on
+    /// NUMA node 0`; empty where nothing is bound.
+    #[serde(default)]
+    pub cpus: Ends<String>,
     /// How files were read and written.
     pub io: Ends<String>,
     /// The tuning profile in use; `default (near)` or `default (far)` without.

@@ -22,6 +22,8 @@ const HUGE: usize = 2 << 20;
 /// The largest block: offsets inside a slot, and the lengths of one op, are `u32` and the kernel moves less than 2 GiB
 /// at once.
 const BLOCK_MAX: u32 = 1 << 30;
+/// NUMA nodes in a mask: as many as a kernel can be built for (`MAX_NUMNODES`), in words of the kernel's.
+const NODE_WORDS: usize = 1024 / u64::BITS as usize;
 /// The largest arena: several times the memory of today's largest nodes, and a list of free slots that stays small.
 const ARENA_MAX: usize = 1 << 40;
 
@@ -136,6 +138,32 @@ impl Arena {
         self.kind
     }
 
+    /// Has the kernel take its pages from these NUMA nodes, in turn where there are several, and from others only where these
+    /// have none left. For pages that nobody has touched yet: before slots are taken, and before a ring registers them.
+    ///
+    /// # Errors
+    /// `EINVAL` for a node that does not exist, has no memory or lies outside the process's cpuset, or none; `ENOSYS` from a
+    /// kernel without NUMA; `EPERM` where system calls are filtered.
+    pub fn prefer_nodes(&self, nodes: &[u32]) -> io::Result<()> {
+        let mut mask = [0u64; NODE_WORDS];
+        for node in nodes {
+            let word = mask.get_mut((node / u64::BITS) as usize).ok_or(io::ErrorKind::InvalidInput)?;
+            *word |= 1 << (node % u64::BITS);
+        }
+        let mode = match nodes.len() {
+            0 => return Err(io::ErrorKind::InvalidInput.into()),
+            1 => libc::MPOL_PREFERRED,
+            _ => libc::MPOL_INTERLEAVE,
+        };
+        let len = (self.slots as usize * self.slot_len as usize).next_multiple_of(HUGE);
+        // The kernel takes one bit less than it is told.
+        let bits = NODE_WORDS * u64::BITS as usize + 1;
+        // SAFETY: the range is the arena's own mapping (see `new`: `len` bytes from `base` on), whose contents a policy does
+        // not change; the mask lives through the call, which only reads it.
+        let code = unsafe { libc::syscall(libc::SYS_mbind, self.base.as_ptr(), len, mode, mask.as_ptr(), bits, 0) };
+        nix::errno::Errno::result(code).map(drop).map_err(io::Error::from)
+    }
+
     /// Start of the slots, for registration with a ring.
     pub(super) fn base(&self) -> NonNull<u8> {
         self.base
@@ -184,8 +212,11 @@ fn keep_from_children(base: NonNull<u8>, len: usize) {
 }
 
 fn transparent_allowed() -> bool {
-    // The advice succeeds where the administrator has switched huge pages off, so the setting has to be read.
-    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|text| !text.contains("[never]"))
+    // The advice succeeds where the administrator, or whoever started this process (PR_SET_THP_DISABLE), has switched huge
+    // pages off, so both have to be read.
+    let reads = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let host = reads("/sys/kernel/mm/transparent_hugepage/enabled");
+    !host.is_empty() && !host.contains("[never]") && !reads("/proc/self/status").contains("THP_enabled:\t0")
 }
 
 /// An owning handle to one buffer of an [`Arena`]; back on the free list when dropped.
@@ -354,6 +385,33 @@ mod tests {
         let after = list.top.load(Ordering::Relaxed);
         assert_eq!(before as u32, after as u32);
         assert_ne!(before, after);
+    }
+
+    /// What the kernel shows of the mapping is the policy that was asked for.
+    #[test]
+    fn its_pages_are_taken_from_the_nodes_that_were_named() {
+        let arena = arena(40);
+        let policy = || {
+            let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap_or_default();
+            let base = format!("{:08x}", arena.base.as_ptr() as usize);
+            let words = |line: &str| line.split_whitespace().nth(1).map(str::to_owned);
+            maps.lines().find(|line| line.split(' ').next() == Some(&base)).and_then(words)
+        };
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:\t"));
+        let Some(node) = allowed.and_then(|list| list.split([',', '-']).next()?.parse::<u32>().ok()) else {
+            return eprintln!("skipped: no NUMA in this kernel");
+        };
+        arena.prefer_nodes(&[node]).unwrap();
+        assert_eq!(policy(), Some(format!("prefer:{node}")));
+        for nodes in [&[][..], &[1023], &[1024]] {
+            assert!(arena.prefer_nodes(nodes).is_err(), "{nodes:?}");
+        }
+        arena.take().unwrap().as_mut_slice().fill(7);
+        assert_eq!(policy(), Some(format!("prefer:{node}")));
+        // Several are taken in turn; where a host has one, it is named twice.
+        arena.prefer_nodes(&[node, node]).unwrap();
+        assert_eq!(policy(), Some(format!("interleave:{node}")));
     }
 
     #[test]

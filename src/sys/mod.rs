@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod affinity;
 pub mod arena;
 pub mod epoll;
 mod flight;
@@ -40,6 +41,7 @@ pub mod tcp_info;
 mod tests;
 pub mod wake;
 
+pub use affinity::{bind_ring_threads, bind_thread, thread_cpus};
 pub use arena::{Arena, ArenaConfig, ArenaKind, SLOT_HEAD, SLOT_TAIL, Slot};
 pub use epoll::Epoll;
 pub use ring::{Uring, probe_ring};

@@ -9,12 +9,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, OpenHow, PosixFadviseAdvice, RenameFlags, ResolveFlag};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::stat::Mode;
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
 
 /// Lets every thread allocate from one heap. The block buffers are ours; what is left is names and messages, made by one
 /// thread and freed by another, and each further heap of glibc keeps pages of them for itself: 461 bytes for each name of a
@@ -189,16 +187,6 @@ pub fn set_dumpable(allowed: bool) -> io::Result<()> {
     Ok(nix::sys::prctl::set_dumpable(allowed)?)
 }
 
-/// Binds the calling thread to one CPU.
-///
-/// # Errors
-/// `EINVAL` for a CPU that does not exist or that the process may not use.
-pub fn pin_thread(cpu: usize) -> io::Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu)?;
-    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
-}
-
 /// Ends a TCP connection at once: a reset instead of what was not yet acknowledged, whose buffers the kernel lets go.
 ///
 /// # Errors
@@ -334,11 +322,5 @@ mod tests {
         }
         assert!(thread_cpu_time_ns() > thread && process_cpu_time_ns() > process);
         assert!(peak_rss_bytes() > 1 << 20);
-        std::thread::spawn(|| {
-            assert!(pin_thread(CpuSet::count() - 1).is_err() || CpuSet::count() <= 2);
-            pin_thread(nix::sched::sched_getcpu().unwrap()).unwrap();
-        })
-        .join()
-        .unwrap();
     }
 }

@@ -29,6 +29,9 @@ pub struct Offer {
     pub roots: Vec<OfferedRoot>,
     /// The source's queue and how it reads, for the report.
     pub engine: String,
+    /// The CPUs that its threads keep to, for the report.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub cpus: String,
     /// What was not as asked at the source.
     pub notes: Vec<String>,
     /// The source's process: the same as the destination's for a copy inside one process.
@@ -574,6 +577,7 @@ mod tests {
             agent: AgentId([1; 16]),
             roots: vec![],
             engine: "epoll".into(),
+            cpus: String::new(),
             notes: vec![],
             process: 7,
             digests: false,
@@ -581,7 +585,10 @@ mod tests {
         let plain = "{\"agent\":\"01010101010101010101010101010101\",\"roots\":[],\"engine\":\"epoll\",\"notes\":[],\"process\":7}";
         assert_eq!(serde_json::to_string(&offer).unwrap(), plain);
         assert_eq!(serde_json::from_str::<Offer>(plain).unwrap(), offer);
-        offer.digests = true;
+        offer.cpus = "0-3: shared".into();
+        let bound = plain.replace("\"notes\"", "\"cpus\":\"0-3: shared\",\"notes\"");
+        assert_eq!(serde_json::to_string(&offer).unwrap(), bound);
+        (offer.cpus, offer.digests) = (String::new(), true);
         assert_eq!(serde_json::to_string(&offer).unwrap(), plain.replace("7}", "7,\"digests\":true}"));
         let bytes = Message::Digests(vec![(PathKey([1; 16]), Digest([2; 16]))]).encode();
         assert_eq!(hex::encode(bytes), format!("13{}{}", "01".repeat(16), "02".repeat(16)));

@@ -26,6 +26,7 @@ fn offer() -> Offer {
         agent: AgentId([2; 16]),
         roots: vec![root(b"run7", b"/srv/run7", true), root(b"\xff", b"/srv/\xff", false)],
         engine: "io_uring".to_owned(),
+        cpus: String::new(),
         notes: vec!["one \u{e9}".to_owned()],
         process: 4711,
         digests: false,

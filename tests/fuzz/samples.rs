@@ -53,6 +53,7 @@ pub fn messages() -> Vec<Message> {
         agent: AgentId([2; 16]),
         roots: vec![root],
         engine: "epoll".into(),
+        cpus: String::new(),
         notes: vec![],
         process: 1,
         digests: false,

@@ -195,7 +195,15 @@ pub fn destination(ticket: &Ticket, streams: u16, change: impl FnOnce(&mut Accep
 }
 
 pub fn offer(roots: Vec<OfferedRoot>) -> Offer {
-    Offer { agent: AgentId([2; 16]), roots, engine: "epoll".to_owned(), notes: vec![], process: 1, digests: false }
+    Offer {
+        agent: AgentId([2; 16]),
+        roots,
+        engine: "epoll".to_owned(),
+        cpus: String::new(),
+        notes: vec![],
+        process: 1,
+        digests: false,
+    }
 }
 
 pub fn offered(name: &[u8], directory: bool) -> OfferedRoot {

@@ -8,6 +8,7 @@ mod tickets;
 mod agents;
 mod bench;
 mod checks;
+mod cpus;
 mod doctor;
 #[cfg(feature = "testing")]
 mod fallbacks;

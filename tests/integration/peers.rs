@@ -190,6 +190,7 @@ fn an_expired_ticket_opens_nothing() {
     sandbox.write("src/a", b"a");
     let config = EngineConfig {
         workers: Some(1),
+        cpus: None,
         arena_bytes: 16 << 20,
         block: longhaul::limits::DEFAULT_BLOCK,
         engine: EngineChoice::Auto,
@@ -339,6 +340,7 @@ fn hostile(root_name: &'static [u8], segment: Vec<u8>) -> SocketAddr {
                 host: "elsewhere".to_owned(),
             }],
             engine: "io_uring".to_owned(),
+            cpus: String::new(),
             notes: vec!["\x1b[2Jnote".to_owned()],
             process: 1,
             digests: false,

@@ -315,6 +315,7 @@ impl Host {
         let (stop, stopping) = watch::channel(false);
         let config = EngineConfig {
             workers: Some(build.workers),
+            cpus: None,
             arena_bytes: build.slots * slot,
             block: build.block,
             engine: Default::default(),

@@ -48,6 +48,7 @@ pub fn measure(spec: WholeSpec<'_>) -> Result<(Part, Report), Fail> {
     let runtime = runtime.map_err(|error| Fail::new(1, format!("cannot start the program's threads: {error}")))?;
     let engine = Engine::start(EngineConfig {
         workers: None,
+        cpus: None,
         arena_bytes: DEFAULT_ARENA_BYTES,
         engine: EngineChoice::Auto,
         data_listen: None,

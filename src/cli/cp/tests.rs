@@ -104,6 +104,8 @@ fn options_that_do_not_fit_the_operands_are_refused() {
     assert_eq!(code(&["--also", "lh://h/x", "lh://g/x", &new]), Ok(()));
     assert_eq!(code(&["--write-manifest", "m", "lh://g/x", "lh://h/y"]), Err(2));
     assert_eq!(code(&["--write-manifest", "m", "lh://g/x", &new]), Ok(()));
+    assert_eq!(code(&["--cpus", "1023", &f, &new]), Err(2), "a CPU that is not there");
+    assert_eq!(code(&["--cpus", "0", "lh://g/x", "lh://h/y"]), Err(2));
 }
 
 #[test]

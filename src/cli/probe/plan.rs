@@ -4,7 +4,7 @@ use crate::cli::report::count;
 use crate::engine::probe::Trial;
 use crate::grid::CHUNK_SIZE;
 use crate::limits::MAX_STREAMS;
-use crate::profile::{DEPTH_MAX, Day, Files, PathFacts, Profile, Provenance, Sockets, Window};
+use crate::profile::{DEPTH_MAX, Day, Files, PathFacts, Profile, Provenance, Sockets, Threads, Window};
 use std::time::Duration;
 
 /// A trial has to see more than its start: slow start takes ten to twenty round trips.
@@ -146,6 +146,7 @@ pub fn profile(tried: &[Tried], origin: &Origin) -> Option<Profile> {
             ..Sockets::default()
         },
         files: Files { depth: Some(depth as u16), ..Files::default() },
+        threads: Threads::default(),
         timetable: Vec::new(),
         provenance: Provenance {
             date: Some(Day::of_unix(origin.now)),

@@ -46,6 +46,7 @@ impl Ctx {
             arena,
             probes,
             engine: EngineFacts { engine: "simulated", ..EngineFacts::default() },
+            bound: Bound::default(),
             commit: CommitIo::Pool("simulated".to_owned()),
             tickets: RefCell::default(),
             sessions: RefCell::default(),

@@ -114,8 +114,8 @@ impl Run<'_> {
         forward_joins(index, joining, self.relay.clone());
         let told = Retune { rate: self.spec.options.rate, streams, ..Retune::default() };
         let tune = Tune::for_session(self.ctx, self.spec, streams, near);
-        let (engine, process) = (offer.engine, offer.process);
-        self.peers.push(Peer { links, out, engine, stats: None, gone: false, told, tune, yields: 0, process });
+        let (engine, cpus, process) = (offer.engine, offer.cpus, offer.process);
+        self.peers.push(Peer { links, out, engine, cpus, stats: None, gone: false, told, tune, yields: 0, process });
         self.steer();
         self.bind_at(index);
     }

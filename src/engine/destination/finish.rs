@@ -279,6 +279,7 @@ impl Run<'_> {
             durable: self.durable_storage,
             dropped: self.ctx.config.synthetic.destination(),
             engine: Ends { source: self.peers[0].engine.clone(), destination: self.ctx.engine.engine.to_owned() },
+            cpus: Ends { source: self.peers[0].cpus.clone(), destination: self.ctx.cpus() },
             io: Ends {
                 source: self.peers[0].stats.as_ref().map(|s| escape_text(&s.io)).unwrap_or_default(),
                 destination: self.how.iter().cloned().collect::<Vec<_>>().join(", "),

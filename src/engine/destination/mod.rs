@@ -518,7 +518,10 @@ fn into_itself(
 
 async fn offered(channel: &mut super::channel::Channel) -> Result<Offer, TransferError> {
     match tokio::time::timeout(OFFER_TIMEOUT, channel.recv()).await {
-        Ok(Ok(Message::Offer(offer))) => Ok(Offer { engine: escape_text(&offer.engine), ..offer }),
+        Ok(Ok(Message::Offer(offer))) => {
+            let (engine, cpus) = (escape_text(&offer.engine), escape_text(&offer.cpus));
+            Ok(Offer { engine, cpus, ..offer })
+        }
         Ok(Ok(Message::Error(error))) => {
             let class = Class::from_word(&error.class).unwrap_or(Class::Permanent);
             Err(TransferError::new(class, escape_text(&error.what)))

@@ -70,6 +70,8 @@ pub(super) struct Peer {
     pub links: Links,
     pub out: mpsc::UnboundedSender<Message>,
     pub engine: String,
+    /// The CPUs that its threads keep to.
+    pub cpus: String,
     pub stats: Option<SourceStats>,
     /// Not asked any more. Its place in the list stays: streams and news name peers by it.
     pub gone: bool,
@@ -240,12 +242,14 @@ pub(super) async fn run(
     links.want(begun.streams);
     let out = forward(0, begun.channel, tell.clone());
     forward_joins(0, begun.joining, tell.clone());
-    let (engine, process) = (begun.offer.engine.clone(), begun.offer.process);
+    let (engine, cpus) = (begun.offer.engine.clone(), begun.offer.cpus.clone());
+    let process = begun.offer.process;
     let told = Retune { rate: options.rate, streams: begun.streams, ..Retune::default() };
     let peer = Peer {
         links,
         out,
         engine,
+        cpus,
         stats: None,
         gone: false,
         told,

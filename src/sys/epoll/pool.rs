@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::sys::flight::{Flight, PageCache, Step};
-use crate::sys::{Completion, WakeSource, Waker};
+use crate::sys::{Completion, WakeSource, Waker, bind_thread, thread_cpus};
 
 /// Threads of one queue: what keeps one fast disk busy with 256 KiB ops; more only add switches.
 const THREADS: usize = 4;
@@ -25,6 +25,9 @@ pub(super) struct Pool {
     /// Kept for threads that start later.
     ends: (Receiver<Flight>, Sender<(Flight, io::Result<u32>)>),
     reports: WakeSource,
+    /// The CPUs that the queue's thread could run on when it opened the queue: its own threads keep to them, though it may be
+    /// bound to one of them since.
+    home: Vec<usize>,
     threads: Vec<JoinHandle<()>>,
     backlog: VecDeque<Flight>,
     running: usize,
@@ -42,6 +45,7 @@ impl Pool {
             results,
             ends: (take, give),
             reports: WakeSource::new()?,
+            home: thread_cpus().unwrap_or_default(),
             threads: Vec::new(),
             backlog: VecDeque::new(),
             running: 0,
@@ -97,7 +101,16 @@ impl Pool {
     fn add_thread(&mut self) {
         let (take, give) = self.ends.clone();
         let waker = self.reports.waker();
-        let thread = std::thread::Builder::new().name(NAME.to_owned()).spawn(move || work(&take, &give, &waker));
+        let moved = thread_cpus().is_ok_and(|now| now != self.home);
+        let home = moved.then(|| self.home.clone());
+        let body = move || {
+            if let Some(home) = home {
+                // Refused: then it stays where the queue's thread is.
+                let _ = bind_thread(&home);
+            }
+            work(&take, &give, &waker);
+        };
+        let thread = std::thread::Builder::new().name(NAME.to_owned()).spawn(body);
         self.threads.extend(thread);
     }
 
