@@ -4,6 +4,7 @@
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, Criterion, Throughput};
 use longhaul::digest::{self, ChunkHasher, Digest};
+use longhaul::disk::{self, Root, Scanned};
 use longhaul::engine::claims::ClaimTable;
 use longhaul::engine::worker::mailbox::Mailbox;
 use longhaul::grid::{CHUNK_SIZE, Grid};
@@ -11,11 +12,17 @@ use longhaul::ids::{AgentId, Epoch, Handle, PathKey, TransferId};
 use longhaul::journal::{self, FileRecord, Record, Run, Writer};
 use longhaul::manifest::{Entry, EntryKind, Mtime, Segment, SegmentBuilder};
 use longhaul::relpath::RelPath;
-use longhaul::sys::{Arena, ArenaConfig, Completion, IoQueue, Op, QueueChoice, Wait, WakeSource, open_queue};
+use longhaul::sys::{
+    Arena, ArenaConfig, Completion, FileMode, FileRef, IoQueue, Op, QueueChoice, SLOT_HEAD, Wait, WakeSource,
+    open_queue,
+};
 use longhaul::wire::crypt::{FrameKey, Opener, Sealer};
 use longhaul::wire::data::{PackItem, Run as WantRun, decode_pack_want, decode_runs, encode_pack_want, encode_runs};
 use longhaul::wire::header::{FrameType, HEADER_LEN, Header, TRAILER_LEN};
+use std::fs::File;
 use std::hint::black_box;
+use std::io::Write as _;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -154,16 +161,19 @@ fn claims(c: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
-fn journals(c: &mut Criterion<CpuTime>) {
-    let mut group = c.benchmark_group("journal");
-    let header = || journal::Header {
+fn journal_header() -> journal::Header {
+    journal::Header {
         transfer: TransferId([1; 16]),
         agent: AgentId([2; 16]),
         epoch: Epoch(1),
         created: 0,
         source: "bench".to_owned(),
         destination: RelPath::default(),
-    };
+    }
+}
+
+fn journals(c: &mut Criterion<CpuTime>) {
+    let mut group = c.benchmark_group("journal");
     let place = path(0);
     let key: PathKey = digest::path_key(0, place.as_bytes());
     const CHUNKS: u32 = 2048;
@@ -177,7 +187,7 @@ fn journals(c: &mut Criterion<CpuTime>) {
     };
     let chunks = |first: u32| Record::Chunks { key, runs: vec![Run { first, digests: vec![Digest([9; 16]); 8] }] };
     let build = || {
-        let mut writer = Writer::create(header());
+        let mut writer = Writer::create(journal_header());
         writer.record(&Record::File(file.clone()));
         let mut bytes = writer.take();
         for first in (0..CHUNKS).step_by(8) {
@@ -193,6 +203,82 @@ fn journals(c: &mut Criterion<CpuTime>) {
         b.iter(|| {
             let recovered = journal::recover(black_box(&bytes)).expect("ours");
             assert_eq!(recovered.checkpoint.durable_chunks(), u64::from(CHUNKS));
+        })
+    });
+    group.finish();
+}
+
+/// A directory on the disk that the build is on: the usual one for temporary files is often memory, where a sync is nothing.
+fn on_disk() -> tempfile::TempDir {
+    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("the build's directory can be written")
+}
+
+/// How many chunks a commit is worth waiting for: the same 512 chunks, appended to a real file and synced in groups. On the
+/// wall, since a sync is waiting.
+fn journal_groups(c: &mut Criterion<WallTime>) {
+    let mut group = c.benchmark_group("journal on disk");
+    const CHUNKS: usize = 512;
+    let dir = on_disk();
+    let key: PathKey = digest::path_key(0, path(0).as_bytes());
+    group.throughput(Throughput::Elements(CHUNKS as u64)).sample_size(10);
+    for size in [1, 8, 64, CHUNKS] {
+        let file = || File::create(dir.path().join("journal")).expect("room on the disk");
+        group.bench_function(format!("512 chunks synced in groups of {size}"), |b| {
+            b.iter_batched_ref(
+                || (Writer::create(journal_header()), file()),
+                |(writer, file)| {
+                    for first in (0..CHUNKS).step_by(size) {
+                        let runs = vec![Run { first: first as u32, digests: vec![Digest([9; 16]); size] }];
+                        writer.record(&Record::Chunks { key, runs });
+                        file.write_all(&writer.take()).expect("room on the disk");
+                        file.sync_data().expect("a disk that syncs");
+                    }
+                },
+                BatchSize::PerIteration,
+            )
+        });
+    }
+    group.finish();
+}
+
+/// A real tree, hot in the directory cache: what its names cost, and with them the segments that tell of them.
+fn scans(c: &mut Criterion<CpuTime>) {
+    let mut group = c.benchmark_group("scan");
+    const DIRECTORIES: usize = 20;
+    const FILES: usize = 100;
+    let dir = on_disk();
+    for directory in 0..DIRECTORIES {
+        let directory = dir.path().join(format!("detector-{directory:03}"));
+        std::fs::create_dir(&directory).expect("room on the disk");
+        for file in 0..FILES {
+            File::create(directory.join(format!("event-{file:07}.root"))).expect("room on the disk");
+        }
+    }
+    let root = Root::open(dir.path()).expect("just made");
+    let scan = |emit: &mut dyn FnMut(Scanned) -> ControlFlow<()>| {
+        let totals = disk::scan(&root, &[RelPath::default()], true, &[], emit);
+        assert_eq!((totals.files, totals.problems), ((DIRECTORIES * FILES) as u64, 0));
+    };
+    group.throughput(Throughput::Elements((DIRECTORIES * FILES) as u64));
+    group.bench_function("tree of 2000 files", |b| {
+        b.iter(|| {
+            scan(&mut |found| {
+                black_box(found);
+                ControlFlow::Continue(())
+            })
+        })
+    });
+    group.bench_function("tree of 2000 files into segments", |b| {
+        b.iter(|| {
+            let mut builder = SegmentBuilder::default();
+            let mut bytes = 0;
+            scan(&mut |found| {
+                if let Scanned::Entry(entry) = found {
+                    bytes += builder.push(&entry).map_or(0, |segment| segment.len());
+                }
+                ControlFlow::Continue(())
+            });
+            bytes + builder.finish().map_or(0, |segment| segment.len())
         })
     });
     group.finish();
@@ -290,13 +376,56 @@ fn queues(c: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
-fn main() {
-    let mut c = Criterion::default()
-        .with_measurement(CpuTime)
+/// What one system call for many reads saves: 64 reads of 4 KiB from a hot page cache, so many for each `io_uring_enter`.
+fn ring_batches(c: &mut Criterion<CpuTime>) {
+    let mut group = c.benchmark_group("ring");
+    const READS: u64 = 64;
+    const LEN: u32 = 4096;
+    let config = ArenaConfig { bytes: 8 << 20, block: 64 << 10, explicit_huge_pages: false };
+    let arena = Arena::new(config).expect("8 MiB");
+    let Ok(mut queue) = open_queue(QueueChoice::Uring, &arena, 256) else {
+        return eprintln!("ring: refused by this kernel, left out");
+    };
+    let dir = on_disk();
+    let name = dir.path().join("file");
+    std::fs::write(&name, noise((READS * u64::from(LEN)) as usize)).expect("room on the disk");
+    let fd = Arc::new(OwnedFd::from(File::open(&name).expect("just made")));
+    // Deferred: a buffered file whose reads go to the ring all the same.
+    let file = FileRef { fd, mode: FileMode::Deferred };
+    let mut done: Vec<Completion> = Vec::new();
+    group.throughput(Throughput::Elements(READS));
+    for batch in [1, 4, 16, READS] {
+        group.bench_function(format!("64 reads of 4 KiB, {batch} for each enter"), |b| {
+            b.iter(|| {
+                let mut read = 0;
+                for first in (0..READS).step_by(batch as usize) {
+                    for number in first..first + batch {
+                        let slot = arena.take().expect("slots of finished ops come back");
+                        let (offset, range) = (number * u64::from(LEN), SLOT_HEAD..SLOT_HEAD + LEN);
+                        queue.push(Op::Read { file: file.clone(), offset, slot, range, token: number });
+                    }
+                    while queue.in_flight() > 0 {
+                        let wait = Wait::AtMost(Duration::from_secs(5));
+                        queue.submit_and_reap(&mut done, wait).expect("the queue works");
+                        read += done.drain(..).map(|one| one.result.expect("a read")).sum::<u32>();
+                    }
+                }
+                assert_eq!(u64::from(read), READS * u64::from(LEN));
+            })
+        });
+    }
+    group.finish();
+}
+
+fn criterion() -> Criterion {
+    Criterion::default()
         .warm_up_time(Duration::from_millis(500))
         .measurement_time(Duration::from_secs(2))
         .sample_size(20)
-        .configure_from_args();
+}
+
+fn main() {
+    let mut c = criterion().with_measurement(CpuTime).configure_from_args();
     digests(&mut c);
     frames(&mut c);
     coding(&mut c);
@@ -305,5 +434,10 @@ fn main() {
     manifests(&mut c);
     mailboxes(&mut c);
     queues(&mut c);
+    scans(&mut c);
+    ring_batches(&mut c);
     c.final_summary();
+    let mut waiting = criterion().configure_from_args();
+    journal_groups(&mut waiting);
+    waiting.final_summary();
 }
