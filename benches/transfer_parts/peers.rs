@@ -313,24 +313,29 @@ fn over_ssh(name: &str, program: &Path, base: &Path, source: &Path) -> Fallible<
     let (kind, program) = (name.to_owned(), program.to_owned());
     let client: Client = Box::new(move |ports, out| {
         let mut command = Command::new(&program);
-        let from = format!("127.0.0.1:{}", ports.source.display());
+        let remote = |path: &Path| format!("127.0.0.1:{}", path.display());
+        let port = ports.port.to_string();
         match kind.as_str() {
-            "escp" => {
-                command.args(["-q", "-r", "-t", "2", "-P", &ports.port.to_string(), "-D"]).arg(&program).arg("-F")
-            }
-            "mscp" => {
-                command.args(["-q", "-n", "2", "-P", &ports.port.to_string(), "-c", "aes128-gcm@openssh.com", "-F"])
-            }
-            _ => command.args(["-f", "-4", "-s", "4", "-w", "4M", "-T"]).arg(format!(
-                "ssh -x -a -F {} %4 %I -l %U %H {}",
-                config.display(),
-                program.display()
-            )),
+            // It only pushes.
+            "escp" => command
+                .args(["-q", "-r", "-t", "2", "-P", &port, "-D"])
+                .arg(&program)
+                .arg("-F")
+                .arg(&config)
+                .arg(&ports.source)
+                .arg(remote(out)),
+            "mscp" => command
+                .args(["-q", "-n", "2", "-P", &port, "-c", "aes128-gcm@openssh.com", "-F"])
+                .arg(&config)
+                .arg(remote(&ports.source))
+                .arg(out),
+            // -S: how it is started at a source that is remote.
+            _ => command
+                .args(["-f", "-4", "-s", "4", "-w", "4M", "-S"])
+                .arg(format!("ssh -x -a -F {} %4 %I -l %U %H {}", config.display(), program.display()))
+                .arg(remote(&ports.source))
+                .arg(out),
         };
-        if kind != "bbcp" {
-            command.arg(&config);
-        }
-        command.arg(from).arg(out);
         Ok(command)
     });
     let (verify, encrypted) = match name {
