@@ -8,7 +8,7 @@ use super::report::{exit_code, json, text};
 use super::third_party::ThirdParty;
 use super::tuning::{MarkingArgs, Other, TuningArgs};
 use crate::checksum::{ChecksumKind, Expected};
-use crate::control::client::{ClientOptions, PeerClient, PeerTickets};
+use crate::control::client::{ClientOptions, Patience, PeerClient, PeerTickets};
 use crate::control::messages::{PartialOptions, StatKind, TicketRequest, WirePath};
 use crate::control::settings::parse_word;
 use crate::control::state::StateDir;
@@ -43,6 +43,8 @@ const POLL_FIRST: Duration = Duration::from_millis(10);
 const POLL_PATIENCE: Duration = Duration::from_secs(60);
 /// How long an unreachable peer is asked for new tickets.
 const RETRY_FOR: Duration = Duration::from_secs(60);
+/// How long an agent that has no place for one more connection or transfer is waited for.
+const BUSY_PATIENCE: Duration = Duration::from_secs(300);
 /// The smallest arena: a few blocks for each of a few streams.
 const MEMORY_MIN: u64 = 8 << 20;
 /// The name under which this client's own end appears in its reports.
@@ -248,6 +250,7 @@ impl PeerArgs {
             known_peers: self.known_peers.clone(),
             insecure_http: self.insecure_http,
             tls: self.tls.own(),
+            patience: Some(Patience { longest: BUSY_PATIENCE, say: busy }),
         };
         Ok(PeerClient::new(url.clone(), options)?)
     }
@@ -432,7 +435,7 @@ async fn with_engine(args: &Args, plan: &Plan, progress: &mut Progress, stop: &m
             from.rows = rows.clone();
             let client = Arc::new(args.peer.client(url, false)?);
             clients.push(client.clone());
-            require_directory(plan, &client).await?;
+            stop.or(require_directory(plan, &client)).await?;
             let tickets = PeerTickets::new(client, write_request(args, plan, url));
             handle.push(PRINCIPAL, from, Arc::new(tickets), args.options()).await?
         }
@@ -538,6 +541,17 @@ impl Stop {
         Ok(Self { int: listen(SignalKind::interrupt())?, term: listen(SignalKind::terminate())? })
     }
 
+    /// What comes before a transfer: there is nothing yet to checkpoint.
+    async fn or<T>(&mut self, work: impl Future<Output = Result<T, Fail>>) -> Result<T, Fail> {
+        tokio::select! {
+            done = work => done,
+            () = self.asked() => {
+                let what = "stopped while an agent was asked to begin: `longhaul transfer list` shows whether it has";
+                Err(Fail::new(INTERRUPTED, what))
+            }
+        }
+    }
+
     /// Returns when one comes.
     async fn asked(&mut self) {
         tokio::select! {
@@ -560,9 +574,10 @@ async fn third_party(
         sources.push((args.peer.client(url, true)?, read_request(args, paths)));
     }
     let client = args.peer.client(destination, false)?;
-    require_directory(plan, &client).await?;
+    stop.or(require_directory(plan, &client)).await?;
     let path = WirePath(destination.path.clone());
-    let copy = ThirdParty::start(sources, client, path, plan.becomes, args.partial_options()).await?;
+    let start = ThirdParty::start(sources, client, path, plan.becomes, args.partial_options());
+    let copy = stop.or(async { Ok(start.await?) }).await?;
     let mut ended = watch_third_party(&copy, progress, stop).await?;
     ended.report.notes.extend(copy.notes());
     Ok(ended)
@@ -605,6 +620,11 @@ async fn watch_third_party(copy: &ThirdParty, progress: &mut Progress, stop: &mu
             }
         }
     }
+}
+
+/// A busy agent is waited for.
+fn busy(what: &str) {
+    eprintln!("longhaul: {what}");
 }
 
 /// Where this user's state is kept.

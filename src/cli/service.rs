@@ -55,6 +55,7 @@ impl MainArgs {
             known_peers: self.known_peers.clone(),
             insecure_http: self.insecure_http,
             tls: self.tls.own(),
+            patience: None,
         };
         Ok(MainClient::new(PeerClient::new(url, options)?))
     }

@@ -43,7 +43,7 @@ impl ThirdParty {
         for &number in &view.wants_tickets {
             let Some((client, request)) = self.sources.get(number) else { continue };
             // A source that is down now may be up at the next look; the destination gives up in its own time.
-            let Ok(ticket) = client.ticket(request).await else { continue };
+            let Ok(ticket) = client.ticket_now(request).await else { continue };
             match self.destination.hand_ticket(&self.id, number, ticket).await {
                 // It has enough of them.
                 Err(error) if error.class == Class::Permanent => {}

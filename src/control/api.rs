@@ -149,7 +149,7 @@ impl App {
     pub(super) async fn has_room(&self) -> Result<(), Problem> {
         match self.running().await < self.max_sessions {
             true => Ok(()),
-            false => Err(Problem::busy(format!(
+            false => Err(Problem::full(format!(
                 "this agent runs its {} transfers already: try again later",
                 self.max_sessions
             ))),
@@ -354,7 +354,7 @@ async fn start_transfer(State(app): Shared, Extension(connection): Extension<Con
     let to = DestinationSpec { base: app.root.path().to_owned(), path, becomes: asked.becomes, options, rows: None };
     let random = |_| Problem::busy("the agent has no random numbers");
     let job = app.jobs.start(app.engine.clone(), &principal.name, asked.sources, to).map_err(random)?;
-    let id = job.ok_or_else(|| Problem::busy("too many third-party transfers run: try again later"))?.view().id;
+    let id = job.ok_or_else(|| Problem::full("too many third-party transfers run: try again later"))?.view().id;
     let id = id.unwrap_or_default();
     let mut response = reply(StatusCode::ACCEPTED, &super::messages::Started { id: id.clone() })?;
     if let Ok(location) = format!("/v1/transfers/{id}").parse() {

@@ -1,10 +1,19 @@
-//! How many connections there may be, in total and of one neighbour, and who makes room when there are too many.
+//! How many connections there may be, in total and of one neighbour, and who makes room when there are too many. Who has no
+//! place is told so, as far as a few such farewells at once go.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::Notify;
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+/// Connections beyond the cap that are told so at once; of further ones, nobody hears anything.
+const FAREWELLS: usize = 64;
+/// How long one has for its request, to be told.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// How long, if it says nothing at all.
+const SILENT: Duration = Duration::from_millis(100);
 
 /// A connection as its [`Caps`] know it.
 #[derive(Debug)]
@@ -15,6 +24,8 @@ struct Seat {
     taken: Notify,
     /// Then it is counted no more.
     gone: AtomicBool,
+    /// It has said something.
+    spoke: AtomicBool,
 }
 
 /// The connections of one neighbour.
@@ -38,11 +49,22 @@ pub struct Caps {
     total: usize,
     per_source: usize,
     counts: Arc<Mutex<Counts>>,
+    farewells: Arc<Semaphore>,
 }
 
 /// One connection's place. Dropping it gives the place back.
 #[derive(Debug)]
-pub struct Place(Arc<Seat>);
+pub struct Place {
+    seat: Arc<Seat>,
+    farewells: Arc<Semaphore>,
+}
+
+/// Leave to tell one connection that there is no place for it.
+#[derive(Debug)]
+pub struct Farewell {
+    seat: Arc<Seat>,
+    _one_of_few: OwnedSemaphorePermit,
+}
 
 /// Who counts as one neighbour: an IPv4 address, or an IPv6 /64, which is what one host is given.
 pub fn source_of(ip: IpAddr) -> IpAddr {
@@ -60,15 +82,47 @@ tokio::task_local! {
     static SEAT: Arc<Seat>;
 }
 
-/// The connection that is being served has shown a valid credential: it makes room for nobody any more.
-pub fn credential_accepted() {
-    let _ = SEAT.try_with(|seat| seat.sits_down());
+/// The connection that is being served has shown a valid credential: it makes room for nobody any more. `false`: it has made
+/// room already, and nothing may be done for it.
+pub fn credential_accepted() -> bool {
+    SEAT.try_with(|seat| seat.sits_down()).unwrap_or(true)
+}
+
+/// The connection that is being served has no place: all that it gets is word of that.
+pub fn has_no_place() -> bool {
+    SEAT.try_with(|seat| seat.gone.load(Ordering::Relaxed)).unwrap_or(false)
+}
+
+/// The connection that is being served has said something.
+pub fn spoke() {
+    let _ = SEAT.try_with(|seat| seat.spoke.store(true, Ordering::Relaxed));
 }
 
 impl Caps {
     /// At most `total` connections, at most `per_source` of one neighbour.
     pub fn new(total: usize, per_source: usize) -> Self {
-        Self { total, per_source, counts: Arc::default() }
+        let farewells = Arc::new(Semaphore::new(FAREWELLS));
+        Self { total, per_source, counts: Arc::default(), farewells }
+    }
+
+    /// Whether a newcomer from `ip` would cost somebody his place, or find none.
+    pub fn is_full(&self, ip: IpAddr) -> bool {
+        let counts = lock(&self.counts);
+        let mine = counts.by_source.get(&source_of(ip)).map_or(0, |neighbour| neighbour.connections);
+        mine >= self.per_source || counts.total >= self.total
+    }
+
+    /// For a connection that was not admitted; `None` when there are too many of those as well.
+    pub fn turn_away(&self, ip: IpAddr) -> Option<Farewell> {
+        let permit = self.farewells.clone().try_acquire_owned().ok()?;
+        let seat = self.seat(source_of(ip));
+        seat.gone.store(true, Ordering::Relaxed);
+        Some(Farewell { seat, _one_of_few: permit })
+    }
+
+    fn seat(&self, source: IpAddr) -> Arc<Seat> {
+        let (taken, gone, spoke) = (Notify::new(), AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Seat { source, counts: self.counts.clone(), taken, gone, spoke })
     }
 
     /// A place for a connection from `ip`. When all are taken, the connection that has stood there longest without a valid
@@ -85,13 +139,12 @@ impl Caps {
             let most = most.map(|(source, _)| *source)?;
             counts.make_room(most)?;
         }
-        let seat =
-            Arc::new(Seat { source, counts: self.counts.clone(), taken: Notify::new(), gone: AtomicBool::new(false) });
+        let seat = self.seat(source);
         counts.total += 1;
         let neighbour = counts.by_source.entry(source).or_default();
         neighbour.connections += 1;
         neighbour.standing.push_back(seat.clone());
-        Some(Place(seat))
+        Some(Place { seat, farewells: self.farewells.clone() })
     }
 }
 
@@ -117,27 +170,59 @@ impl Counts {
 }
 
 impl Seat {
-    fn sits_down(self: &Arc<Self>) {
-        if let Some(neighbour) = lock(&self.counts).by_source.get_mut(&self.source) {
+    /// Whether it still had its place.
+    fn sits_down(self: &Arc<Self>) -> bool {
+        let mut counts = lock(&self.counts);
+        if let Some(neighbour) = counts.by_source.get_mut(&self.source) {
             neighbour.standing.retain(|other| !Arc::ptr_eq(self, other));
+        }
+        // Taken away under the same lock.
+        !self.gone.load(Ordering::Relaxed)
+    }
+
+    /// Serves what is left of a connection without a place.
+    async fn see_off(&self, serve: impl Future<Output = ()>) {
+        let silent = async {
+            tokio::time::sleep(SILENT).await;
+            if self.spoke.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = silent => {}
+            () = tokio::time::sleep(FAREWELL) => {}
         }
     }
 }
 
 impl Place {
-    /// Serves the connection in this place until it ends, or until its place is given to somebody else.
+    /// Serves the connection in this place until it ends. When its place is given to somebody else, it has a moment to hear of
+    /// that (see [`has_no_place`]), if not too many have.
     pub async fn hold(self, serve: impl Future<Output = ()>) {
-        let seat = self.0.clone();
+        let seat = self.seat.clone();
+        let serve = SEAT.scope(seat.clone(), serve);
+        tokio::pin!(serve);
         tokio::select! {
-            () = SEAT.scope(seat.clone(), serve) => {}
+            () = &mut serve => return,
             () = seat.taken.notified() => {}
         }
+        if let Ok(_farewell) = self.farewells.try_acquire() {
+            seat.see_off(serve).await;
+        }
+    }
+}
+
+impl Farewell {
+    /// Serves the connection for a moment, in which it hears that there is no place for it.
+    pub async fn hold(self, serve: impl Future<Output = ()>) {
+        self.seat.see_off(SEAT.scope(self.seat.clone(), serve)).await;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let seat = &self.0;
+        let seat = &self.seat;
         seat.sits_down();
         let mut counts = lock(&seat.counts);
         if !seat.gone.load(Ordering::Relaxed) {
@@ -161,22 +246,23 @@ mod tests {
     /// The place of a connection that has shown a credential.
     fn known(caps: &Caps, from: &str) -> Place {
         let place = caps.admit(ip(from)).unwrap();
-        place.0.sits_down();
+        place.seat.sits_down();
         place
     }
 
     fn is_taken(place: &Place) -> bool {
-        place.0.gone.load(Ordering::Relaxed)
+        place.seat.gone.load(Ordering::Relaxed)
     }
 
     #[test]
     fn who_stands_longest_makes_room() {
         let caps = Caps::new(5, 3);
         let mut of_one: Vec<Place> = (0..3).map(|_| caps.admit(ip("192.0.2.1")).unwrap()).collect();
-        of_one[0].0.sits_down();
+        assert!(of_one[0].seat.sits_down());
         // Its share is used up: the oldest of its own that has no credential.
         of_one.push(caps.admit(ip("192.0.2.1")).unwrap());
         assert_eq!(of_one.iter().map(is_taken).collect::<Vec<_>>(), [false, true, false, false]);
+        assert!(!of_one[1].seat.sits_down(), "a credential that comes too late");
         // All places are: the oldest of whoever has most.
         let _others: Vec<Place> = (2..4).map(|n| caps.admit(ip(&format!("192.0.2.{n}"))).unwrap()).collect();
         let _last = caps.admit(ip("192.0.2.9")).unwrap();
@@ -184,6 +270,41 @@ mod tests {
         drop((of_one, _others, _last));
         let counts = caps.counts.lock().unwrap();
         assert!(counts.total == 0 && counts.by_source.is_empty(), "{counts:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_no_place_is_told_for_a_moment_and_only_so_many_are() {
+        let caps = Caps::new(1, 1);
+        let served = |place: Place, speaks: bool| {
+            tokio::spawn(async move {
+                let began = tokio::time::Instant::now();
+                let serve = async move {
+                    if speaks {
+                        spoke();
+                    }
+                    while !has_no_place() {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    std::future::pending::<()>().await;
+                };
+                place.hold(serve).await;
+                began.elapsed()
+            })
+        };
+        for (speaks, least, most) in [(false, SILENT, 2 * SILENT), (true, FAREWELL, FAREWELL + SILENT)] {
+            let place = caps.admit(ip("192.0.2.1")).unwrap();
+            let task = served(place, speaks);
+            tokio::task::yield_now().await;
+            let next = caps.admit(ip("192.0.2.1")).unwrap();
+            let took = task.await.unwrap();
+            assert!((least..most).contains(&took), "speaks: {speaks}, {took:?}");
+            drop(next);
+        }
+        let all: Vec<Farewell> = (0..FAREWELLS).map(|_| caps.turn_away(ip("192.0.2.1")).unwrap()).collect();
+        assert!(caps.turn_away(ip("192.0.2.1")).is_none());
+        drop(all);
+        assert!(caps.turn_away(ip("192.0.2.1")).is_some());
+        assert_eq!(caps.counts.lock().unwrap().total, 0, "who was turned away was never counted");
     }
 
     #[test]

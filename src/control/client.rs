@@ -3,18 +3,21 @@
 
 pub mod service;
 
-use super::bridge::Boxed;
+mod patience;
+mod signs;
+mod tickets;
+
 use super::http::is_loopback;
 use super::known_peers;
 use super::messages::{
     HandTicket, ProblemBody, Started, StatReply, StatusReply, ThirdPartyRequest, TicketRequest, TransferView,
 };
+use super::problem::{FULL, URN};
 use super::state;
 use super::tls::{Fingerprint, OwnTls, PinnedVerifier};
 use super::tokens::TokenText;
 use super::url::{HTTP_PORT, PeerUrl, encode};
 use crate::engine::error::{Class, TransferError};
-use crate::engine::handle::TicketSource;
 use crate::engine::spec::{Steer, Ticket};
 use crate::relpath::escape;
 use http_body_util::{BodyExt, Full, Limited};
@@ -22,15 +25,18 @@ use hyper::body::{Body, Bytes};
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+pub use patience::Patience;
+use patience::{Again, Failed, Wait, may_repeat};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::ErrorKind;
+use signs::{closed, gone, wants_certificate};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+pub use tickets::PeerTickets;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -66,6 +72,8 @@ pub struct ClientOptions {
     pub insecure_http: bool,
     /// `--tls-ca` and more: an authority of peers that are not pinned, and what this client shows.
     pub tls: Option<OwnTls>,
+    /// How an agent is waited for that has no place; none: not at all.
+    pub patience: Option<Patience>,
 }
 
 /// Talks to one agent.
@@ -76,6 +84,7 @@ pub struct PeerClient {
     pin: Option<Fingerprint>,
     insecure_http: bool,
     tls: Option<OwnTls>,
+    patience: Option<Patience>,
     notes: Mutex<Vec<String>>,
     /// Something that speaks HTTP was met there.
     answered: AtomicBool,
@@ -179,6 +188,7 @@ impl PeerClient {
             // With an authority there is no need for plain HTTP.
             insecure_http: options.insecure_http && options.tls.is_none(),
             tls: options.tls,
+            patience: options.patience,
             notes: Mutex::default(),
             answered: AtomicBool::new(false),
         };
@@ -198,7 +208,15 @@ impl PeerClient {
 
     /// A ticket. Its data addresses are such as this host can dial.
     pub async fn ticket(&self, request: &TicketRequest) -> Result<Ticket, TransferError> {
-        let (mut ticket, peer): (Ticket, SocketAddr) = self.call(Method::POST, "/v1/tickets", Some(request)).await?;
+        self.dialled(self.call(Method::POST, "/v1/tickets", Some(request)).await?)
+    }
+
+    /// The same, without waiting for a busy agent.
+    pub async fn ticket_now(&self, request: &TicketRequest) -> Result<Ticket, TransferError> {
+        self.dialled(self.call_once(Method::POST, "/v1/tickets", Some(request)).await?)
+    }
+
+    fn dialled(&self, (mut ticket, peer): (Ticket, SocketAddr)) -> Result<Ticket, TransferError> {
         for address in &mut ticket.data {
             *address = dialable(*address, peer);
         }
@@ -221,13 +239,14 @@ impl PeerClient {
     /// Hands over a fresh ticket for source number `source` (see [`TransferView::wants_tickets`]).
     pub async fn hand_ticket(&self, id: &str, source: usize, ticket: Ticket) -> Result<(), TransferError> {
         let path = format!("/v1/transfers/{}/tickets", encode(id.as_bytes()));
-        let _: (serde_json::Value, _) = self.call(Method::POST, &path, Some(&HandTicket { source, ticket })).await?;
+        let _: (serde_json::Value, _) =
+            self.call_once(Method::POST, &path, Some(&HandTicket { source, ticket })).await?;
         Ok(())
     }
 
-    /// How a transfer stands.
+    /// How a transfer stands. Waits for nothing: who watches one asks again anyway.
     pub async fn transfer(&self, id: &str) -> Result<TransferView, TransferError> {
-        Ok(self.call(Method::GET, &format!("/v1/transfers/{}", encode(id.as_bytes())), None::<&()>).await?.0)
+        Ok(self.call_once(Method::GET, &format!("/v1/transfers/{}", encode(id.as_bytes())), None::<&()>).await?.0)
     }
 
     /// Changes a running transfer. What it was like before.
@@ -270,7 +289,7 @@ impl PeerClient {
         let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
         let stream = self.secure(stream, peer).await?;
         let late = |_| self.fail(Class::Retry, "it did not answer within 35 s: is the host overloaded?");
-        let (status, bytes) = timeout(RESPONSE, self.exchange(stream, request)).await.map_err(late)??;
+        let (status, bytes, _) = timeout(RESPONSE, self.exchange(stream, request)).await.map_err(late)??;
         Ok(RawAnswer { status: status.as_u16(), bytes })
     }
 
@@ -324,31 +343,60 @@ impl PeerClient {
         path: &str,
         body: Option<&B>,
     ) -> Result<(T, SocketAddr), TransferError> {
-        // Built before dialling: an unreadable token is no reason to knock.
-        let request = self.request(method, path, body)?;
-        self.send(request).await
+        let mut wait = self.patience.map(|patience| Wait::new(patience, may_repeat(&method, path)));
+        loop {
+            // Built before dialling: an unreadable token is no reason to knock.
+            let request = self.request(method.clone(), path, body)?;
+            let failed = match self.send(request).await {
+                Ok(answer) => {
+                    wait.and_then(|wait| wait.note(&self.url.authority())).into_iter().for_each(|note| self.note(note));
+                    return Ok(answer);
+                }
+                Err(failed) => failed,
+            };
+            let again = match &mut wait {
+                Some(wait) => wait.again(&failed, self.answered.load(Ordering::Relaxed)).await,
+                None => false,
+            };
+            if !again {
+                return Err(failed.error);
+            }
+        }
     }
 
-    async fn send<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<(T, SocketAddr), TransferError> {
+    /// The same without any patience: for who asks again anyway.
+    async fn call_once<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&B>,
+    ) -> Result<(T, SocketAddr), TransferError> {
+        Ok(self.send(self.request(method, path, body)?).await?)
+    }
+
+    async fn send<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<(T, SocketAddr), Failed> {
         let stream = self.dial().await?;
         let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
         let stream = self.secure(stream, peer).await?;
         let patience = if self.answered.load(Ordering::Relaxed) { RESPONSE } else { FIRST_RESPONSE };
-        let (status, bytes) = match timeout(patience, self.exchange(stream, request)).await {
+        let (status, bytes, pause) = match timeout(patience, self.exchange(stream, request)).await {
             Ok(answer) => answer?,
             Err(_) if self.answered.load(Ordering::Relaxed) => {
-                return Err(self.fail(Class::Retry, "it did not answer within 35 s: is the host overloaded?"));
+                return Err(self.fail(Class::Retry, "it did not answer within 35 s: is the host overloaded?").into());
             }
             // Not worth another try: who speaks no HTTP will not do so later.
             Err(_) => {
                 let what = "the port accepts connections but says nothing: is this an agent's HTTP port, and is its host \
                             overloaded?";
-                return Err(self.fail(Class::Permanent, what));
+                return Err(self.fail(Class::Permanent, what).into());
             }
         };
         self.answered.store(true, Ordering::Relaxed);
         if !status.is_success() {
-            return Err(self.refusal(status, &bytes));
+            let problem: ProblemBody = serde_json::from_slice(&bytes).unwrap_or_default();
+            let full = problem.kind.strip_prefix(URN) == Some(FULL);
+            let again = if full { Again::Full(pause) } else { Again::No };
+            return Err(Failed { error: self.refusal(status, &bytes), again });
         }
         let value = serde_json::from_slice(&bytes).map_err(|_| {
             self.fail(Class::Permanent, "its answer is not what an agent says: is this an agent's HTTP port?")
@@ -418,7 +466,7 @@ impl PeerClient {
         Err(self.fail(Class::Reconnect, what))
     }
 
-    async fn secure(&self, stream: TcpStream, peer: SocketAddr) -> Result<Box<dyn Stream>, TransferError> {
+    async fn secure(&self, stream: TcpStream, peer: SocketAddr) -> Result<Box<dyn Stream>, Failed> {
         let local = stream.local_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
         let _ = stream.set_nodelay(true);
         let pin = match speech(peer.ip(), local.ip(), self.pin, self.insecure_http) {
@@ -456,11 +504,15 @@ impl PeerClient {
         };
         match timeout(HANDSHAKE, TlsConnector::from(Arc::new(config)).connect(name, stream)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
-            Ok(Err(failed)) => Err(self.handshake_error(pin, verifier.seen(), &failed)),
-            Err(_) => Err(self.fail(
-                Class::Reconnect,
-                "it accepts connections but speaks no TLS: is this its HTTP port, or the data port?",
-            )),
+            Ok(Err(failed)) => {
+                let cut = verifier.seen().is_none() && gone(failed.kind());
+                let again = if cut { Again::Cut } else { Again::No };
+                Err(Failed { error: self.handshake_error(pin, verifier.seen(), &failed), again })
+            }
+            Err(_) => {
+                let what = "it accepts connections but speaks no TLS: is this its HTTP port, or the data port?";
+                Err(self.fail(Class::Reconnect, what).into())
+            }
         }
     }
 
@@ -497,7 +549,7 @@ impl PeerClient {
                 let what = "it does not speak TLS: is this an agent's HTTP port? (the data port is another)";
                 self.fail(Class::Permanent, what)
             }
-            _ if matches!(failed.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset) => {
+            _ if gone(failed.kind()) => {
                 let what = "it closed the connection instead of a TLS handshake: is this an agent's HTTP port? (the data port \
                             is another)";
                 self.fail(Class::Reconnect, what)
@@ -517,43 +569,44 @@ impl PeerClient {
         &self,
         stream: Box<dyn Stream>,
         request: Request<B>,
-    ) -> Result<(StatusCode, Bytes), TransferError>
+    ) -> Result<(StatusCode, Bytes, Duration), Failed>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let broken = |e: hyper::Error| {
+        let broken = |e: hyper::Error| -> Failed {
             let what = if let Some(alert) = wants_certificate(&e) {
                 let what = format!(
                     "it takes no client without a certificate of its authority ({alert}): name yours with --tls-cert, --tls-key \
                      and --tls-ca"
                 );
-                return self.fail(Class::Denied, what);
+                return self.fail(Class::Denied, what).into();
             } else if e.is_parse() {
-                return self.fail(
-                    Class::Permanent,
-                    "it does not answer in HTTP: is this an agent's HTTP port? (the data port is another)",
-                );
+                let what = "it does not answer in HTTP: is this an agent's HTTP port? (the data port is another)";
+                return self.fail(Class::Permanent, what).into();
             } else if closed(&e) {
                 let port = self.url.port;
-                format!(
+                let what = format!(
                     "it closed the connection without an answer in HTTP: is {port} an agent's HTTP port ({HTTP_PORT} \
                      unless it was started otherwise), or its data port? A busy agent refuses connections as well"
-                )
+                );
+                return Failed { error: self.fail(Class::Reconnect, what), again: Again::Cut };
             } else {
                 format!("the connection broke: {e}")
             };
-            self.fail(Class::Reconnect, what)
+            self.fail(Class::Reconnect, what).into()
         };
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let talk = async {
             let response = sender.send_request(request).await.map_err(broken)?;
+            let pause = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let pause = pause.map_or(Duration::ZERO, Duration::from_secs);
             let (status, body) = (response.status(), Limited::new(response.into_body(), RESPONSE_MAX));
             let bytes = body.collect().await.map_err(|e| match e.downcast::<hyper::Error>() {
                 Ok(e) => broken(*e),
-                Err(_) => self.fail(Class::Permanent, "its answer is longer than 8 MiB"),
+                Err(_) => self.fail(Class::Permanent, "its answer is longer than 8 MiB").into(),
             })?;
-            Ok((status, bytes.to_bytes()))
+            Ok((status, bytes.to_bytes(), pause))
         };
         // The connection is driven here, so that nothing is left behind when this future is dropped.
         tokio::pin!(connection, talk);
@@ -592,37 +645,6 @@ impl PeerClient {
     }
 }
 
-/// The alert of a server that was shown no certificate it takes, somewhere below `error`. In TLS 1.3 it comes after the
-/// handshake.
-fn wants_certificate(error: &hyper::Error) -> Option<String> {
-    use rustls::AlertDescription as A;
-    let mut below: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = below {
-        let io = error.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref());
-        match io.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-            Some(rustls::Error::AlertReceived(
-                alert @ (A::CertificateRequired
-                | A::UnknownCA
-                | A::BadCertificate
-                | A::CertificateExpired
-                | A::CertificateUnknown
-                | A::DecryptError
-                | A::AccessDenied),
-            )) => return Some(format!("{alert:?}")),
-            Some(_) => return None,
-            None => below = error.source(),
-        }
-    }
-    None
-}
-
-/// Whether the peer closed the connection, in one of the ways in which that comes to light.
-fn closed(error: &hyper::Error) -> bool {
-    let io = std::error::Error::source(error).and_then(|source| source.downcast_ref::<std::io::Error>());
-    let gone = |kind| matches!(kind, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::UnexpectedEof);
-    error.is_incomplete_message() || error.is_canceled() || error.is_closed() || io.is_some_and(|io| gone(io.kind()))
-}
-
 /// A ticket's address as this host can use it: an unspecified one is the peer itself, a link-local one lies on the
 /// interface that leads to the peer.
 fn dialable(address: SocketAddr, peer: SocketAddr) -> SocketAddr {
@@ -637,30 +659,6 @@ fn dialable(address: SocketAddr, peer: SocketAddr) -> SocketAddr {
             v6.into()
         }
         _ => address,
-    }
-}
-
-/// Tickets of one request, as often as the engine needs one. Needs a tokio reactor around it.
-#[derive(Debug, Clone)]
-pub struct PeerTickets {
-    client: Arc<PeerClient>,
-    request: TicketRequest,
-}
-
-impl PeerTickets {
-    /// Asks `client` for `request`.
-    pub fn new(client: Arc<PeerClient>, request: TicketRequest) -> Self {
-        Self { client, request }
-    }
-}
-
-impl TicketSource for PeerTickets {
-    fn ticket(&self) -> Boxed<'_, Result<Ticket, TransferError>> {
-        Box::pin(self.client.ticket(&self.request))
-    }
-
-    fn peer(&self) -> String {
-        self.client.url.authority()
     }
 }
 

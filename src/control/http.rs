@@ -1,7 +1,7 @@
 //! The HTTP port: an accept loop of our own, because every connection needs a deadline from its first byte on. One
 //! port speaks TLS and, where that is allowed, plain HTTP: the first byte decides.
 
-use super::caps::Caps;
+use super::caps::{self, Caps};
 use super::problem::Problem;
 use super::tls::ServerTls;
 use crate::engine::error::Class;
@@ -38,6 +38,10 @@ const BACKLOG: i32 = 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections may end their request when the agent stops.
 const DRAIN: Duration = Duration::from_secs(1);
+
+/// Told to whom there is no place for.
+pub(super) const NO_PLACE: &str =
+    "as many connections are open here as may be, in all or from your address: try again in a moment";
 
 /// The deadlines and caps of the port.
 #[derive(Debug, Clone)]
@@ -179,13 +183,21 @@ impl HttpServer {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => match caps.admit(peer.ip()) {
-                    Some(place) => {
-                        let (server, stopping) = (server.clone(), stopping.clone());
-                        connections.spawn(place.hold(async move { server.connection(stream, peer, stopping).await }));
+                Ok((stream, peer)) => {
+                    if caps.is_full(peer.ip()) {
+                        // Many came at once: those that are in have their first turn before anybody makes room.
+                        tokio::task::yield_now().await;
                     }
-                    None => tracing::debug!(%peer, "connection refused: too many"),
-                },
+                    let (server, stopping) = (server.clone(), stopping.clone());
+                    let serve = async move { server.connection(stream, peer, stopping).await };
+                    if let Some(place) = caps.admit(peer.ip()) {
+                        connections.spawn(place.hold(serve));
+                    } else if let Some(farewell) = caps.turn_away(peer.ip()) {
+                        connections.spawn(farewell.hold(serve));
+                    } else {
+                        tracing::debug!(%peer, "connection refused: too many");
+                    }
+                }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -202,7 +214,7 @@ impl HttpServer {
         let Ok(local) = stream.local_addr() else { return };
         let mut first = [0];
         match timeout(self.limits.handshake, stream.peek(&mut first)).await {
-            Ok(Ok(1)) => {}
+            Ok(Ok(1)) => caps::spoke(),
             _ => return,
         }
         let mut connection = Connection { peer: canonical(peer), local: canonical(local), tls: false };
@@ -283,6 +295,9 @@ async fn answer(
             "this port speaks plain HTTP only over loopback: use TLS, or start the agent with --insecure-http on a trusted network",
         );
         return closing(refusal.into_response());
+    }
+    if caps::has_no_place() {
+        return closing(Problem::full(NO_PLACE).into_response());
     }
     let patience = Patience::default();
     request.extensions_mut().insert(connection);

@@ -7,8 +7,14 @@ use crate::engine::error::{Class, TransferError};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+/// The kind of a problem that passes as soon as others are done: see [`Problem::full`].
+pub const FULL: &str = "full";
+/// Before the kind of a problem.
+pub const URN: &str = "urn:longhaul:problem:";
 /// Seconds after which a client may try again when this side is busy.
 const RETRY_AFTER_SECS: &str = "2";
+/// The same where all it takes is that others end.
+const RETRY_AFTER_FULL_SECS: &str = "1";
 
 /// An error on its way to the client.
 #[derive(Debug, Clone)]
@@ -50,6 +56,13 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// 503, with Retry-After: this agent is at a limit of its own and has done nothing; worth waiting for.
+    pub fn full(detail: impl Into<String>) -> Self {
+        Self { kind: Some(FULL), ..Self::busy(detail) }
+    }
+}
+
 impl From<TransferError> for Problem {
     fn from(error: TransferError) -> Self {
         let status = match error.class {
@@ -70,6 +83,7 @@ impl From<TokenError> for Problem {
     fn from(error: TokenError) -> Self {
         match error {
             TokenError::Denied { .. } => Self::denied(error.to_string()),
+            TokenError::NoPlace => Self::full(super::http::NO_PLACE),
             TokenError::Unknown | TokenError::Expired(_) | TokenError::Revoked(_) => {
                 Self::new(StatusCode::UNAUTHORIZED, Class::Denied, error.to_string())
             }
@@ -85,8 +99,9 @@ impl From<TokenError> for Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
+        let after = if self.kind == Some(FULL) { RETRY_AFTER_FULL_SECS } else { RETRY_AFTER_SECS };
         let body = ProblemBody {
-            kind: format!("urn:longhaul:problem:{}", self.kind.unwrap_or(self.class.word())),
+            kind: format!("{URN}{}", self.kind.unwrap_or(self.class.word())),
             title: self.status.canonical_reason().unwrap_or("Error").to_owned(),
             status: self.status.as_u16(),
             detail: self.detail,
@@ -101,7 +116,7 @@ impl IntoResponse for Problem {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"longhaul\""));
             }
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECS));
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static(after));
             }
             _ => {}
         }

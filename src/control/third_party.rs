@@ -7,6 +7,7 @@ use super::state;
 use crate::engine::error::{Class, TransferError};
 use crate::engine::handle::{TicketSource, TransferWatch};
 use crate::engine::spec::{DestinationSpec, Report, Snapshot, Steer, Ticket, Verdict};
+use crate::ids::TicketId;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -126,6 +127,8 @@ pub struct Job {
     /// Whose token asked for it.
     pub principal: String,
     path: String,
+    /// Tells a request that came twice: nobody else has this ticket.
+    ticket: Option<TicketId>,
     peer: Option<SocketAddr>,
     sources: Vec<Arc<HandedTickets>>,
     progress: Mutex<Progress>,
@@ -227,7 +230,8 @@ impl Job {
 pub struct Jobs(Mutex<VecDeque<Arc<Job>>>);
 
 impl Jobs {
-    /// Starts one; `None` when too many run. The sources' tickets have been checked.
+    /// Starts one; `None` when too many run. The sources' tickets have been checked. A request that came before, to the same
+    /// place with the same first ticket, is the same transfer: a client that was cut off asks again.
     pub fn start(
         &self,
         engine: Arc<dyn TransferEngine>,
@@ -239,11 +243,18 @@ impl Jobs {
             id: hex::encode(state::random::<16>()?),
             principal: principal.to_owned(),
             path: to.path.to_string(),
+            ticket: sources.first().map(|source| source.ticket.id),
             peer: sources.first().and_then(|s| s.ticket.data.first().copied()),
             sources: sources.into_iter().map(|s| Arc::new(HandedTickets::new(s))).collect(),
             progress: Mutex::default(),
         });
         let mut jobs = locked(&self.0);
+        let same = |other: &&Arc<Job>| {
+            (&other.principal, &other.path, other.ticket) == (&job.principal, &job.path, job.ticket)
+        };
+        if let Some(known) = jobs.iter().filter(|_| job.ticket.is_some()).find(same) {
+            return Ok(Some(known.clone()));
+        }
         if jobs.iter().filter(|job| !job.has_ended()).count() >= MAX_RUNNING {
             return Ok(None);
         }
@@ -341,6 +352,7 @@ mod tests {
         let job = Job {
             id: String::new(),
             principal: String::new(),
+            ticket: None,
             path: String::new(),
             peer: None,
             sources: vec![source.clone()],

@@ -88,6 +88,9 @@ pub enum TokenError {
     /// No such token here.
     #[error("the token is not known to this agent")]
     Unknown,
+    /// Its connection has made room for another one meanwhile.
+    #[error("{}", super::http::NO_PLACE)]
+    NoPlace,
     /// Past its end.
     #[error("the token `{0}` has expired: ask for a new one")]
     Expired(String),
@@ -406,7 +409,9 @@ impl TokenStore {
         if entry.expires.is_some_and(|end| unix_now() >= end) {
             return Err(TokenError::Expired(name()));
         }
-        super::caps::credential_accepted();
+        if !super::caps::credential_accepted() {
+            return Err(TokenError::NoPlace);
+        }
         Ok(entry.principal.clone())
     }
 

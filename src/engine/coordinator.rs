@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 /// Ended transfers that stay in the list.
 const ENDED_KEPT: usize = 100;
@@ -632,17 +632,21 @@ async fn accept_all(ctx: Rc<Ctx>, listener: TcpListener) {
             }
         };
         let key = source_key(peer.ip());
+        if ctx.unauthenticated.borrow().is_full(key) {
+            // Many came at once: what they have said already is heard before anybody makes room.
+            tokio::task::yield_now().await;
+        }
         let number = ctx.next_key();
-        let task = tokio::task::spawn_local({
+        let (leave, told) = oneshot::channel();
+        tokio::task::spawn_local({
             let ctx = ctx.clone();
             async move {
-                session::accept(ctx.clone(), Conn::Tcp(socket), peer).await;
+                session::accept(ctx.clone(), Conn::Tcp(socket), peer, told).await;
                 ctx.unauthenticated.borrow_mut().leave(key, number);
             }
         });
-        // Dropped without a word: it has not earned one.
-        if let Some(oldest) = ctx.unauthenticated.borrow_mut().join(key, number, task.abort_handle()) {
-            oldest.abort();
+        if let Some(oldest) = ctx.unauthenticated.borrow_mut().join(key, number, leave) {
+            let _ = oldest.send(()); // it may have gone by itself
         }
     }
 }

@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 /// How long one dial may take, name resolution excluded.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -292,9 +292,10 @@ pub struct Joinable {
 }
 
 /// One incoming connection, from accept to a session or a stream of one.
-pub async fn accept(ctx: Rc<Ctx>, socket: Conn, peer: SocketAddr) {
+/// `leave`: somebody else needs its place.
+pub async fn accept(ctx: Rc<Ctx>, socket: Conn, peer: SocketAddr, leave: oneshot::Receiver<()>) {
     let deadline = Duration::from_secs(HANDSHAKE_DEADLINE_SECS);
-    match tokio::time::timeout(deadline, accept_inner(&ctx, socket, peer)).await {
+    match tokio::time::timeout(deadline, accept_inner(&ctx, socket, peer, leave)).await {
         Ok(Ok(Some((grant, opened)))) => ctx.serve(grant, opened),
         Ok(Ok(None)) => {}
         Ok(Err(error)) => tracing::info!(%peer, %error, "connection refused"),
@@ -302,18 +303,44 @@ pub async fn accept(ctx: Rc<Ctx>, socket: Conn, peer: SocketAddr) {
     }
 }
 
+/// Reads all of `bytes`; `false`: somebody else needs the place.
+async fn hear(
+    socket: &mut Conn,
+    bytes: &mut [u8],
+    peer: SocketAddr,
+    leave: &mut oneshot::Receiver<()>,
+) -> Result<bool, TransferError> {
+    tokio::select! {
+        biased;
+        read = socket.read_exact(bytes) => read.map(|_| true).map_err(|error| io_error(error, peer)),
+        _ = leave => Ok(false),
+    }
+}
+
+/// An honest dialer waits after this, and comes back. Nothing was sent before, so there is room for a word.
+async fn make_room(mut socket: Conn) {
+    let _ = socket.write_all(&refuse(Refusal::Busy)).await;
+}
+
 async fn accept_inner(
     ctx: &Rc<Ctx>,
     mut socket: Conn,
     peer: SocketAddr,
+    mut leave: oneshot::Receiver<()>,
 ) -> Result<Option<(Grant, Opened)>, TransferError> {
     let broken = |error| io_error(error, peer);
     let mut bytes = [0; CLIENT_HELLO_LEN];
-    socket.read_exact(&mut bytes[..8]).await.map_err(broken)?;
+    if !hear(&mut socket, &mut bytes[..8], peer, &mut leave).await? {
+        make_room(socket).await;
+        return Ok(None);
+    }
     if let Some(what) = crate::wire::handshake::foreign(&bytes[..8]) {
         return Err(handshake_error(HandshakeError::Foreign(what), peer));
     }
-    socket.read_exact(&mut bytes[8..]).await.map_err(broken)?;
+    if !hear(&mut socket, &mut bytes[8..], peer, &mut leave).await? {
+        make_room(socket).await;
+        return Ok(None);
+    }
     let hello = match ClientHello::decode(&bytes) {
         Ok(hello) => hello,
         Err(error) => {
@@ -332,7 +359,9 @@ async fn accept_inner(
     socket.write_all(listener.hello()).await.map_err(broken)?;
     crate::sys::points::at("session.answered");
     let mut finish = [0; FINISH_LEN];
-    socket.read_exact(&mut finish).await.map_err(broken)?;
+    if !hear(&mut socket, &mut finish, peer, &mut leave).await? {
+        return Ok(None);
+    }
     let agreed = listener.finish(&finish).map_err(|error| handshake_error(error, peer))?;
     crate::sys::points::at("session.accepted");
     let (sealer, opener) = keys(&agreed, false);

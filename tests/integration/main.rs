@@ -7,6 +7,7 @@ mod tickets;
 
 mod agents;
 mod bench;
+mod busy;
 mod checks;
 mod cpus;
 mod doctor;

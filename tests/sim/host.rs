@@ -351,7 +351,12 @@ impl Host {
         set.spawn_local(async move {
             while let Some(end) = incoming.recv().await {
                 let conn = Conn::Simulated(Box::new(end));
-                tokio::task::spawn_local(session::accept(accepting.clone(), conn, address(1 - host)));
+                let ctx = accepting.clone();
+                tokio::task::spawn_local(async move {
+                    // Nobody needs its place.
+                    let (_stays, leave) = tokio::sync::oneshot::channel();
+                    session::accept(ctx, conn, address(1 - host), leave).await;
+                });
             }
         });
         Self { set, ctx, _stop: stop }

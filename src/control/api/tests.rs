@@ -326,6 +326,8 @@ async fn a_third_party_copy_from_start_to_cancel() {
     assert!(port.engine.pulls.lock().unwrap().is_empty());
 
     let id = owner.start_third_party(&request("/in/x", "127.0.0.1:1")).await.unwrap().id;
+    let again = owner.start_third_party(&request("/in/x", "127.0.0.1:1")).await.unwrap().id;
+    assert_eq!(again, id, "asked twice with the same ticket, as by a client that was cut off");
     assert_eq!(other.transfer(&id).await.unwrap_err().class, Class::NotFound);
     assert_eq!(other.cancel(&id).await.unwrap_err().class, Class::NotFound);
     let low = Steer { priority: Some(crate::engine::spec::Priority::Low), ..Steer::default() };

@@ -83,7 +83,7 @@ impl MainClient {
         let peer = stream.peer_addr().map_err(|e| self.0.fail(Class::Reconnect, e.to_string()))?;
         let stream = self.0.secure(stream, peer).await?;
         let late = |_| self.0.fail(Class::Retry, format!("it did not answer within {} s", patience.as_secs()));
-        let (status, bytes) = timeout(patience, self.0.exchange(stream, request)).await.map_err(late)??;
+        let (status, bytes, _) = timeout(patience, self.0.exchange(stream, request)).await.map_err(late)??;
         if status.is_success() { Ok(bytes) } else { Err(self.0.refusal(status, &bytes)) }
     }
 

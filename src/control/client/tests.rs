@@ -1,5 +1,6 @@
 use super::*;
 use crate::control::testing::{TestPort, quick, ticket};
+use crate::engine::handle::TicketSource;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -216,4 +217,95 @@ async fn fresh_tickets_for_the_engine() {
     assert_eq!(tickets.ticket().await.unwrap().key, ticket().key);
     assert_eq!(port.engine.grants.lock().unwrap().len(), 1);
     assert!(client.notes().is_empty());
+}
+
+/// Connections that have shown a token, to an agent that has room for so many of one neighbour.
+async fn holding(port: &TestPort, count: usize) -> Vec<TcpStream> {
+    let token = std::fs::read_to_string(port.dir.path().join("t")).unwrap();
+    let known = format!("GET /v1/status HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+    let mut held = Vec::new();
+    for _ in 0..count {
+        let mut stream = TcpStream::connect(port.address).await.unwrap();
+        stream.write_all(known.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; 12]).await.unwrap();
+        held.push(stream);
+    }
+    held
+}
+
+fn hears(what: &str) {
+    assert!(what.contains("busy") && what.contains("try again"), "{what}");
+}
+
+fn patient(port: &TestPort, longest: Duration) -> ClientOptions {
+    ClientOptions { patience: Some(Patience { longest, say: hears }), ..options(port) }
+}
+
+#[tokio::test]
+async fn a_full_agent_is_waited_for() {
+    let mut limits = quick();
+    (limits.header, limits.per_source) = (Duration::from_secs(20), 3);
+    let port = TestPort::start(limits, |_| {});
+    let impatient = options(&port);
+    let held = holding(&port, 3).await;
+    let error = status(&port, impatient).await.unwrap_err();
+    assert!(error.class == Class::Retry && error.what.contains("as many connections"), "{error}");
+    let error = status(&port, patient(&port, Duration::from_millis(900))).await.unwrap_err();
+    assert!(error.class == Class::Retry && error.what.contains("as many connections"), "{error}");
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        drop(held);
+    });
+    let long = Duration::from_secs(30);
+    let client = PeerClient::new(url(port.address), patient(&port, long)).unwrap();
+    client.status().await.unwrap();
+    assert!(client.notes().iter().any(|note| note.contains("busy, waited")), "{:?}", client.notes());
+
+    // Thirteen times as many as there is room for, at once, half of them over TLS.
+    let mut all = tokio::task::JoinSet::new();
+    for number in 0..40 {
+        let fingerprint = (number % 2 == 0).then_some(port.fingerprint);
+        let client = PeerClient::new(url(port.address), ClientOptions { fingerprint, ..patient(&port, long) }).unwrap();
+        all.spawn(async move { client.status().await.map(drop) });
+    }
+    while let Some(ended) = all.join_next().await {
+        ended.unwrap().unwrap();
+    }
+}
+
+/// A port that closes its first `cuts` connections without an answer; how many came.
+async fn cutting(cuts: usize) -> (SocketAddr, Arc<std::sync::atomic::AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, came) = (listener.local_addr().unwrap(), Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let count = came.clone();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await;
+            if count.fetch_add(1, Ordering::Relaxed) >= cuts {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+            }
+        }
+    });
+    (address, came)
+}
+
+#[tokio::test]
+async fn what_was_cut_off_is_asked_again_if_that_does_no_harm() {
+    let port = TestPort::start(quick(), |_| {});
+    let client = |address, longest| PeerClient::new(url(address), patient(&port, longest)).unwrap();
+    let long = Duration::from_secs(30);
+    let (address, came) = cutting(2).await;
+    client(address, long).list::<serde_json::Value>("x", None).await.unwrap();
+    assert_eq!(came.load(Ordering::Relaxed), 3);
+    // It may have been done.
+    let (address, came) = cutting(1).await;
+    let error = client(address, long).steer("1", &Steer::default()).await.unwrap_err();
+    assert!(error.class == Class::Reconnect && came.load(Ordering::Relaxed) == 1, "{error}");
+    // A port that never says anything is some other port.
+    let (address, came) = cutting(usize::MAX).await;
+    let began = std::time::Instant::now();
+    let error = client(address, long).list::<serde_json::Value>("x", None).await.unwrap_err();
+    assert!(error.class == Class::Reconnect && began.elapsed() < Duration::from_secs(5), "{error}");
+    assert!((3..10).contains(&came.load(Ordering::Relaxed)));
 }

@@ -161,6 +161,7 @@ impl Reach {
             known_peers: None,
             insecure_http: self.insecure_http,
             tls: self.authority.clone(),
+            patience: None,
         };
         PeerClient::new(url, options)
     }

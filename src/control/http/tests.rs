@@ -146,8 +146,13 @@ async fn a_neighbour_gets_its_share_of_connections_and_no_more() {
     }
     let (text, took) = drain(dial(&port).await).await;
     assert!(text.is_empty() && took < Duration::from_secs(2), "the fourth is closed at once: {took:?}");
-    held.pop();
     let request = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    for request in [request, &known] {
+        let text = ask(&port, request).await;
+        let told = text.starts_with("HTTP/1.1 503") && text.contains("urn:longhaul:problem:full");
+        assert!(told && text.to_lowercase().contains("\r\nretry-after: 1\r\n"), "{text}");
+    }
+    held.pop();
     for _ in 0..50 {
         if ask(&port, request).await.contains("ok") {
             return;
@@ -155,6 +160,23 @@ async fn a_neighbour_gets_its_share_of_connections_and_no_more() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("a place that was given back is not taken up");
+}
+
+/// Its request was on the way already: it is told, and nothing is done for it.
+#[tokio::test]
+async fn who_makes_room_in_the_middle_of_a_request_hears_of_it() {
+    let mut limits = quick();
+    (limits.header, limits.per_source) = (Duration::from_secs(4), 1);
+    let port = TestPort::start(limits, |_| {});
+    let token = std::fs::read_to_string(port.token("t", "/", true, true)).unwrap();
+    let mut slow = dial(&port).await;
+    slow.write_all(b"GET /v1/status HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let request = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    assert!(ask(&port, request).await.contains("ok"), "the newcomer has the place");
+    slow.write_all(format!("authorization: Bearer {token}\r\n\r\n").as_bytes()).await.unwrap();
+    let (text, _) = drain(slow).await;
+    assert!(text.starts_with("HTTP/1.1 503") && text.contains("urn:longhaul:problem:full"), "{text}");
 }
 
 #[tokio::test]
