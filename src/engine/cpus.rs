@@ -145,8 +145,8 @@ fn refused(cpus: &[usize]) -> String {
 /// The same, by what the kernel lists as `present` and `online`, where it says so.
 fn why_refused(cpus: &[usize], present: Option<&[usize]>, online: Option<&[usize]>) -> String {
     let within = |list: Option<&[usize]>, cpu: &usize| list.is_none_or(|list| list.contains(cpu));
-    let (here, absent): (Vec<usize>, Vec<usize>) = cpus.iter().partition(|cpu| within(present, *cpu));
-    let (running, offline): (Vec<usize>, Vec<usize>) = here.iter().partition(|cpu| within(online, *cpu));
+    let (here, absent): (Vec<usize>, Vec<usize>) = cpus.iter().partition(|cpu| within(present, cpu));
+    let (running, offline): (Vec<usize>, Vec<usize>) = here.iter().partition(|cpu| within(online, cpu));
     let many = |cpus: &[usize], one: &'static str, more: &'static str| if cpus.len() == 1 { one } else { more };
     let told = |cpus: &[usize]| format!("{} {}", many(cpus, "CPU", "CPUs"), cpu_ranges(cpus));
     let mut why = Vec::new();

@@ -59,8 +59,8 @@ fn more_transfers_than_an_agent_runs_take_turns() {
     let token = agent.token_file();
     let name = |number: usize| format!("dst{number}");
     let start = |number: usize| {
-        let to = if number % 2 == 0 { name(number) } else { agent.url(&name(number)) };
-        let from = if number % 2 == 0 { agent.url("src") } else { "far/src".to_owned() };
+        let to = if number.is_multiple_of(2) { name(number) } else { agent.url(&name(number)) };
+        let from = if number.is_multiple_of(2) { agent.url("src") } else { "far/src".to_owned() };
         sandbox.start_cp(&["-r", "--token-file", &token, "--rate", "2MiB", &from, &to])
     };
     let running = || {
