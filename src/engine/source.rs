@@ -395,7 +395,7 @@ impl<'a> Session<'a> {
                 said: Wish::default(),
                 pacing: None,
                 sampled: clock::now(),
-                busy: (used, clock::now()),
+                busy: (0, clock::now()),
             },
         };
         session.wish_again();

@@ -65,11 +65,9 @@ impl Session<'_> {
     /// there are fewer chunks than streams.
     fn sharing(&mut self) -> u16 {
         let most = self.steering.accept.streams.max(1);
-        let busy = match self.links.busy() {
-            // Nothing was asked for yet, and then all of them begin at once.
-            None => most,
-            Some(count) => count.clamp(1, most),
-        };
+        // As long as nothing was asked for all of them count, as they begin at once.
+        let Some(busy) = self.links.busy() else { return most };
+        let busy = busy.clamp(1, most);
         if busy >= self.steering.busy.0 || clock::since(self.steering.busy.1) >= SHARE_KEPT {
             self.steering.busy = (busy, clock::now());
         }
