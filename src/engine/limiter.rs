@@ -131,10 +131,11 @@ pub fn mean<'a>(all: impl Iterator<Item = &'a Shares>) -> Shares {
     mean
 }
 
-/// What a report says although nobody asked: a window that was in the way for a fifth of the time, with its sysctl.
-pub fn notes(shares: &Shares) -> Vec<String> {
+/// What a report says although nobody asked: a window that was in the way for a fifth of the time, with its sysctl. On a `near`
+/// path windows are of a fixed size, which no sysctl raises, and full where the end behind them is slow.
+pub fn notes(shares: &Shares, near: bool) -> Vec<String> {
     const IN_THE_WAY: f64 = 0.2;
-    let said = shares.iter().filter(|(_, share)| *share >= IN_THE_WAY).filter_map(|(limiter, share)| {
+    let said = shares.iter().filter(|(_, share)| !near && *share >= IN_THE_WAY).filter_map(|(limiter, share)| {
         let (what, sysctl, end) = match limiter {
             Limiter::SenderWindow => ("send", "net.ipv4.tcp_wmem", "source"),
             Limiter::ReceiverWindow => ("receive", "net.ipv4.tcp_rmem", "destination"),

@@ -249,7 +249,7 @@ impl Run<'_> {
             ));
         }
         notes.extend(profile_note(&self.spec.options));
-        notes.extend(limiter::notes(&shares));
+        notes.extend(limiter::notes(&shares, self.near));
         notes.extend(self.peers.iter().flat_map(|p| p.tune.tuner.steps.iter().cloned()));
         notes.dedup();
         let by_distance = || if self.near { "default (near)" } else { "default (far)" }.to_owned();

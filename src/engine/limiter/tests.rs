@@ -59,7 +59,7 @@ fn a_small_send_buffer() {
     let mut seen = evidence(0.97, 0.0, 0.0);
     sender(&mut seen).sndbuf_limited_us = 70_000_000;
     assert!(held_back_by(&seen, None, Limiter::SenderWindow) > 0.7);
-    let notes = notes(&seen.shares(None));
+    let notes = notes(&seen.shares(None), false);
     assert!(notes.len() == 1 && notes[0].contains("net.ipv4.tcp_wmem at the source"), "{notes:?}");
 }
 
@@ -68,7 +68,8 @@ fn a_small_receive_buffer_and_nobody_busy_behind_it() {
     let mut seen = evidence(0.97, 0.0, 0.0);
     sender(&mut seen).rwnd_limited_us = 70_000_000;
     assert!(held_back_by(&seen, None, Limiter::ReceiverWindow) > 0.7);
-    assert!(notes(&seen.shares(None))[0].contains("net.ipv4.tcp_rmem at the destination"));
+    assert!(notes(&seen.shares(None), false)[0].contains("net.ipv4.tcp_rmem at the destination"));
+    assert!(notes(&seen.shares(None), true).is_empty(), "on loopback");
 }
 
 #[test]
@@ -77,7 +78,7 @@ fn a_destination_without_a_core_fills_the_window_too() {
     sender(&mut seen).rwnd_limited_us = 70_000_000;
     seen.destination.cpu_ns = 19 * SECOND;
     held_back_by(&seen, None, Limiter::DestinationCpu);
-    assert!(notes(&seen.shares(None)).is_empty(), "no sysctl helps");
+    assert!(notes(&seen.shares(None), false).is_empty(), "no sysctl helps");
     // As seen in the lab with a fifth of a core: acknowledgements come late, and the window is full for a quarter only.
     let mut late = evidence(0.79, 0.0, 0.21);
     (late.destination.cpu_ns, late.destination.delay_ns) = (4 * SECOND, 15 * SECOND);
