@@ -272,6 +272,8 @@ mod tests {
         assert!(counts.total == 0 && counts.by_source.is_empty(), "{counts:?}");
     }
 
+    // Only with this feature does tokio's clock stand still.
+    #[cfg(feature = "testing")]
     #[tokio::test(start_paused = true)]
     async fn who_has_no_place_is_told_for_a_moment_and_only_so_many_are() {
         let caps = Caps::new(1, 1);
