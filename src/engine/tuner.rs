@@ -15,6 +15,7 @@
 //!    A way that has become longer looks like a queue, as the least round trip is that of the way before. So where far less
 //!    arrives than before, segments are lost and the round trip stands still, as no queue does that overflows now and then, BBR
 //!    is tried too. It may be a queue all the same, of somebody else's flows: it stays only where it brings a third more.
+//!    Two windows have to agree on that; in the beginning, and where the rate has sagged, one is enough that shows it plainly.
 //! 2. **Losses with a queue are.** BBR's first version does not yield to them: with a queue of one bandwidth-delay product it
 //!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
 //!    the queue stands, cubic is tried, and stays if it is as fast.
@@ -401,14 +402,15 @@ impl Tuner {
     fn choose(&mut self) {
         let last: Vec<Window> = self.recent.iter().rev().take(AGREE).copied().collect();
         let all = |test: &dyn Fn(&Window) -> bool| last.iter().all(test);
-        let network = all(&|w| w.is(&[Limiter::Network])) || self.is_plain(&last[0]) && last[0].is(&[Limiter::Network]);
+        let plain = self.is_plain(&last[0]);
+        let network = all(&|w| w.is(&[Limiter::Network])) || plain && last[0].is(&[Limiter::Network]);
         // Since the last queue: what overflowed with it says nothing about the path.
         let clear = || self.recent.iter().rev().take_while(|w| !w.is_queued());
         let (sent, resent) = sums(clear(), |w| (w.sent, w.resent));
         let lost = lost_of(sent, resent);
         // One window is enough where the rate has fallen far below what the path has shown already.
         let fell = self.full.is_some_and(|full| last[0].rate() < SAGGED * full);
-        let agree = if fell || self.is_plain(&last[0]) { 1 } else { AGREE };
+        let agree = if fell || plain { 1 } else { AGREE };
         let lossy = network && clear().count() >= agree && lost >= LOST_NOTED && resent >= LOST_SEGMENTS * SEGMENT;
         if last.len() < AGREE && !lossy {
             return;

@@ -8,7 +8,7 @@ use crate::disk::plan::{IoWish, Residency, residency, write_plan};
 use crate::disk::probe::{FsFacts, FsKind, ProbeCache};
 use crate::disk::publish::{Existing, Meta, RenamedBy, Replace, existing, finish_directory, make_symlink, same_object};
 use crate::disk::small::{SyncedBy, create_small, drop_batch, rename_batch, sync_batch};
-use crate::disk::source::{Expect, SourceError, SourceFile, read_small};
+use crate::disk::source::{Expect, SmallSource, SourceError, SourceFile, read_small};
 use crate::grid::Span;
 use crate::manifest::Mtime;
 use crate::relpath::RelPath;
@@ -329,6 +329,23 @@ fn small_files_are_read_whole_or_not_at_all() {
             read_small(root, &mut LastDir::default(), &p("none/x"), Expect::Any, &mut buf),
             Err(SourceError::Gone { .. })
         ));
+    });
+}
+
+/// Packs open files ahead of reading them: whatever is done to one between the two is noticed.
+#[test]
+fn a_small_file_that_changes_after_it_was_opened_is_not_sent() {
+    for_each_root(|root, path| {
+        for (n, new) in [&b"longer than before"[..], b"short", b"", b"9876543210"].into_iter().enumerate() {
+            let name = format!("f{n}");
+            std::fs::write(path.join(&name), b"0123456789").unwrap();
+            let file = SmallSource::open(root, &mut LastDir::default(), &p(&name), Expect::Any, 10).unwrap();
+            // Longer than the kernel's coarse clock stands still, or a rewrite of the same length would have the same time.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::fs::write(path.join(&name), new).unwrap();
+            let read = file.read(&p(&name), &mut [0; 10]);
+            assert!(matches!(read, Err(SourceError::Changed { .. })), "{new:?}: {read:?}");
+        }
     });
 }
 
