@@ -66,7 +66,7 @@ class Agent:
             for _ in range(size >> 20):
                 file.write(os.urandom(1 << 20))
         words = [binary, "agent", "--root", f"{dir}/root", "--state", f"{dir}/state", "--roles", "source"]
-        words += ["--http", f"{FAR}:0", "--data", f"{FAR}:0"]
+        words += ["--http", f"{FAR}:8470", "--data", f"{FAR}:8471"]
         self.process = subprocess.Popen(inside("b", *words), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         self.ready = json.loads(self.process.stdout.readline())
 

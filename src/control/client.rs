@@ -16,7 +16,7 @@ use super::problem::{FULL, URN};
 use super::state;
 use super::tls::{Fingerprint, OwnTls, PinnedVerifier};
 use super::tokens::TokenText;
-use super::url::{HTTP_PORT, PeerUrl, encode};
+use super::url::{DATA_PORT, HTTP_PORT, PeerUrl, encode};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::spec::{Steer, Ticket};
 use crate::relpath::escape;
@@ -39,6 +39,7 @@ use std::time::Duration;
 pub use tickets::PeerTickets;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
@@ -88,6 +89,8 @@ pub struct PeerClient {
     notes: Mutex<Vec<String>>,
     /// Something that speaks HTTP was met there.
     answered: AtomicBool,
+    /// Who answered a dial last, and the round trip in µs.
+    met: watch::Sender<Option<(SocketAddr, u32)>>,
 }
 
 /// A peer's answer, whatever its status.
@@ -191,6 +194,7 @@ impl PeerClient {
             patience: options.patience,
             notes: Mutex::default(),
             answered: AtomicBool::new(false),
+            met: watch::Sender::new(None),
         };
         client.token()?;
         Ok(client)
@@ -209,6 +213,18 @@ impl PeerClient {
     /// A ticket. Its data addresses are such as this host can dial.
     pub async fn ticket(&self, request: &TicketRequest) -> Result<Ticket, TransferError> {
         self.dialled(self.call(Method::POST, "/v1/tickets", Some(request)).await?)
+    }
+
+    /// Where the agent's data port is unless somebody chose another one, as soon as a connection to its HTTP port stands, and
+    /// the round trip in µs. `None`: its HTTP port is another one, so there is nothing to guess by.
+    pub(super) async fn data_port(&self) -> Option<(SocketAddr, u32)> {
+        if self.url.port != HTTP_PORT {
+            return None;
+        }
+        let mut met = self.met.subscribe();
+        let (mut peer, rtt_us) = (*met.wait_for(Option::is_some).await.ok()?)?;
+        peer.set_port(DATA_PORT);
+        Some((peer, rtt_us))
     }
 
     /// The same, without waiting for a busy agent.
@@ -377,6 +393,8 @@ impl PeerClient {
     async fn send<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<(T, SocketAddr), Failed> {
         let stream = self.dial().await?;
         let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
+        let rtt_us = crate::sys::TcpInfo::of(&stream).map_or(0, |info| info.rtt_us);
+        self.met.send_replace(Some((peer, rtt_us)));
         let stream = self.secure(stream, peer).await?;
         let patience = if self.answered.load(Ordering::Relaxed) { RESPONSE } else { FIRST_RESPONSE };
         let (status, bytes, pause) = match timeout(patience, self.exchange(stream, request)).await {

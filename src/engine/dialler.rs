@@ -1,6 +1,7 @@
 //! Dials the data streams of a session, and dials again what failed. It can begin as soon as the session is open, while the
 //! control stream still agrees on what to move: on a long path each round trip saved is the first byte's.
 
+use super::ahead::Ahead;
 use super::coordinator::Ctx;
 use super::error::Class;
 use super::session::{DialPlan, dial_stream};
@@ -27,14 +28,18 @@ pub struct Dialler {
     dialling: Rc<RefCell<BTreeSet<StreamIndex>>>,
     /// Under way; they end with this, since nobody answers for a session that is gone.
     dials: JoinSet<()>,
+    /// What is there for the first streams.
+    ahead: Ahead,
 }
 
 impl Dialler {
-    pub(super) fn new(plan: DialPlan) -> Self {
-        Self { plan, wanted: Rc::default(), attempts: HashMap::new(), dialling: Rc::default(), dials: JoinSet::new() }
+    pub(super) fn new(plan: DialPlan, ahead: Ahead) -> Self {
+        let (wanted, dialling) = Default::default();
+        Self { plan, wanted, attempts: HashMap::new(), dialling, dials: JoinSet::new(), ahead }
     }
 
-    /// Dials streams 1 to `count`, except those that are `there` or being dialled.
+    /// Dials streams 1 to `count`, except those that are `there` or being dialled. The first time it takes the connections that
+    /// were dialled ahead; those that are left over are given up.
     pub(super) fn want(&mut self, ctx: &Rc<Ctx>, count: u16, there: &BTreeSet<StreamIndex>, options: &SocketOptions) {
         self.wanted.set(count);
         for index in (1..=count).map(StreamIndex).filter(|index| !there.contains(index)) {
@@ -42,6 +47,7 @@ impl Dialler {
                 self.dial(ctx, index, Duration::ZERO, options);
             }
         }
+        self.ahead = Ahead::default();
     }
 
     /// Dials one, after a pause, until it is there or not wanted any more.
@@ -51,6 +57,7 @@ impl Dialler {
         while self.dials.try_join_next().is_some() {}
         let (wanted, dialling) = (self.wanted.clone(), self.dialling.clone());
         dialling.borrow_mut().insert(index);
+        let mut connected = self.ahead.take(self.plan.addr, &options);
         self.dials.spawn_local(async move {
             let mut pause = first_pause;
             for attempt in 1..1000 {
@@ -58,7 +65,7 @@ impl Dialler {
                 if plan.tell.is_closed() || index.0 > wanted.get() {
                     break;
                 }
-                match dial_stream(&ctx, &plan, index, base + attempt, &options).await {
+                match dial_stream(&ctx, &plan, index, base + attempt, &options, connected.take()).await {
                     // It counts as being dialled until it is attached.
                     Ok(joined) => return drop(plan.tell.send(joined)),
                     // The session is gone at the peer: the control stream will say so.

@@ -52,6 +52,11 @@ pub trait TicketSource: Send + Sync {
     fn ticket(&self) -> Pin<Box<dyn Future<Output = Result<Ticket, TransferError>> + Send + '_>>;
     /// The peer's name for messages.
     fn peer(&self) -> String;
+    /// While a ticket is fetched: where the peer's data port probably is, and its round trip in µs, as soon as that is known.
+    /// `None`: that will not be before the ticket is there.
+    fn data_port(&self) -> Pin<Box<dyn Future<Output = Option<(SocketAddr, u32)>> + Send + '_>> {
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// A running transfer.

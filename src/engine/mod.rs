@@ -13,6 +13,7 @@
 //! - [`rows`] names and digests of a transfer, for its manifest
 //! - [`worker`] bridge 2 and the threads that move bytes
 
+mod ahead;
 pub mod backoff;
 pub mod bench;
 pub mod channel;

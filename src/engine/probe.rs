@@ -4,6 +4,7 @@
 //! Streams are dialled and authenticated like any other; what goes over them then is noise, and nothing of it reaches a
 //! disk. Each has a thread of its own with blocking calls, so that neither workers nor coordinator feel it.
 
+use super::ahead::Ahead;
 use super::channel::Channel;
 use super::conn::Parked;
 use super::connections::Connections;
@@ -164,7 +165,7 @@ pub async fn serve(ctx: &Rc<Ctx>, spec: &ProbeSpec, opened: Opened) -> Result<()
 pub async fn trial(ctx: &Rc<Ctx>, spec: &ProbeSpec, from: &dyn TicketSource) -> Result<Trial, TransferError> {
     let ticket = from.ticket().await?;
     let options = socket_options(&spec.options);
-    let opened = session::open(ctx, &ticket, Some(spec.streams), false, &options).await?;
+    let opened = session::open(ctx, &ticket, Some(spec.streams), false, &options, Ahead::default()).await?;
     let Opened { id, control, streams, source, rtt_us, .. } = opened;
     let _ended = Ended(ctx, id);
     let mut notes = control.notes.clone();

@@ -1,5 +1,6 @@
 //! Sessions: connections through their handshake.
 
+use super::ahead::{Ahead, Connected};
 use super::conn::{Conn, Parked};
 use super::coordinator::Ctx;
 use super::dialler::Dialler;
@@ -88,7 +89,7 @@ pub enum StreamSource {
 /// What is needed to dial a stream of a session.
 #[derive(Debug, Clone)]
 pub struct DialPlan {
-    addr: SocketAddr,
+    pub(super) addr: SocketAddr,
     session: SessionId,
     join: [u8; 32],
     allow_plain: bool,
@@ -139,16 +140,18 @@ fn dial_error(error: &DialError, at: SocketAddr) -> TransferError {
     TransferError::new(Class::Reconnect, error.to_string()).at(at)
 }
 
-async fn connect(ctx: &Ctx, addr: SocketAddr, options: &SocketOptions) -> Result<(Parked, Vec<String>), TransferError> {
+pub(super) async fn connect(
+    ctx: &Ctx,
+    addr: SocketAddr,
+    options: &SocketOptions,
+) -> Result<(Parked, Vec<String>), TransferError> {
     #[cfg(feature = "testing")]
     if let Some(network) = &ctx.network {
         let end = network.connect(addr).await.map_err(|error| io_error(error, addr))?;
         return Ok((Parked::Simulated(end), Vec::new()));
     }
     let options = DialOptions { timeout: DIAL_TIMEOUT, socket: options.clone() };
-    let dialled = ctx.pool.run(move || net::dial(addr, &options)).await;
-    let (socket, notes) = dialled.map_err(|error| dial_error(&error, addr))?;
-    socket.set_nonblocking(true).map_err(|error| io_error(error, addr))?;
+    let (socket, notes) = net::dial_async(addr, &options).await.map_err(|error| dial_error(&error, addr))?;
     Ok((Parked::Tcp(socket), notes.iter().map(ToString::to_string).collect()))
 }
 
@@ -201,34 +204,44 @@ async fn shake(socket: &mut Conn, dialer: &Dialer, addr: SocketAddr) -> Result<A
     Ok(agreed)
 }
 
-/// Walk 3: dials the peer with a ticket and opens a session: handshake, version, limits.
+/// Walk 3: dials the peer with a ticket and opens a session: handshake, version, limits. `ahead`: connections that are there.
 pub async fn open(
     ctx: &Rc<Ctx>,
     ticket: &Ticket,
     streams: Option<u16>,
     allow_plain: bool,
     options: &SocketOptions,
+    mut ahead: Ahead,
 ) -> Result<Opened, TransferError> {
     let mut last = TransferError::new(Class::Permanent, "the ticket names no data address");
-    for &addr in &ticket.data {
-        let (socket, notes) = match connect(ctx, addr, options).await {
-            Ok(done) => done,
-            Err(error) => {
-                last = error;
-                continue;
+    'addresses: for &addr in &ticket.data {
+        let mut connected = ahead.take(addr, options);
+        let (socket, notes, rtt_us, wanted, agreed) = loop {
+            let waited = connected.is_some();
+            let (socket, notes) = match connected.take() {
+                Some(connected) => connected,
+                None => match connect(ctx, addr, options).await {
+                    Ok(connected) => connected,
+                    Err(error) => {
+                        last = error;
+                        continue 'addresses;
+                    }
+                },
+            };
+            let rtt_us = socket.rtt_us();
+            let wanted = streams.unwrap_or(default_streams(rtt_us));
+            let dialer = Dialer::new(Purpose::Open(ticket.id), StreamIndex(0), 1, wanted, allow_plain, &ticket.key.0)
+                .map_err(|error| handshake_error(error, addr))?;
+            let mut socket = socket.wake().map_err(|error| io_error(error, addr))?;
+            match shake(&mut socket, &dialer, addr).await {
+                Ok(agreed) => break (socket, notes, rtt_us, wanted, agreed),
+                // It stood there without a word, and somebody else may have been given its place.
+                Err(error) if waited && matches!(error.class, Class::Reconnect | Class::Retry) => {}
+                // The ticket is spent or the peer is not ours: another address of it would say the same.
+                Err(error) => return Err(error),
             }
         };
-        let rtt_us = socket.rtt_us();
-        let wanted = streams.unwrap_or(default_streams(rtt_us));
-        let dialer = Dialer::new(Purpose::Open(ticket.id), StreamIndex(0), 1, wanted, allow_plain, &ticket.key.0)
-            .map_err(|error| handshake_error(error, addr))?;
-        let mut socket = socket.wake().map_err(|error| io_error(error, addr))?;
         let local = socket.local_addr().map_err(|error| io_error(error, addr))?;
-        let agreed = match shake(&mut socket, &dialer, addr).await {
-            Ok(agreed) => agreed,
-            // The ticket is spent or the peer is not ours: another address of it would say the same.
-            Err(error) => return Err(error),
-        };
         crate::sys::points::at("session.opened");
         let (sealer, opener) = keys(&agreed, true);
         let (tell, joining) = mpsc::unbounded_channel();
@@ -243,7 +256,7 @@ pub async fn open(
             peer: addr,
             local,
             rtt_us,
-            source: StreamSource::Dial(Dialler::new(plan)),
+            source: StreamSource::Dial(Dialler::new(plan, ahead)),
             joining,
         });
     }
@@ -256,8 +269,12 @@ pub(super) async fn dial_stream(
     index: StreamIndex,
     attempt: u32,
     options: &SocketOptions,
+    connected: Option<Connected>,
 ) -> Result<Joined, TransferError> {
-    let (socket, notes) = connect(ctx, plan.addr, options).await?;
+    let (socket, notes) = match connected {
+        Some(connected) => connected,
+        None => connect(ctx, plan.addr, options).await?,
+    };
     let mut socket = socket.wake().map_err(|error| io_error(error, plan.addr))?;
     let dialer = Dialer::new(Purpose::Join(plan.session), index, attempt, 0, plan.allow_plain, &plan.join)
         .map_err(|error| handshake_error(error, plan.addr))?;
@@ -276,7 +293,7 @@ pub(super) async fn dial_once(
     options: &SocketOptions,
 ) -> Result<Joined, TransferError> {
     match source {
-        StreamSource::Dial(dialler) => dial_stream(ctx, &dialler.plan, index, 1, options).await,
+        StreamSource::Dial(dialler) => dial_stream(ctx, &dialler.plan, index, 1, options, None).await,
         StreamSource::Accept => Err(TransferError::new(Class::Permanent, "the peer dials the streams of this session")),
     }
 }

@@ -7,6 +7,7 @@ mod scanning;
 mod steer;
 mod totals;
 
+use super::ahead::Ahead;
 use super::channel::Channel;
 use super::coordinator::{Ctx, Entry};
 use super::error::{Class, TransferError};
@@ -36,7 +37,7 @@ pub(super) use opening::SPLICE;
 pub use opening::mode_word;
 use opening::{open_one, place, source_io, status_of, wish};
 use packer::SourcePacker;
-use scanning::{Scan, ScanJob, StopOnDrop, spawn_scan};
+use scanning::{Scan, ScanJob, StopOnDrop, accepted_meanwhile, spawn_scan};
 use std::cell::Cell;
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
@@ -102,12 +103,13 @@ pub async fn push(
         let opened_one = Cell::new(false);
         let attempt = async {
             let plain = spec.encrypt == Some(false);
-            let mut opened = session::open(ctx, &to.ticket().await?, options.streams, plain, &sockets).await;
+            let (ticket, ahead) = Ahead::with_ticket(ctx, &*to, options.streams, |_| sockets.clone()).await?;
+            let mut opened = session::open(ctx, &ticket, options.streams, plain, &sockets, ahead).await;
             if opened.as_ref().is_err_and(|error| error.class == Class::Denied)
                 && let Ok(fresh) = to.ticket().await
             {
                 // It may have waited too long on its way, or its agent has been started anew since: a fresh one tells.
-                opened = session::open(ctx, &fresh, options.streams, plain, &sockets).await;
+                opened = session::open(ctx, &fresh, options.streams, plain, &sockets, Ahead::default()).await;
             }
             let opened = opened?;
             (entry.status.borrow_mut().peer, entry.status.borrow_mut().local) = (Some(opened.peer), Some(opened.local));
@@ -320,7 +322,14 @@ impl<'a> Session<'a> {
             digests: rows.is_some(),
         };
         channel.send(Message::Offer(offer));
-        let accept = accepted(&mut channel).await?;
+        let roots = Arc::new(prepared.roots);
+        let (tell, mut scanned) = mpsc::channel(4);
+        let stop_scan = Arc::new(AtomicBool::new(false));
+        let _stop = StopOnDrop(stop_scan.clone());
+        let (root, rows_too) = (prepared.root.clone(), rows.clone());
+        let scan = ScanJob { root, base, roots: roots.clone(), recursive, rows: rows_too, tell };
+        spawn_scan(&ctx.pool, scan, stop_scan);
+        let (accept, early) = accepted_meanwhile(&mut channel, &mut scanned).await?;
         let pass = match let_in(ctx, entry, &accept) {
             Ok(pass) => pass,
             Err(error) => {
@@ -331,7 +340,6 @@ impl<'a> Session<'a> {
         entry.status.borrow_mut().transfer = Some(accept.transfer);
         let near = rtt_us < NEAR_RTT_US;
         let used = accept.streams.clamp(1, streams);
-        let roots = Arc::new(prepared.roots);
         let packer = Arc::new(SourcePacker {
             root: prepared.root.clone(),
             roots: roots.clone(),
@@ -362,18 +370,6 @@ impl<'a> Session<'a> {
             links.notes.push("--io splice needs --encrypt off at both ends: files are read and sealed".to_owned());
         }
         links.want(used);
-        let (scan, mut scanned) = mpsc::channel(4);
-        let stop_scan = Arc::new(AtomicBool::new(false));
-        let _stop = StopOnDrop(stop_scan.clone());
-        let scan = ScanJob {
-            root: prepared.root.clone(),
-            base,
-            roots: roots.clone(),
-            recursive,
-            rows: rows.clone(),
-            tell: scan,
-        };
-        spawn_scan(&ctx.pool, scan, stop_scan);
         let mut session = Session {
             ctx,
             entry,
@@ -399,7 +395,8 @@ impl<'a> Session<'a> {
             },
         };
         session.wish_again();
-        let ended = session.drive(accept.credit, pass, peer, &mut joining, &mut happened, &mut scanned).await;
+        let credit = accept.credit.saturating_sub(early);
+        let ended = session.drive(credit, pass, peer, &mut joining, &mut happened, &mut scanned).await;
         match ended? {
             End::Verdict(report) => session.verdict(&report).await,
             End::Stopped { told, error } => {
@@ -437,21 +434,10 @@ impl<'a> Session<'a> {
                     Ok(message) => session.message(message).await?,
                     Err(fault) => return Err(lost(&fault)),
                 },
-                Some(scan) = scanned.recv(), if credit > 0 => match scan {
-                    Scan::Segment(bytes) => {
-                        credit -= 1;
-                        crate::sys::points::at("source.segment");
-                        session.channel.send(Message::Segment(bytes));
-                    }
-                    Scan::Problem { root, path, what } => {
-                        session.channel.send(Message::Problem { root, path, what });
-                    }
-                    Scan::End { segments, totals } => {
-                        tracing::debug!(?totals, "scan ended");
-                        crate::sys::points::at("source.manifest-end");
-                        session.channel.send(Message::ManifestEnd(segments));
-                    }
-                },
+                Some(scan) = scanned.recv(), if credit > 0 => {
+                    credit -= u32::from(matches!(scan, Scan::Segment(_)));
+                    session.channel.send(scan.message());
+                }
                 Some(joined) = joining.recv() => {
                     if let Err(error) = session.links.attach(joined) {
                         tracing::warn!(%error, "a stream could not be attached");

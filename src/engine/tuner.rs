@@ -176,7 +176,7 @@ impl Window {
 }
 
 /// How long a window has to be, by the least round trip, µs; `young`: see [`Tuner::is_young`].
-pub fn window_length(min_rtt_us: u64, young: bool) -> Duration {
+fn window_length(min_rtt_us: u64, young: bool) -> Duration {
     let (least, trips) = if young { (WINDOW_YOUNG, WINDOW_TRIPS_YOUNG) } else { (WINDOW_MIN, WINDOW_TRIPS) };
     least.max(Duration::from_micros(min_rtt_us) * trips).min(Duration::from_secs(3))
 }
@@ -320,6 +320,13 @@ impl Tuner {
     /// Whether it has just begun and tried nothing yet: then windows are short.
     pub fn is_young(&self) -> bool {
         self.at < YOUNG.max(self.trip * YOUNG_TRIPS) && self.trial.is_none() && self.steps.is_empty()
+    }
+
+    /// Whether a window is long enough to be looked at.
+    pub fn is_over(&self, window: &Window) -> bool {
+        let (long, young) = (Duration::from_nanos(window.ns), self.is_young());
+        let plainly = window.is(&[Limiter::Network]) && self.is_plain(window);
+        long >= window_length(window.min_rtt_us, young) || plainly && long >= WINDOW_YOUNG
     }
 
     /// What people have set meanwhile is not touched any more.

@@ -116,11 +116,16 @@ impl Agent {
 
     /// Behind a command prefix (`ip netns exec NAME`), on an address.
     pub fn start_in(dir: &Path, prefix: &[&str], address: &str, extra: &[&str]) -> Self {
+        Self::start_at(dir, prefix, address, (0, 0), extra)
+    }
+
+    /// On certain ports, of HTTP and of data; 0: any.
+    pub fn start_at(dir: &Path, prefix: &[&str], address: &str, ports: (u16, u16), extra: &[&str]) -> Self {
         std::fs::create_dir_all(dir.join("root")).unwrap();
         let own = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
         let (prefix, extra) = (own(prefix), own(extra));
-        let any = format!("{address}:0");
-        let (child, ready) = Self::spawn(dir, &prefix, &extra, &any, &any);
+        let (http, data) = (format!("{address}:{}", ports.0), format!("{address}:{}", ports.1));
+        let (child, ready) = Self::spawn(dir, &prefix, &extra, &http, &data);
         Self { child, dir: dir.to_owned(), ready, prefix, extra }
     }
 

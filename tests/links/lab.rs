@@ -86,7 +86,7 @@ impl Lab {
     }
 
     /// Runs `work` in a thread inside one of the namespaces.
-    fn inside<T: Send + 'static>(&self, side: char, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    pub fn inside<T: Send + 'static>(&self, side: char, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let space = format!("/run/netns/{}-{side}", self.name);
         std::thread::spawn(move || {
             setns(std::fs::File::open(space).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();

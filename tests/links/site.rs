@@ -32,7 +32,12 @@ impl Site {
 
     /// The same over a lab that is up, with the source's directory at `place`.
     pub fn with_source(lab: Lab, dir: tempfile::TempDir, place: &Path, bytes: u64) -> Self {
-        let agent = Agent::start_in(place, &lab.prefix('b'), FAR, &[]);
+        Self::with_source_at(lab, dir, place, bytes, (0, 0))
+    }
+
+    /// The same on certain ports, of HTTP and of data.
+    pub fn with_source_at(lab: Lab, dir: tempfile::TempDir, place: &Path, bytes: u64, ports: (u16, u16)) -> Self {
+        let agent = Agent::start_at(place, &lab.prefix('b'), FAR, ports, &[]);
         if bytes > 0 {
             data_file(&agent.root().join("file"), bytes, 7);
         }

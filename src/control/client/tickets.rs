@@ -6,6 +6,7 @@ use crate::control::messages::TicketRequest;
 use crate::engine::error::TransferError;
 use crate::engine::handle::TicketSource;
 use crate::engine::spec::Ticket;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Tickets of one request, as often as the engine needs one. Needs a tokio reactor around it.
@@ -29,5 +30,9 @@ impl TicketSource for PeerTickets {
 
     fn peer(&self) -> String {
         self.client.url.authority()
+    }
+
+    fn data_port(&self) -> Boxed<'_, Option<(SocketAddr, u32)>> {
+        Box::pin(self.client.data_port())
     }
 }

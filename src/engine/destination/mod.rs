@@ -14,6 +14,7 @@ mod run;
 mod steer;
 mod tune;
 
+use super::ahead::Ahead;
 use super::backoff::Backoff;
 use super::commit::{Journal, open_journal_file, renew_journal_file};
 use super::coordinator::{Ctx, Entry};
@@ -21,7 +22,7 @@ use super::error::{Class, TransferError};
 use super::handle::TicketSource;
 use super::session::{self, Joined, NEAR_RTT_US, Opened};
 use super::source::{disk_error, escape_text, host_identity, interrupted, rooted, tell_error};
-use super::spec::{DestinationSpec, Latency, Report, Synthetic, Ticket, Verdict, Verify};
+use super::spec::{DestinationSpec, Latency, Report, Synthetic, Ticket, TransferOptions, Verdict, Verify};
 use super::tuning::{for_peer, marked, socket_options};
 use crate::clock;
 use crate::digest;
@@ -33,6 +34,7 @@ use crate::relpath::RelPath;
 use crate::wire::control::{Accept, Message, Offer};
 use hdrhistogram::Histogram;
 use std::collections::{BTreeSet, HashSet};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
@@ -217,7 +219,7 @@ pub fn try_again(error: &TransferError, was_open: bool, worked_before: bool) -> 
 pub async fn pull_with(ctx: &Rc<Ctx>, spec: DestinationSpec, ticket: Ticket, entry: &Rc<Entry>) -> Report {
     let mut carry = Carry::new(ctx);
     let session = async {
-        let opened = dial(ctx, &spec, &ticket).await?;
+        let opened = dial(ctx, &spec, &ticket, Ahead::default()).await?;
         one_session(ctx, &spec, opened, &[], &mut carry, entry).await
     };
     match session.await {
@@ -227,7 +229,7 @@ pub async fn pull_with(ctx: &Rc<Ctx>, spec: DestinationSpec, ticket: Ticket, ent
 }
 
 /// The spec with what this end's profile for the peer fills in.
-fn tuned(ctx: &Ctx, spec: &DestinationSpec, names: &[&str], at: &[std::net::SocketAddr]) -> DestinationSpec {
+fn tuned(ctx: &Ctx, spec: &DestinationSpec, names: &[&str], at: &[SocketAddr]) -> DestinationSpec {
     let options = for_peer(&ctx.config.profiles.get(), &spec.options, names, at, clock::unix_now());
     DestinationSpec { options: marked(&ctx.config.marking, options), ..spec.clone() }
 }
@@ -237,15 +239,20 @@ fn host_of(peer: &str) -> &str {
     peer.rsplit_once(':').map_or(peer, |(host, _)| host)
 }
 
-async fn dial(ctx: &Rc<Ctx>, spec: &DestinationSpec, ticket: &Ticket) -> Result<Opened, TransferError> {
+async fn dial(ctx: &Rc<Ctx>, spec: &DestinationSpec, ticket: &Ticket, ahead: Ahead) -> Result<Opened, TransferError> {
     let options = &spec.options;
-    let sockets = socket_options(options);
-    let mut opened = session::open(ctx, ticket, options.streams, options.encrypt == Some(false), &sockets).await?;
+    let sockets = unpaced(options);
+    let mut opened =
+        session::open(ctx, ticket, options.streams, options.encrypt == Some(false), &sockets, ahead).await?;
     if !options.dry_run {
-        // The source paces; what we send are Wants.
-        opened.dial_ahead(ctx, &SocketOptions { pacing_bytes_per_sec: None, ..sockets });
+        opened.dial_ahead(ctx, &sockets);
     }
     Ok(opened)
+}
+
+/// The source paces; what a destination sends are messages and Wants.
+fn unpaced(options: &TransferOptions) -> SocketOptions {
+    SocketOptions { pacing_bytes_per_sec: None, ..socket_options(options) }
 }
 
 /// With a fresh ticket. One that is refused may have waited too long on its way, or its agent has been started anew since:
@@ -255,14 +262,18 @@ async fn dial_with(
     spec: &DestinationSpec,
     from: &dyn TicketSource,
 ) -> Result<(DestinationSpec, Opened), TransferError> {
-    let once = async |ticket: Ticket| {
-        let spec = tuned(ctx, spec, &[host_of(&from.peer())], &ticket.data);
-        let opened = dial(ctx, &spec, &ticket).await?;
+    let peer = from.peer();
+    let tuned = |at: &[SocketAddr]| tuned(ctx, spec, &[host_of(&peer)], at);
+    let once = async |ticket: Ticket, ahead: Ahead| {
+        let spec = tuned(&ticket.data);
+        let opened = dial(ctx, &spec, &ticket, ahead).await?;
         Ok::<_, TransferError>((spec, opened))
     };
-    match once(from.ticket().await?).await {
+    let streams = if spec.options.dry_run { Some(0) } else { spec.options.streams };
+    let (ticket, ahead) = Ahead::with_ticket(ctx, from, streams, |at| unpaced(&tuned(&[at]).options)).await?;
+    match once(ticket, ahead).await {
         Err(error) if error.class == Class::Denied => match from.ticket().await {
-            Ok(fresh) => once(fresh).await,
+            Ok(fresh) => once(fresh, Ahead::default()).await,
             Err(_) => Err(error),
         },
         done => done,

@@ -6,7 +6,7 @@ use crate::clock;
 use crate::engine::coordinator::Ctx;
 use crate::engine::limiter::{Evidence, Shares};
 use crate::engine::spec::DestinationSpec;
-use crate::engine::tuner::{Free, Knobs, Tuner, Window, peak_length, window_length};
+use crate::engine::tuner::{Free, Knobs, Tuner, Window, peak_length};
 use crate::wire::control::Control;
 use crate::wire::views::SourceView;
 use std::time::Duration;
@@ -150,28 +150,27 @@ impl Run<'_> {
             return;
         };
         let delta = evidence.since(&before.evidence);
-        let length = window_length(view.sender.min_rtt_us, tune.tuner.is_young());
-        if Duration::from_nanos(delta.source.wall_ns) < length {
+        let (shares, sender) = (delta.shares(cap), delta.sender.as_ref());
+        let window = shares.first().map(|&(limiter, share)| Window {
+            ns: delta.source.wall_ns,
+            bytes: delta.received_bytes,
+            sent: sender.map_or(0, |s| s.bytes_sent),
+            resent: sender.map_or(0, |s| s.bytes_retransmitted),
+            rtt_us: tune.rtt_us,
+            min_rtt_us: view.sender.min_rtt_us,
+            control: control_of(&view.sender.congestion),
+            limiter,
+            share,
+            more,
+            peak: tune.peak,
+        });
+        if window.as_ref().is_some_and(|window| !tune.tuner.is_over(window)) {
             return;
         }
-        tune.shares = delta.shares(cap);
-        let sender = delta.sender.as_ref();
+        tune.shares = shares;
         if (before.cap, before.yields) != (cap, yields) {
             tune.tuner.disturbed();
-        } else if let Some((limiter, share)) = tune.shares.first().copied() {
-            let window = Window {
-                ns: delta.source.wall_ns,
-                bytes: delta.received_bytes,
-                sent: sender.map_or(0, |s| s.bytes_sent),
-                resent: sender.map_or(0, |s| s.bytes_retransmitted),
-                rtt_us: tune.rtt_us,
-                min_rtt_us: view.sender.min_rtt_us,
-                control: control_of(&view.sender.congestion),
-                limiter,
-                share,
-                more,
-                peak: tune.peak,
-            };
+        } else if let Some(window) = window {
             tracing::debug!(at = clock::unix_now(), window = %serde_json::to_string(&window).unwrap_or_default(), "tuner: window");
             tune.tuner.look(&window);
         }

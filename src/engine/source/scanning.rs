@@ -1,13 +1,16 @@
 //! A source's scan: in a thread of its own, as the pool's threads are for calls that end soon.
 
-use super::{disk_error, rooted};
+use super::{accepted, disk_error, rooted};
 use crate::clock;
 use crate::disk::scan::ScanError;
 use crate::disk::{self, Root, ScanTotals, Scanned};
+use crate::engine::channel::Channel;
+use crate::engine::error::TransferError;
 use crate::engine::pool::Pool;
 use crate::engine::rows::Rows;
 use crate::manifest::{EntryKind, SegmentBuilder};
 use crate::relpath::RelPath;
+use crate::wire::control::{Accept, Message};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +26,53 @@ pub(super) enum Scan {
     Segment(Vec<u8>),
     Problem { root: u16, path: Vec<u8>, what: String },
     End { segments: u32, totals: ScanTotals },
+}
+
+impl Scan {
+    /// What the destination hears of it.
+    pub(super) fn message(self) -> Message {
+        match self {
+            Scan::Segment(bytes) => {
+                crate::sys::points::at("source.segment");
+                Message::Segment(bytes)
+            }
+            Scan::Problem { root, path, what } => Message::Problem { root, path, what },
+            Scan::End { segments, totals } => {
+                tracing::debug!(?totals, "scan ended");
+                crate::sys::points::at("source.manifest-end");
+                Message::ManifestEnd(segments)
+            }
+        }
+    }
+}
+
+/// Messages of the manifest that go out behind the offer, before the destination has asked for any: on a long path that is a
+/// round trip less before the first byte.
+const EARLY: usize = 2;
+// Their segments count against the credit, so the destination has room for them.
+const _: () = assert!(EARLY <= crate::limits::SEGMENT_CREDIT as usize);
+
+/// Waits for the answer to the offer; meanwhile the manifest begins. With how many segments.
+pub(super) async fn accepted_meanwhile(
+    channel: &mut Channel,
+    scanned: &mut mpsc::Receiver<Scan>,
+) -> Result<(Accept, u32), TransferError> {
+    let out = channel.sender();
+    let accepting = accepted(channel);
+    tokio::pin!(accepting);
+    let (mut told, mut segments) = (0, 0);
+    loop {
+        tokio::select! {
+            biased;
+            accept = &mut accepting => return Ok((accept?, segments)),
+            Some(scan) = scanned.recv(), if told < EARLY => {
+                told += 1;
+                segments += u32::from(matches!(scan, Scan::Segment(_)));
+                // A closed writer shows at the reader.
+                let _ = out.send(scan.message());
+            }
+        }
+    }
 }
 
 /// Ends the scan with its session.

@@ -11,6 +11,10 @@ use std::time::{Duration, Instant};
 
 /// How often the destination is told how this end stands: half of the shortest window that its tuner judges.
 const SAMPLE_EVERY: Duration = Duration::from_millis(390);
+/// The same in the beginning, and how long that is: on a long path each part of a second in which losses hold a young transfer
+/// down is a good part of it.
+const SAMPLE_EVERY_YOUNG: Duration = Duration::from_millis(190);
+const YOUNG: Duration = Duration::from_secs(5);
 /// A stream without anything to send has its share of a rate for so long: a gap between two chunks is no reason to change.
 const SHARE_KEPT: Duration = Duration::from_millis(500);
 
@@ -76,7 +80,8 @@ impl Session<'_> {
 
     /// Tells the destination how this end stands, from time to time.
     pub(super) fn tell_sample(&mut self) {
-        if clock::since(self.steering.sampled) < SAMPLE_EVERY {
+        let young = clock::since(self.began) < YOUNG;
+        if clock::since(self.steering.sampled) < if young { SAMPLE_EVERY_YOUNG } else { SAMPLE_EVERY } {
             return;
         }
         self.steering.sampled = clock::now();

@@ -292,6 +292,25 @@ fn windows_fit_the_round_trip() {
     assert!(!tuner.is_young());
 }
 
+/// What losses take in the beginning is not looked at for four round trips where a third of a second shows them.
+#[test]
+fn plain_losses_end_a_young_window_early() {
+    let path = Path { rtt_ms: 200.0, loss: 1e-3, ..Path::default() };
+    let mut tuner = path.tuner(true);
+    let part = Window { ns: 400_000_000, ..path.window(&tuner.knobs) };
+    assert!(tuner.is_over(&part));
+    let queued = Window { rtt_us: 2 * part.min_rtt_us, ..part };
+    let few = Window { resent: 3 * SEGMENT, ..part };
+    let slow_disk = Window { limiter: Limiter::SourceDisk, ..part };
+    let short = Window { ns: 300_000_000, ..part };
+    for not in [queued, few, slow_disk, short] {
+        assert!(!tuner.is_over(&not), "{not:?}");
+    }
+    assert!(tuner.is_over(&Window { ns: 800_000_000, ..few }));
+    path.run(&mut tuner, 3);
+    assert!(!tuner.is_over(&part), "no longer young");
+}
+
 #[test]
 fn what_a_peer_says_breaks_nothing() {
     let path = Path { control: Control::Bbr, ..Path::default() };
