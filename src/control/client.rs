@@ -35,7 +35,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 pub use tickets::PeerTickets;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -393,8 +393,6 @@ impl PeerClient {
     async fn send<T: DeserializeOwned>(&self, request: Request<Full<Bytes>>) -> Result<(T, SocketAddr), Failed> {
         let stream = self.dial().await?;
         let peer = stream.peer_addr().map_err(|e| self.fail(Class::Reconnect, e.to_string()))?;
-        let rtt_us = crate::sys::TcpInfo::of(&stream).map_or(0, |info| info.rtt_us);
-        self.met.send_replace(Some((peer, rtt_us)));
         let stream = self.secure(stream, peer).await?;
         let patience = if self.answered.load(Ordering::Relaxed) { RESPONSE } else { FIRST_RESPONSE };
         let (status, bytes, pause) = match timeout(patience, self.exchange(stream, request)).await {
@@ -465,8 +463,13 @@ impl PeerClient {
         };
         let mut last = None;
         for address in addresses {
+            let began = Instant::now();
             match timeout(CONNECT, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(stream)) => {
+                    let rtt_us = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
+                    self.met.send_replace(Some((address, rtt_us)));
+                    return Ok(stream);
+                }
                 Ok(Err(e)) => last = Some(e),
                 Err(_) => last = Some(std::io::ErrorKind::TimedOut.into()),
             }

@@ -42,6 +42,7 @@ impl Ahead {
         let dial = async {
             if let Some((addr, rtt_us)) = from.data_port().await
                 && rtt_us >= WORTH_IT_US
+                && !addr.ip().is_loopback()
             {
                 let count = streams.unwrap_or(default_streams(rtt_us)).min(ctx.streams_max()).min(MAX_STREAMS);
                 ahead.dial(ctx, addr, &options(addr), count + 1);

@@ -8,7 +8,7 @@ use super::error::{Class, TransferError};
 use super::spec::{Grant, Ticket};
 use crate::ids::{SessionId, StreamIndex};
 use crate::limits::{HANDSHAKE_DEADLINE_SECS, MAX_STREAMS};
-use crate::net::{self, DialError, DialOptions, SocketOptions};
+use crate::net::{self, DialError, DialOptions, Dialling, SocketNote, SocketOptions};
 use crate::wire::crypt::{FrameKey, Opener, Sealer};
 use crate::wire::handshake::{
     Agreed, CLIENT_HELLO_LEN, ClientHello, Dialer, FINISH_LEN, HandshakeError, Listener, Purpose, Refusal,
@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 /// How long one dial may take, name resolution excluded.
@@ -140,6 +141,16 @@ fn dial_error(error: &DialError, at: SocketAddr) -> TransferError {
     TransferError::new(Class::Reconnect, error.to_string()).at(at)
 }
 
+/// Many dials wait at the same time, without a thread for each.
+async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(std::net::TcpStream, Vec<SocketNote>), DialError> {
+    let (socket, connecting) = Dialling::prepare(addr, options)?.non_blocking()?;
+    let connected = TcpSocket::from_std_stream(socket).connect(connecting.target);
+    connecting.done(match tokio::time::timeout(connecting.timeout, connected).await {
+        Ok(connected) => connected.and_then(TcpStream::into_std),
+        Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
+    })
+}
+
 pub(super) async fn connect(
     ctx: &Ctx,
     addr: SocketAddr,
@@ -151,7 +162,7 @@ pub(super) async fn connect(
         return Ok((Parked::Simulated(end), Vec::new()));
     }
     let options = DialOptions { timeout: DIAL_TIMEOUT, socket: options.clone() };
-    let (socket, notes) = net::dial_async(addr, &options).await.map_err(|error| dial_error(&error, addr))?;
+    let (socket, notes) = dial(addr, &options).await.map_err(|error| dial_error(&error, addr))?;
     Ok((Parked::Tcp(socket), notes.iter().map(ToString::to_string).collect()))
 }
 

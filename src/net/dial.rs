@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::profile::SciTag;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpSocket;
 
 use super::Unlabelled;
 use super::label;
@@ -64,73 +63,78 @@ pub enum DialError {
     },
 }
 
-/// A socket with its options, not yet connected.
-struct Prepared {
+/// A socket with its options, not yet connected: for who connects it by other means than [`dial`].
+#[derive(Debug)]
+pub struct Dialling {
+    addr: SocketAddr,
+    timeout: Duration,
     socket: Socket,
     target: SocketAddr,
     notes: Vec<SocketNote>,
     labelled: Option<(SciTag, Option<Unlabelled>)>,
 }
 
-fn prepare(addr: SocketAddr, options: &DialOptions) -> Result<Prepared, DialError> {
-    let other = |source| DialError::Other { addr, source };
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).map_err(other)?;
-    let mut notes = apply(&socket, &options.socket, Some(addr));
-    notes.extend(fit_segments(&socket, &options.socket));
-    if let Some(bind) = options.socket.bind.map(|address| SocketAddr::new(address, 0)) {
-        socket.bind(&bind.into()).map_err(|source| DialError::Bind { bind, source })?;
-    }
-    let labelled = options.socket.scitag.map(|tag| (tag, label::prepare(&socket, tag, addr)));
-    let target = labelled.as_ref().and_then(|(_, target)| target.as_ref().ok()).copied().unwrap_or(addr);
-    let labelled = labelled.map(|(tag, target)| (tag, target.err()));
-    Ok(Prepared { socket, target, notes, labelled })
-}
-
-fn why(source: io::Error, addr: SocketAddr, timeout: Duration) -> DialError {
-    match source.kind() {
-        io::ErrorKind::ConnectionRefused => DialError::Refused { addr },
-        io::ErrorKind::TimedOut => DialError::Timeout { addr, timeout },
-        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => DialError::Unreachable { addr, source },
-        _ => DialError::Other { addr, source },
-    }
-}
-
-/// All that is not as asked, once it is connected.
-fn notes(
-    socket: &TcpStream,
-    mut notes: Vec<SocketNote>,
+/// The rest of a [`Dialling`], while its socket connects.
+#[derive(Debug)]
+pub struct Connecting {
+    /// Where it is to connect to: the address with the flow label, if there is one.
+    pub target: SocketAddr,
+    /// For the whole attempt.
+    pub timeout: Duration,
+    addr: SocketAddr,
+    notes: Vec<SocketNote>,
     labelled: Option<(SciTag, Option<Unlabelled>)>,
-) -> Vec<SocketNote> {
-    notes.extend(labelled.and_then(|(tag, refused)| {
-        let why = refused.or_else(|| label::read_back(socket, tag))?;
-        Some(SocketNote::Unlabelled { tag, why })
-    }));
-    notes
+}
+
+impl Dialling {
+    /// Makes the socket.
+    pub fn prepare(addr: SocketAddr, options: &DialOptions) -> Result<Self, DialError> {
+        let other = |source| DialError::Other { addr, source };
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)).map_err(other)?;
+        let mut notes = apply(&socket, &options.socket, Some(addr));
+        notes.extend(fit_segments(&socket, &options.socket));
+        if let Some(bind) = options.socket.bind.map(|address| SocketAddr::new(address, 0)) {
+            socket.bind(&bind.into()).map_err(|source| DialError::Bind { bind, source })?;
+        }
+        let labelled = options.socket.scitag.map(|tag| (tag, label::prepare(&socket, tag, addr)));
+        let target = labelled.as_ref().and_then(|(_, target)| target.as_ref().ok()).copied().unwrap_or(addr);
+        let labelled = labelled.map(|(tag, target)| (tag, target.err()));
+        Ok(Self { addr, timeout: options.timeout, socket, target, notes, labelled })
+    }
+
+    /// The socket, as a stream that does not block, and what is to be done with it.
+    pub fn non_blocking(self) -> Result<(TcpStream, Connecting), DialError> {
+        let Self { addr, timeout, socket, target, notes, labelled } = self;
+        socket.set_nonblocking(true).map_err(|source| DialError::Other { addr, source })?;
+        Ok((socket.into(), Connecting { target, timeout, addr, notes, labelled }))
+    }
+}
+
+impl Connecting {
+    /// What has come of it: the stream, and which options are not as asked.
+    pub fn done(self, connected: io::Result<TcpStream>) -> Result<(TcpStream, Vec<SocketNote>), DialError> {
+        let Self { addr, timeout, mut notes, labelled, .. } = self;
+        let socket = connected.map_err(|source| match source.kind() {
+            io::ErrorKind::ConnectionRefused => DialError::Refused { addr },
+            io::ErrorKind::TimedOut => DialError::Timeout { addr, timeout },
+            io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+                DialError::Unreachable { addr, source }
+            }
+            _ => DialError::Other { addr, source },
+        })?;
+        notes.extend(labelled.and_then(|(tag, refused)| {
+            let why = refused.or_else(|| label::read_back(&socket, tag))?;
+            Some(SocketNote::Unlabelled { tag, why })
+        }));
+        Ok((socket, notes))
+    }
 }
 
 /// Connects to `addr`, blocking at most `options.timeout`. The stream blocks; the notes say which options are not as asked.
 pub fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(TcpStream, Vec<SocketNote>), DialError> {
-    let Prepared { socket, target, notes: found, labelled } = prepare(addr, options)?;
-    let connected = socket.connect_timeout(&target.into(), options.timeout);
-    connected.map_err(|source| why(source, addr, options.timeout))?;
-    let socket = TcpStream::from(socket);
-    let notes = notes(&socket, found, labelled);
-    Ok((socket, notes))
-}
-
-/// The same without blocking: many dials of one thread wait at the same time. The stream does not block either. Needs a tokio
-/// reactor around it.
-pub async fn dial_async(addr: SocketAddr, options: &DialOptions) -> Result<(TcpStream, Vec<SocketNote>), DialError> {
-    let Prepared { socket, target, notes: found, labelled } = prepare(addr, options)?;
-    socket.set_nonblocking(true).map_err(|source| DialError::Other { addr, source })?;
-    let connecting = TcpSocket::from_std_stream(socket.into()).connect(target);
-    let connected = match tokio::time::timeout(options.timeout, connecting).await {
-        Ok(connected) => connected.and_then(tokio::net::TcpStream::into_std),
-        Err(_) => Err(io::ErrorKind::TimedOut.into()),
-    };
-    let socket = connected.map_err(|source| why(source, addr, options.timeout))?;
-    let notes = notes(&socket, found, labelled);
-    Ok((socket, notes))
+    let Dialling { addr, timeout, socket, target, notes, labelled } = Dialling::prepare(addr, options)?;
+    let connected = socket.connect_timeout(&target.into(), timeout).map(|()| socket.into());
+    Connecting { target, timeout, addr, notes, labelled }.done(connected)
 }
 
 #[cfg(test)]
@@ -144,32 +148,22 @@ mod tests {
         DialOptions { timeout: Duration::from_secs(5), socket }
     }
 
-    type Dialled = Result<(TcpStream, Vec<SocketNote>), DialError>;
-
-    /// Both ways to dial.
-    fn both(addr: SocketAddr, options: &DialOptions) -> [Dialled; 2] {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        [dial(addr, options), runtime.block_on(dial_async(addr, options))]
-    }
-
     #[test]
     fn options_are_set_before_the_connection_opens() {
         for local in ["127.0.0.1:0", "[::1]:0"] {
             let Ok(listener) = listen(local.parse().unwrap()) else { continue };
             let bind = Some(listener.addr.ip());
             let socket = SocketOptions { bind, mss: Some(1400), dscp: Some(10), ..options().socket };
-            for dialled in both(listener.addr, &DialOptions { socket, ..options() }) {
-                let (stream, notes) = dialled.unwrap();
-                assert_eq!(notes, []);
-                assert!(stream.nodelay().unwrap() && stream.peer_addr().unwrap() == listener.addr);
-                // In both directions: what was asked for before the first segment holds for the accepting end as well.
-                let (far, _) = listener.socket.accept().unwrap();
-                for end in [&stream, &far] {
-                    let mss = socket2::SockRef::from(end).tcp_mss().unwrap();
-                    assert!((1300..=1400).contains(&mss), "{local}: {mss}");
-                }
-                assert_eq!(socket2::SockRef::from(&stream).recv_buffer_size().unwrap(), 600_000);
+            let (stream, notes) = dial(listener.addr, &DialOptions { socket, ..options() }).unwrap();
+            assert_eq!(notes, []);
+            assert!(stream.nodelay().unwrap() && stream.peer_addr().unwrap() == listener.addr);
+            // Both ways: what was asked for before the first segment holds for the accepting end as well.
+            let (far, _) = listener.socket.accept().unwrap();
+            for end in [&stream, &far] {
+                let mss = socket2::SockRef::from(end).tcp_mss().unwrap();
+                assert!((1300..=1400).contains(&mss), "{local}: {mss}");
             }
+            assert_eq!(socket2::SockRef::from(&stream).recv_buffer_size().unwrap(), 600_000);
         }
     }
 
@@ -215,13 +209,11 @@ mod tests {
     #[test]
     fn failures_say_what_to_do() {
         let free = listen("127.0.0.1:0".parse().unwrap()).unwrap().addr;
-        for refused in both(free, &options()) {
-            assert!(matches!(refused, Err(DialError::Refused { .. })), "{refused:?}");
-        }
+        let refused = dial(free, &options()).unwrap_err();
+        assert!(matches!(refused, DialError::Refused { .. }), "{refused}");
         let socket = SocketOptions { bind: Some("192.0.2.1".parse().unwrap()), ..options().socket };
-        for bound in both(free, &DialOptions { socket, ..options() }) {
-            assert!(matches!(bound, Err(DialError::Bind { .. })), "{bound:?}");
-        }
+        let bound = dial(free, &DialOptions { socket, ..options() }).unwrap_err();
+        assert!(matches!(bound, DialError::Bind { .. }), "{bound}");
     }
 
     #[test]
@@ -235,16 +227,13 @@ mod tests {
         let begin = Instant::now();
         let mut held = Vec::new();
         for _ in 0..8 {
-            match both(addr, &DialOptions { timeout, ..options() }) {
-                [Err(first), Err(second)] => {
-                    assert!(
-                        matches!((&first, &second), (DialError::Timeout { .. }, DialError::Timeout { .. })),
-                        "{first}, {second}"
-                    );
+            match dial(addr, &DialOptions { timeout, ..options() }) {
+                Ok(stream) => held.push(stream),
+                Err(error) => {
+                    assert!(matches!(error, DialError::Timeout { .. }), "{error}");
                     assert!(begin.elapsed() < Duration::from_secs(5));
                     return;
                 }
-                dialled => held.push(dialled),
             }
         }
         panic!("the queue never filled");

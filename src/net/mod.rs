@@ -8,7 +8,7 @@ pub mod listen;
 pub mod socket;
 
 pub use beacon::Beacon;
-pub use dial::{DialError, DialOptions, dial, dial_async};
+pub use dial::{DialError, DialOptions, Dialling, dial};
 pub use label::Unlabelled;
 pub use listen::{ListenError, Listener, listen, listen_labelled};
 pub use socket::{SocketNote, SocketOptions, apply, set_buffers, set_pacing};

@@ -75,7 +75,7 @@ pub struct Accept {
     pub window: Option<u64>,
     /// How the source is to read: `auto`, `buffered`, `dontcache`, `direct` or `splice`; a word it does not know is `auto`.
     pub io: String,
-    /// Segments the source may send at first.
+    /// Segments the source may send at first, those that came behind its offer included.
     pub credit: u32,
     /// Data streams in use.
     pub streams: u16,

@@ -11,16 +11,9 @@ fn under(stage: &Stage, epoch: Epoch, transfer: u8) -> Session {
     })
 }
 
-/// What a session is answered with: `None` if it is let in, else class and sentence.
+/// What a session is answered with, behind the beginning of a manifest that comes with every offer: `None` if it is let in, else
+/// class and sentence.
 fn refusal(session: &mut Session) -> Option<(String, String)> {
-    match session.control.hear().expect("an answer") {
-        Message::Segment(_) => None,
-        Message::Error(error) => Some((error.class, error.what)),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn answers(session: &mut Session) -> Option<(String, String)> {
     session.control.say(&Message::StatsRequest);
     loop {
         match session.control.hear().expect("an answer") {
@@ -43,14 +36,14 @@ fn a_lower_epoch_is_refused_and_a_higher_one_takes_over() {
         assert!(what.contains("out of date") && what.contains("epoch 5"), "{what}");
         refused += 1;
     }
-    assert_eq!(answers(&mut first), None, "who is in is not touched by that");
+    assert_eq!(refusal(&mut first), None, "who is in is not touched by that");
     // The same epoch, another transfer, another journal of the same paths (at another host), and a dry run.
     let other = Epoch::before_first(1).next();
     for (epoch, transfer) in [(Epoch(5), 6), (Epoch(1), 7), (other, 6), (Epoch(0), 6), (Epoch(5), 6)] {
         assert_eq!(refusal(&mut under(&stage, epoch, transfer)), None, "{epoch:?} of {transfer}");
     }
     assert_eq!(refusal(&mut under(&stage, Epoch(6), 6)), None);
-    let (class, what) = answers(&mut first).expect("an end");
+    let (class, what) = refusal(&mut first).expect("an end");
     assert!(class == "permanent" && what.contains("epoch 6"), "{class}: {what}");
     assert!(refusal(&mut under(&stage, Epoch(5), 6)).is_some());
     println!("COUNT epochs_refused={} epochs_put_out=1", refused + 1);

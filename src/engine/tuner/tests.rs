@@ -297,7 +297,9 @@ fn windows_fit_the_round_trip() {
 fn plain_losses_end_a_young_window_early() {
     let path = Path { rtt_ms: 200.0, loss: 1e-3, ..Path::default() };
     let mut tuner = path.tuner(true);
-    let part = Window { ns: 400_000_000, ..path.window(&tuner.knobs) };
+    // Slow start, as losses of a thousandth end it.
+    let slow_start = Window { bytes: 8_000_000, sent: 8_000_000, resent: 8_000, ..path.window(&tuner.knobs) };
+    let part = Window { ns: 400_000_000, ..slow_start };
     assert!(tuner.is_over(&part));
     let queued = Window { rtt_us: 2 * part.min_rtt_us, ..part };
     let few = Window { resent: 3 * SEGMENT, ..part };
