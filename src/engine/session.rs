@@ -145,10 +145,11 @@ fn dial_error(error: &DialError, at: SocketAddr) -> TransferError {
 async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(std::net::TcpStream, Vec<SocketNote>), DialError> {
     let (socket, connecting) = Dialling::prepare(addr, options)?.non_blocking()?;
     let connected = TcpSocket::from_std_stream(socket).connect(connecting.target);
-    connecting.done(match tokio::time::timeout(connecting.timeout, connected).await {
+    let connected = match tokio::time::timeout(connecting.timeout, connected).await {
         Ok(connected) => connected.and_then(TcpStream::into_std),
         Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
-    })
+    };
+    connecting.done(connected)
 }
 
 pub(super) async fn connect(
