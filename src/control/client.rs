@@ -18,6 +18,7 @@ use super::tls::{Fingerprint, OwnTls, PinnedVerifier};
 use super::tokens::TokenText;
 use super::url::{DATA_PORT, HTTP_PORT, PeerUrl, encode};
 use crate::engine::error::{Class, TransferError};
+use crate::engine::handle::DataPort;
 use crate::engine::spec::{Steer, Ticket};
 use crate::relpath::escape;
 use http_body_util::{BodyExt, Full, Limited};
@@ -89,8 +90,8 @@ pub struct PeerClient {
     notes: Mutex<Vec<String>>,
     /// Something that speaks HTTP was met there.
     answered: AtomicBool,
-    /// Who answered a dial last, and the round trip in µs.
-    met: watch::Sender<Option<(SocketAddr, u32)>>,
+    /// Who answered a dial last.
+    met: watch::Sender<Option<DataPort>>,
 }
 
 /// A peer's answer, whatever its status.
@@ -215,16 +216,16 @@ impl PeerClient {
         self.dialled(self.call(Method::POST, "/v1/tickets", Some(request)).await?)
     }
 
-    /// Where the agent's data port is unless somebody chose another one, as soon as a connection to its HTTP port stands, and
-    /// the round trip in µs. `None`: its HTTP port is another one, so there is nothing to guess by.
-    pub(super) async fn data_port(&self) -> Option<(SocketAddr, u32)> {
+    /// Where the agent's data port is unless somebody chose another one, as soon as a connection to its HTTP port stands.
+    /// `None`: its HTTP port is another one, so there is nothing to guess by.
+    async fn data_port(&self) -> Option<DataPort> {
         if self.url.port != HTTP_PORT {
             return None;
         }
         let mut met = self.met.subscribe();
-        let (mut peer, rtt_us) = (*met.wait_for(Option::is_some).await.ok()?)?;
-        peer.set_port(DATA_PORT);
-        Some((peer, rtt_us))
+        let mut found = (*met.wait_for(Option::is_some).await.ok()?)?;
+        found.addr.set_port(DATA_PORT);
+        Some(found)
     }
 
     /// The same, without waiting for a busy agent.
@@ -467,7 +468,7 @@ impl PeerClient {
             match timeout(CONNECT, TcpStream::connect(address)).await {
                 Ok(Ok(stream)) => {
                     let rtt_us = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
-                    self.met.send_replace(Some((address, rtt_us)));
+                    self.met.send_replace(Some(DataPort { addr: address, rtt_us }));
                     return Ok(stream);
                 }
                 Ok(Err(e)) => last = Some(e),

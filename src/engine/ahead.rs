@@ -4,7 +4,7 @@
 
 use super::coordinator::Ctx;
 use super::error::TransferError;
-use super::handle::TicketSource;
+use super::handle::{DataPort, TicketSource};
 use super::session::{connect, default_streams};
 use super::spec::Ticket;
 use crate::engine::conn::Parked;
@@ -24,7 +24,7 @@ pub(super) type Connected = (Parked, Vec<String>);
 /// Connections that nobody has said anything on. Dropping it gives up those that are not there yet.
 #[derive(Debug, Default)]
 pub struct Ahead {
-    to: Option<(SocketAddr, SocketOptions)>,
+    to: Option<Box<(SocketAddr, SocketOptions)>>,
     there: Rc<RefCell<Vec<Connected>>>,
     dials: JoinSet<()>,
 }
@@ -40,7 +40,7 @@ impl Ahead {
     ) -> Result<(Ticket, Self), TransferError> {
         let mut ahead = Self::default();
         let dial = async {
-            if let Some((addr, rtt_us)) = from.data_port().await
+            if let Some(DataPort { addr, rtt_us }) = from.data_port().await
                 && rtt_us >= WORTH_IT_US
                 && !addr.ip().is_loopback()
             {
@@ -57,7 +57,7 @@ impl Ahead {
     }
 
     fn dial(&mut self, ctx: &Rc<Ctx>, addr: SocketAddr, options: &SocketOptions, count: u16) {
-        self.to = Some((addr, options.clone()));
+        self.to = Some(Box::new((addr, options.clone())));
         for _ in 0..count {
             let (ctx, options, there) = (ctx.clone(), options.clone(), self.there.clone());
             self.dials.spawn_local(async move {
@@ -71,7 +71,7 @@ impl Ahead {
 
     /// One of them, if they go there and have these options.
     pub(super) fn take(&mut self, addr: SocketAddr, options: &SocketOptions) -> Option<Connected> {
-        let same = self.to.as_ref().is_some_and(|(to, with)| *to == addr && with == options);
+        let same = self.to.as_ref().is_some_and(|to| to.0 == addr && to.1 == *options);
         if same { self.there.borrow_mut().pop() } else { None }
     }
 }

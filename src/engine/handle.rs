@@ -46,15 +46,24 @@ pub struct EngineConfig {
     pub synthetic: Synthetic,
 }
 
+/// Where a peer's data port probably is.
+#[derive(Debug, Clone, Copy)]
+pub struct DataPort {
+    /// The address.
+    pub addr: SocketAddr,
+    /// How long the peer took to answer a dial of its HTTP port, µs.
+    pub rtt_us: u32,
+}
+
 /// Fetches a fresh ticket, again after a peer's restart.
 pub trait TicketSource: Send + Sync {
     /// One ticket, by HTTP.
     fn ticket(&self) -> Pin<Box<dyn Future<Output = Result<Ticket, TransferError>> + Send + '_>>;
     /// The peer's name for messages.
     fn peer(&self) -> String;
-    /// While a ticket is fetched: where the peer's data port probably is, and its round trip in µs, as soon as that is known.
-    /// `None`: that will not be before the ticket is there.
-    fn data_port(&self) -> Pin<Box<dyn Future<Output = Option<(SocketAddr, u32)>> + Send + '_>> {
+    /// While a ticket is fetched: where the peer's data port probably is, as soon as that is known. `None`: that will not be
+    /// before the ticket is there.
+    fn data_port(&self) -> Pin<Box<dyn Future<Output = Option<DataPort>> + Send + '_>> {
         Box::pin(std::future::ready(None))
     }
 }

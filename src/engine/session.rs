@@ -82,7 +82,7 @@ pub struct Opened {
 #[derive(Debug)]
 pub enum StreamSource {
     /// This end dials them.
-    Dial(Dialler),
+    Dial(Box<Dialler>),
     /// The peer does; they come in through the acceptor.
     Accept,
 }
@@ -268,7 +268,7 @@ pub async fn open(
             peer: addr,
             local,
             rtt_us,
-            source: StreamSource::Dial(Dialler::new(plan, ahead)),
+            source: StreamSource::Dial(Box::new(Dialler::new(plan, ahead))),
             joining,
         });
     }

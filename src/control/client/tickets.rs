@@ -4,9 +4,8 @@ use super::PeerClient;
 use crate::control::bridge::Boxed;
 use crate::control::messages::TicketRequest;
 use crate::engine::error::TransferError;
-use crate::engine::handle::TicketSource;
+use crate::engine::handle::{DataPort, TicketSource};
 use crate::engine::spec::Ticket;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Tickets of one request, as often as the engine needs one. Needs a tokio reactor around it.
@@ -32,7 +31,7 @@ impl TicketSource for PeerTickets {
         self.client.url.authority()
     }
 
-    fn data_port(&self) -> Boxed<'_, Option<(SocketAddr, u32)>> {
+    fn data_port(&self) -> Boxed<'_, Option<DataPort>> {
         Box::pin(self.client.data_port())
     }
 }
