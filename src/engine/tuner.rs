@@ -86,7 +86,7 @@ const STREAMS_PAY: f64 = 1.15;
 const FASTER: f64 = 1.05;
 /// The same where the reason may be a wrong one.
 const MUCH_FASTER: f64 = 1.3;
-/// What BBR has to bring of a single first window: slow start has just come that far, and losses will not leave it there.
+/// What BBR has to bring of the first windows: slow start has just come that far, and losses will not leave it there.
 const AS_FAST_AS_SLOW_START: f64 = 0.8;
 /// A round trip stands still that is within this share of itself over [`STILL`] windows: cubic's varies by a twentieth at least
 /// where it fills a queue.
@@ -438,8 +438,9 @@ impl Tuner {
             let known = self.full.filter(|_| self.free.pacing && to.pacing.is_none());
             let pacing = known.map(|rate| ((PACED * rate) as u64).max(MIN_RATE)).or(to.pacing);
             let to = Knobs { control: Some(Control::Bbr), pacing, ..to };
+            let young = self.is_young();
             self.begin(Kind::Bbr, to, &format!("{} and no queue", percent(lost)));
-            if last.len() < AGREE {
+            if young {
                 self.trial.iter_mut().for_each(|trial| trial.pays = AS_FAST_AS_SLOW_START);
             }
         } else if let Some(full) = self.longer()
