@@ -38,12 +38,12 @@ impl Threads {
 
 /// How often it may be run in a second, all threads together; it is some 11 times.
 const RUNS: f64 = 20.0;
-/// A time that it is run does more than a bare thread that wakes up: twice as much where both were measured.
-const WORK: f64 = 3.0;
+/// What a bare thread takes for waking up on an ordinary machine at most, ns: 39 us on the VM where the bound was set.
+const BARE: f64 = 50e3;
 
 /// At most 40 MiB resident, 0.1 % of a core (over a minute; ten with `LONGHAUL_LONG=1`), and ready within 200 ms of CPU time
-/// that nobody else takes: the wall clock of a busy machine proves nothing, so that is only told. Where waking up is so dear
-/// that bare threads which wake as often would use more than that, as many of those are the measure.
+/// that nobody else takes: the wall clock of a busy machine proves nothing, so that is only told. Where a machine
+/// makes waking up dearer than [`BARE`], whoever does it, the share may be larger by as much.
 #[test]
 fn an_idle_agent_with_all_roles_is_light() {
     let _alone = crate::alone();
@@ -75,7 +75,7 @@ fn an_idle_agent_with_all_roles_is_light() {
     });
     let (after, seconds) = (threads.sum(), began.elapsed().as_secs_f64());
     let (share, runs) = ((after.0 - before.0) as f64 / 1e9 / seconds, (after.1 - before.1) as f64 / seconds);
-    let most = f64::max(0.001, WORK * runs * bare / 1e9);
+    let most = 0.001 * f64::max(1.0, bare / BARE);
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let kib = |name: &str| -> u64 {
         let line = text.lines().find(|line| line.starts_with(name)).unwrap();
