@@ -152,11 +152,7 @@ async fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(std::net::TcpS
     connecting.done(connected)
 }
 
-pub(super) async fn connect(
-    ctx: &Ctx,
-    addr: SocketAddr,
-    options: &SocketOptions,
-) -> Result<(Parked, Vec<String>), TransferError> {
+pub(super) async fn connect(ctx: &Ctx, addr: SocketAddr, options: &SocketOptions) -> Result<Connected, TransferError> {
     #[cfg(feature = "testing")]
     if let Some(network) = &ctx.network {
         let end = network.connect(addr).await.map_err(|error| io_error(error, addr))?;

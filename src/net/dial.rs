@@ -66,12 +66,8 @@ pub enum DialError {
 /// A socket with its options, not yet connected: for who connects it by other means than [`dial`].
 #[derive(Debug)]
 pub struct Dialling {
-    addr: SocketAddr,
-    timeout: Duration,
     socket: Socket,
-    target: SocketAddr,
-    notes: Vec<SocketNote>,
-    labelled: Option<(SciTag, Option<Unlabelled>)>,
+    rest: Connecting,
 }
 
 /// The rest of a [`Dialling`], while its socket connects.
@@ -99,14 +95,14 @@ impl Dialling {
         let labelled = options.socket.scitag.map(|tag| (tag, label::prepare(&socket, tag, addr)));
         let target = labelled.as_ref().and_then(|(_, target)| target.as_ref().ok()).copied().unwrap_or(addr);
         let labelled = labelled.map(|(tag, target)| (tag, target.err()));
-        Ok(Self { addr, timeout: options.timeout, socket, target, notes, labelled })
+        Ok(Self { socket, rest: Connecting { target, timeout: options.timeout, addr, notes, labelled } })
     }
 
     /// The socket, as a stream that does not block, and what is to be done with it.
     pub fn non_blocking(self) -> Result<(TcpStream, Connecting), DialError> {
-        let Self { addr, timeout, socket, target, notes, labelled } = self;
-        socket.set_nonblocking(true).map_err(|source| DialError::Other { addr, source })?;
-        Ok((socket.into(), Connecting { target, timeout, addr, notes, labelled }))
+        let Self { socket, rest } = self;
+        socket.set_nonblocking(true).map_err(|source| DialError::Other { addr: rest.addr, source })?;
+        Ok((socket.into(), rest))
     }
 }
 
@@ -132,9 +128,9 @@ impl Connecting {
 
 /// Connects to `addr`, blocking at most `options.timeout`. The stream blocks; the notes say which options are not as asked.
 pub fn dial(addr: SocketAddr, options: &DialOptions) -> Result<(TcpStream, Vec<SocketNote>), DialError> {
-    let Dialling { addr, timeout, socket, target, notes, labelled } = Dialling::prepare(addr, options)?;
-    let connected = socket.connect_timeout(&target.into(), timeout).map(|()| socket.into());
-    Connecting { target, timeout, addr, notes, labelled }.done(connected)
+    let Dialling { socket, rest } = Dialling::prepare(addr, options)?;
+    let connected = socket.connect_timeout(&rest.target.into(), rest.timeout).map(|()| socket.into());
+    rest.done(connected)
 }
 
 #[cfg(test)]
