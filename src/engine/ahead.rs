@@ -50,8 +50,9 @@ impl Ahead {
             std::future::pending().await
         };
         let ticket = tokio::select! {
-            ticket = from.ticket() => ticket?,
+            biased;
             () = dial => unreachable!("it never ends"),
+            ticket = from.ticket() => ticket?,
         };
         Ok((ticket, ahead))
     }

@@ -65,14 +65,17 @@ impl Dialler {
                 if plan.tell.is_closed() || index.0 > wanted.get() {
                     break;
                 }
-                match dial_stream(&ctx, &plan, index, base + attempt, &options, connected.take()).await {
+                let connected = connected.take();
+                let waited = connected.is_some();
+                match dial_stream(&ctx, &plan, index, base + attempt, &options, connected).await {
                     // It counts as being dialled until it is attached.
                     Ok(joined) => return drop(plan.tell.send(joined)),
                     // The session is gone at the peer: the control stream will say so.
                     Err(error) if error.class == Class::Denied => break,
                     Err(error) => tracing::debug!(stream = index.0, %error, "dial failed"),
                 }
-                pause = (pause * 2).clamp(REDIAL_FIRST, REDIAL_MAX);
+                // One that stood there without a word may have had to make room: that says nothing about another.
+                pause = if waited { Duration::ZERO } else { (pause * 2).clamp(REDIAL_FIRST, REDIAL_MAX) };
             }
             dialling.borrow_mut().remove(&index);
         });

@@ -9,7 +9,7 @@ use longhaul::engine::conn::{Conn, SimulatedEnd};
 use longhaul::engine::coordinator::simulated::{Connecting, Network, Parts};
 use longhaul::engine::coordinator::{Ctx, WorkerHandle};
 use longhaul::engine::error::{Class, TransferError};
-use longhaul::engine::handle::{EngineConfig, TicketSource};
+use longhaul::engine::handle::{DataPort, EngineConfig, TicketSource};
 use longhaul::engine::pool::{Job, Pool};
 use longhaul::engine::session;
 use longhaul::engine::spec::{Grant, Ticket};
@@ -189,8 +189,8 @@ impl Network for HostNetwork {
 
 type Asked = oneshot::Sender<Result<Ticket, TransferError>>;
 
-/// The peer's HTTP port, as far as tickets go.
-pub struct Tickets(mpsc::UnboundedSender<Asked>);
+/// The peer's HTTP port, as far as tickets go, and its data port where that is known before.
+pub struct Tickets(mpsc::UnboundedSender<Asked>, Option<DataPort>);
 
 impl TicketSource for Tickets {
     fn ticket(&self) -> Pin<Box<dyn Future<Output = Result<Ticket, TransferError>> + Send + '_>> {
@@ -205,6 +205,10 @@ impl TicketSource for Tickets {
 
     fn peer(&self) -> String {
         "the other host".to_owned()
+    }
+
+    fn data_port(&self) -> Pin<Box<dyn Future<Output = Option<DataPort>> + Send + '_>> {
+        Box::pin(std::future::ready(self.1))
     }
 }
 
@@ -371,10 +375,10 @@ impl Host {
         grant: Grant,
     ) -> Arc<dyn TicketSource> {
         let (ask, mut asked) = mpsc::unbounded_channel::<Asked>();
-        let (net, directory) = (net.clone(), directory.clone());
+        let (net, directory, ahead) = (net.clone(), directory.clone(), net.dials_ahead());
         self.set.spawn_local(async move {
             while let Some(reply) = asked.recv().await {
-                tokio::time::sleep(net.connect_time()).await;
+                tokio::time::sleep(net.connect_time() * if ahead { 3 } else { 1 }).await;
                 let other = directory.contexts[1 - host].borrow().clone();
                 let _ = reply.send(match other {
                     None => Err(TransferError::new(Class::Reconnect, "the agent does not answer")),
@@ -384,7 +388,8 @@ impl Host {
                 });
             }
         });
-        Arc::new(Tickets(ask))
+        let known = ahead.then(|| DataPort { addr: address(1 - host), rtt_us: 10_000 });
+        Arc::new(Tickets(ask, known))
     }
 }
 

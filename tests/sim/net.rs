@@ -148,6 +148,11 @@ impl Net {
         heal + 2 * self.weather.latency
     }
 
+    /// Whether data ports are dialled ahead of the ticket, whose way is longer then: with every other seed.
+    pub fn dials_ahead(&self) -> bool {
+        self.world.seed.is_multiple_of(2)
+    }
+
     /// A new link from host `from` to host `to`: the dialler's end and the listener's.
     pub fn link(self: &Rc<Self>, from: usize, to: usize) -> (End, End) {
         let now = self.world.now();
