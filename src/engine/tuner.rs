@@ -15,7 +15,9 @@
 //!    A way that has become longer looks like a queue, as the least round trip is that of the way before. So where far less
 //!    arrives than before, segments are lost and the round trip stands still, as no queue does that overflows now and then, BBR
 //!    is tried too. It may be a queue all the same, of somebody else's flows: it stays only where it brings a third more.
-//!    Two windows have to agree on that; in the beginning, and where the rate has sagged, one is enough that shows it plainly.
+//!    Two windows have to agree on that; in the beginning one is enough that shows it plainly, and one where the rate has
+//!    sagged. What slow start has come to by then losses will not leave there, so BBR that begins so soon need not beat it: it
+//!    stays if it brings four fifths of that.
 //! 2. **Losses with a queue are.** BBR's first version does not yield to them: with a queue of one bandwidth-delay product it
 //!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
 //!    the queue stands, cubic is tried, and stays if it is as fast.

@@ -288,8 +288,8 @@ pub enum Message {
     Retune(Retune),
     /// Source: what it would have changed.
     Wish(Wish),
-    /// Source, about twice a second: its counters since the session began, but for the round trip, which is the longest since
-    /// the sample before.
+    /// Source, about twice a second, in the beginning five times: its counters since the session began, but for the round
+    /// trip, which is the longest since the sample before.
     Sample(SourceView),
 }
 
