@@ -121,24 +121,30 @@ fn the_document_is_a_superset_of_iperf3s() {
 }
 
 fn iperf3(reverse: Option<&str>) -> Value {
-    // The kernel picks a port; between its release and its use nobody else asks for it.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
-    let mut server = Command::new("iperf3").args(["-s", "-1", "-p", &port]).stdout(Stdio::null()).spawn().unwrap();
     let began = std::time::Instant::now();
-    let document = loop {
-        let mut words = vec!["-c", "127.0.0.1", "-p", &port, "-t", "1", "-J"];
-        words.extend(reverse);
-        let output = Command::new("iperf3").args(words).output().unwrap();
-        let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    loop {
+        // The kernel picks a port. Whoever has it next is met by a server on another: one that could not bind is gone, and
+        // so is one that has had its one client, whatever became of that.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+        let mut server = Command::new("iperf3").args(["-s", "-1", "-p", &port]).stdout(Stdio::null()).spawn().unwrap();
+        let document = loop {
+            let mut words = vec!["-c", "127.0.0.1", "-p", &port, "-t", "1", "-J"];
+            words.extend(reverse);
+            let output = Command::new("iperf3").args(words).output().unwrap();
+            let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+            if document.get("error").is_none() || server.try_wait().unwrap().is_some() {
+                break document;
+            }
+            assert!(began.elapsed() < SOON, "{document:#}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        let _ = server.kill();
+        server.wait().unwrap();
         if document.get("error").is_none() {
-            break document;
+            return document;
         }
         assert!(began.elapsed() < SOON, "{document:#}");
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    };
-    let _ = server.kill();
-    server.wait().unwrap();
-    document
+    }
 }
 
 fn contained(theirs: &Value, ours: &Value, path: &str, missing: &mut Vec<String>) {
