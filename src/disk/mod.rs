@@ -31,6 +31,7 @@ pub mod small;
 pub mod source;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 pub use aligned::{AlignedBuf, DIRECT_ALIGN};
 pub use confined::{DirHandle, Kind, LastDir, Made, Resolver, Root, Stat};
@@ -42,5 +43,5 @@ pub use probe::{FsKind, ProbeCache};
 pub use publish::{Existing, Meta, RenamedBy, Replace, existing, finish_directory, make_symlink};
 pub use record::{Proof, Signature};
 pub use scan::{ScanTotals, Scanned, scan};
-pub use small::{SmallFile, create_small, rename_batch, sync_batch};
+pub use small::{NewSmall, SmallFile, create_pack, create_small, rename_batch, sync_batch};
 pub use source::{Expect, SmallSource, SourceError, SourceFile, open_existing};

@@ -8,6 +8,7 @@ use super::names::{is_reserved, part_name};
 use super::probe::FsKind;
 use super::publish::{Meta, RenamedBy, Replace, rename_one, set_metadata};
 use super::record::Proof;
+use super::turns::Turn;
 use crate::ids::TransferId;
 use crate::relpath::RelPath;
 use crate::sys::fsys::{self, Caching};
@@ -25,6 +26,8 @@ const SYNCFS_FROM: usize = 4;
 const FOREIGN_DIRTY_MAX: u64 = 64 << 20;
 /// Threads that sync files one by one: more gain little (measured up to 32).
 const SYNC_THREADS: usize = 8;
+/// Renames before others have their turn at a directory: about as many names as a pack makes.
+const RENAMES_A_TURN: usize = 64;
 /// The unit in which the page cache counts.
 const PAGE: u64 = 4096;
 
@@ -78,23 +81,51 @@ impl SmallFile {
     }
 }
 
-/// Writes a whole file to its part name, with metadata and record. What an earlier run of this transfer left under that
-/// name is replaced. On failure nothing stays behind. `last` is kept from file to file of a pack.
-pub fn create_small(
+/// A small file that is there under its part name, and empty.
+#[derive(Debug)]
+pub struct NewSmall {
+    dir: DirHandle,
+    name: Vec<u8>,
+    path: RelPath,
+    fd: OwnedFd,
+}
+
+impl NewSmall {
+    /// Writes it whole, with metadata and record. On failure nothing stays behind.
+    pub fn fill(self, content: &[u8], meta: &Meta, proof: Option<Proof>) -> Result<SmallFile, DiskError> {
+        let Self { dir, name, path, fd } = self;
+        match fill(&dir, path.name(), &fd, content, meta, proof) {
+            Ok((stat, record)) => Ok(SmallFile { dir, name, path, fd, stat, len: content.len() as u64, record }),
+            Err(e) => dir.unlink_same(&name, fd.as_fd()).and(Err(e)),
+        }
+    }
+}
+
+/// Makes the files of a pack, empty, under their part names: one result for each, in order. What an earlier run of this
+/// transfer left under such a name is replaced.
+pub fn create_pack<'p>(
+    root: &Root,
+    paths: impl IntoIterator<Item = &'p RelPath>,
+    id: &TransferId,
+) -> Vec<Result<NewSmall, DiskError>> {
+    let (mut last, mut turn) = (LastDir::default(), Turn::default());
+    paths.into_iter().map(|path| create(root, &mut last, &mut turn, path, id)).collect()
+}
+
+fn create(
     root: &Root,
     last: &mut LastDir,
+    turn: &mut Turn,
     path: &RelPath,
     id: &TransferId,
-    content: &[u8],
-    meta: &Meta,
-    proof: Option<Proof>,
-) -> Result<SmallFile, DiskError> {
+) -> Result<NewSmall, DiskError> {
     if is_reserved(path) {
         return Err(DiskError::Reserved { path: path.clone() });
     }
     let (dir, final_name) = last.parent_of(root, path)?;
     let name = part_name(final_name, id);
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL;
+    turn.at(dir.path());
     let fd = match dir.open_at(&name, flags, 0o600) {
         Err(Errno::EEXIST) => {
             dir.unlink(&name)?;
@@ -104,13 +135,20 @@ pub fn create_small(
     }
     .map_err(dir.fail(Doing::Create, &name))?;
     points::at("small.created");
-    let filled = fill(&dir, final_name, &fd, content, meta, proof);
-    match filled {
-        Ok((stat, record)) => {
-            Ok(SmallFile { dir, name, path: path.clone(), fd, stat, len: content.len() as u64, record })
-        }
-        Err(e) => dir.unlink_same(&name, fd.as_fd()).and(Err(e)),
-    }
+    Ok(NewSmall { dir, name, path: path.clone(), fd })
+}
+
+/// One file by itself: [`create_pack`] and [`NewSmall::fill`].
+pub fn create_small(
+    root: &Root,
+    path: &RelPath,
+    id: &TransferId,
+    content: &[u8],
+    meta: &Meta,
+    proof: Option<Proof>,
+) -> Result<SmallFile, DiskError> {
+    let new = create(root, &mut LastDir::default(), &mut Turn::default(), path, id)?;
+    new.fill(content, meta, proof)
 }
 
 fn fill(
@@ -217,8 +255,14 @@ fn dirty_bytes() -> Option<u64> {
 /// Gives a synced batch its final names and syncs each directory once. One result per file, in order; a file whose
 /// directory could not be synced has failed too.
 pub fn rename_batch(files: &[SmallFile], replace: Replace) -> Vec<Result<RenamedBy, DiskError>> {
-    let mut results: Vec<_> =
-        files.iter().map(|file| rename_one(&file.dir, &file.name, file.final_name(), &file.stat, replace)).collect();
+    let mut results = Vec::with_capacity(files.len());
+    for files in files.chunks(RENAMES_A_TURN) {
+        let mut turn = Turn::default();
+        results.extend(files.iter().map(|file| {
+            turn.at(file.dir.path());
+            rename_one(&file.dir, &file.name, file.final_name(), &file.stat, replace)
+        }));
+    }
     points::at("small.renamed");
     let mut synced: Vec<(&RelPath, Result<(), DiskError>)> = Vec::new();
     for (file, result) in files.iter().zip(&mut results) {

@@ -86,9 +86,7 @@ fn round(root: &Root, tally: &mut Tally) {
     anew();
     tally.count("make_dir", root.make_dir(&p("d/made")));
     anew();
-    if let Some(file) = tally
-        .count("create_small", create_small(root, &mut LastDir::default(), &p("d/file"), &ID, b"mine", &META, None))
-    {
+    if let Some(file) = tally.count("create_small", create_small(root, &p("d/file"), &ID, b"mine", &META, None)) {
         anew();
         let renamed = rename_batch(&[file], Replace::Yes).remove(0);
         tally.count("rename_batch", renamed);

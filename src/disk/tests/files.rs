@@ -229,9 +229,7 @@ fn names_of_ours_are_refused() {
             let reserved = |e: DiskError| matches!(e, DiskError::Reserved { .. });
             let io = plan(FileMode::PageCache);
             assert!(reserved(PartFile::create(root, &p(name), &ID, 1, None, &io).unwrap_err()));
-            assert!(reserved(
-                create_small(root, &mut LastDir::default(), &p(name), &ID, b"", &META, None).unwrap_err()
-            ));
+            assert!(reserved(create_small(root, &p(name), &ID, b"", &META, None).unwrap_err()));
             assert!(reserved(make_symlink(root, &p(name), b"x", &ID, None, Replace::No).unwrap_err()));
         }
     });
@@ -359,16 +357,7 @@ fn batches_of_small_files() {
             // An earlier run was stopped here.
             std::fs::write(part_path(&path.join("a"), &format!("{own_fs}-3")), b"half").unwrap();
             let make = |i| {
-                create_small(
-                    root,
-                    &mut LastDir::default(),
-                    &name(i),
-                    &ID,
-                    &content(i),
-                    &META,
-                    Some(digest::of(&content(i)).into()),
-                )
-                .unwrap()
+                create_small(root, &name(i), &ID, &content(i), &META, Some(digest::of(&content(i)).into())).unwrap()
             };
             let files: Vec<_> = (0..20).map(make).collect();
             let how = sync_batch(&files, own_fs).unwrap();
@@ -389,9 +378,8 @@ fn batches_of_small_files() {
             assert_eq!(std::fs::read(path.join(format!("a/{own_fs}-7"))).unwrap(), b"old");
         }
         assert_eq!(std::fs::read_dir(path.join("a")).unwrap().count(), 40, "no part file stays");
-        let three: Vec<_> = (0..3)
-            .map(|i| create_small(root, &mut LastDir::default(), &p(format!("t{i}")), &ID, b"x", &META, None).unwrap())
-            .collect();
+        let three: Vec<_> =
+            (0..3).map(|i| create_small(root, &p(format!("t{i}")), &ID, b"x", &META, None).unwrap()).collect();
         assert_eq!(sync_batch(&three, true).unwrap(), SyncedBy::Each);
         assert!(rename_batch(&three, Replace::No).iter().all(Result::is_ok));
     });
@@ -417,7 +405,7 @@ fn directories_and_links_get_their_own_metadata() {
         let stat = root.stat(&p("d")).unwrap();
         assert_eq!((stat.mode, stat.mtime), (0o555, MTIME));
         let plain = Meta { mode: None, special: false, mtime: None };
-        create_small(root, &mut LastDir::default(), &p("plain"), &ID, b"", &plain, None).unwrap();
+        create_small(root, &p("plain"), &ID, b"", &plain, None).unwrap();
         std::fs::write(path.join("std"), b"").unwrap();
         let mode = |name: &std::path::Path| name.metadata().unwrap().mode();
         assert_eq!(mode(&part_path(path, "plain")), mode(&path.join("std")), "the umask decides");

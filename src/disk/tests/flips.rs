@@ -90,7 +90,7 @@ fn work(root: &crate::disk::Root) -> u64 {
     root.forget(&p(""));
     count(root.make_dir(&p("d/made")).is_ok());
     root.forget(&p(""));
-    if let Ok(file) = create_small(root, &mut LastDir::default(), &p("d/file"), &ID, b"mine", &META, None) {
+    if let Ok(file) = create_small(root, &p("d/file"), &ID, b"mine", &META, None) {
         root.forget(&p(""));
         let files = vec![file];
         count(rename_batch(&files, Replace::Yes)[0].is_ok());
@@ -125,7 +125,7 @@ fn work(root: &crate::disk::Root) -> u64 {
         }
     }
     // A final name that is a link at times: it is replaced as a name, its target stays.
-    if let Ok(file) = create_small(root, &mut LastDir::default(), &p("f/name"), &ID, b"mine", &META, None) {
+    if let Ok(file) = create_small(root, &p("f/name"), &ID, b"mine", &META, None) {
         let files = vec![file];
         count(rename_batch(&files, Replace::Yes)[0].is_ok());
         drop_batch(files);

@@ -66,9 +66,8 @@ fn a_full_file_system_is_said_with_its_numbers() {
         std::fs::write(dir.path().join("filler"), vec![1; 7 << 20]).unwrap();
         let full = part.write_all_at(&vec![1; 2 << 20], 0).unwrap_err();
         assert!(matches!(full, DiskError::NoSpace { .. }), "{full}");
-        let filled = (0..4096).find_map(|i| {
-            create_small(&root, &mut LastDir::default(), &p(format!("s{i}")), &ID, &[1; 8192], &META, None).err()
-        });
+        let filled =
+            (0..4096).find_map(|i| create_small(&root, &p(format!("s{i}")), &ID, &[1; 8192], &META, None).err());
         assert!(matches!(filled, Some(DiskError::NoSpace { .. })), "{filled:?}");
     });
 }
@@ -83,7 +82,7 @@ fn a_read_only_mount_is_said() {
         let root = Root::open(dir.path()).unwrap();
         let read_only = |e: &DiskError| matches!(e, DiskError::ReadOnly { .. });
         assert!(read_only(&PartFile::create(&root, &p("n"), &ID, 1, None, &plan(FileMode::PageCache)).unwrap_err()));
-        assert!(read_only(&create_small(&root, &mut LastDir::default(), &p("n"), &ID, b"", &META, None).unwrap_err()));
+        assert!(read_only(&create_small(&root, &p("n"), &ID, b"", &META, None).unwrap_err()));
         assert!(read_only(&root.make_dir(&p("n")).unwrap_err()));
         assert!(read_only(&FsFacts::of(root.handle()).unwrap_err()));
         let lock = TreeLock::take(&root, &p(""), &p(""), &ID, Epoch(1)).unwrap_err();

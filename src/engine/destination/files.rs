@@ -14,9 +14,7 @@ use super::run::{Done, Run, small_open_max};
 use crate::checksum::{Combinable, Combiner, Sums, hash_reader};
 use crate::clock;
 use crate::digest::{self, Digest};
-use crate::disk::{
-    self, Existing, IoWish, Meta, PartFile, Proof, Root, Signature, WritePlan, create_small, write_plan,
-};
+use crate::disk::{self, Existing, IoWish, Meta, PartFile, Proof, Root, Signature, WritePlan, create_pack, write_plan};
 use crate::engine::commit::{CommitFault, CreatedSmall, Durable, PublishFile, Renamed};
 use crate::engine::error::{Class, TransferError};
 use crate::engine::plan::{Action, decide};

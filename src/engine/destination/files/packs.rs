@@ -119,13 +119,12 @@ impl Run<'_> {
         self.ctx.pool.submit(move || {
             let mut body = body;
             let bytes = &mut body.slot.as_mut_slice()[SLOT_HEAD as usize..];
-            let mut last = disk::LastDir::default();
-            let written = jobs
-                .into_iter()
-                .map(|(entry, (chunk, proof), to, _, meta)| {
+            let made = create_pack(&root, jobs.iter().map(|(_, _, to, ..)| to), &id);
+            let written = std::iter::zip(jobs, made)
+                .map(|((entry, (chunk, proof), _, _, meta), made)| {
                     let content = &mut bytes[entry.content.clone()];
                     crate::sys::points::flip("destination.pack-content", content);
-                    (entry.handle, create_small(&root, &mut last, &to, &id, content, &meta, Some(proof)), chunk)
+                    (entry.handle, made.and_then(|new| new.fill(content, &meta, Some(proof))), chunk)
                 })
                 .collect();
             drop(body);
