@@ -38,8 +38,10 @@ impl Threads {
 
 /// How often it may be run in a second, all threads together; it is some 11 times.
 const RUNS: f64 = 20.0;
-/// What a bare thread takes for waking up on an ordinary machine at most, ns: 39 us on the VM where the bound was set.
-const BARE: f64 = 50e3;
+/// What a bare thread takes for waking up on the VM where the bound was set, ns.
+const BARE: f64 = 39e3;
+/// Minutes that may be tried: what else happens on a machine only adds to one of them.
+const MINUTES: usize = 3;
 
 /// At most 40 MiB resident, 0.1 % of a core (over a minute; ten with `LONGHAUL_LONG=1`), and ready within 200 ms of CPU time
 /// that nobody else takes: the wall clock of a busy machine proves nothing, so that is only told. Where a machine
@@ -61,6 +63,40 @@ fn an_idle_agent_with_all_roles_is_light() {
         seen.status == 200 && seen.json()["alive"] == true
     });
     std::thread::sleep(Duration::from_secs(3));
+    let (mut share, mut most, mut runs) = (f64::INFINITY, 0.0, 0.0);
+    for minute in 0..MINUTES {
+        let bare;
+        (share, runs, bare) = idle(pid);
+        most = 0.001 * f64::max(1.0, bare / BARE);
+        eprintln!(
+            "minute {minute}: {:.3} % of a core, run {runs:.1} times a second; a bare thread: {:.0} us each time",
+            share * 100.0,
+            bare / 1e3
+        );
+        if share <= most {
+            break;
+        }
+    }
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let kib = |name: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let (rss, peak) = (kib("VmRSS:"), kib("VmHWM:"));
+    eprintln!(
+        "ready after {ready:?} ({used} ms of CPU), {:.1} MiB resident (peak {:.1})",
+        rss as f64 / 1024.0,
+        peak as f64 / 1024.0
+    );
+    assert!(rss <= 40 << 10, "{rss} KiB resident");
+    assert!(runs <= RUNS, "run {runs:.1} times a second");
+    assert!(share <= most, "{:.3} % of a core, and {:.3} % is the most here", share * 100.0, most * 100.0);
+    assert!(used <= 200, "{used} ms of CPU until it was ready");
+}
+
+/// The share of a core that the process takes, how often it is run in a second, and what a bare thread takes meanwhile for
+/// waking up, ns.
+fn idle(pid: u32) -> (f64, f64, f64) {
     let mut threads = Threads::default();
     threads.look(pid);
     let (before, began, over) = (threads.sum(), Instant::now(), AtomicBool::new(false));
@@ -74,24 +110,5 @@ fn an_idle_agent_with_all_roles_is_light() {
         bare.join().unwrap()
     });
     let (after, seconds) = (threads.sum(), began.elapsed().as_secs_f64());
-    let (share, runs) = ((after.0 - before.0) as f64 / 1e9 / seconds, (after.1 - before.1) as f64 / seconds);
-    let most = 0.001 * f64::max(1.0, bare / BARE);
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let kib = |name: &str| -> u64 {
-        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    };
-    let (rss, peak) = (kib("VmRSS:"), kib("VmHWM:"));
-    eprintln!(
-        "ready after {ready:?} ({used} ms of CPU), {:.1} MiB resident (peak {:.1}), {:.3} % of a core, run {runs:.1} times a second; \
-         a bare thread: {:.0} us each time",
-        rss as f64 / 1024.0,
-        peak as f64 / 1024.0,
-        share * 100.0,
-        bare / 1e3
-    );
-    assert!(rss <= 40 << 10, "{rss} KiB resident");
-    assert!(runs <= RUNS, "run {runs:.1} times a second");
-    assert!(share <= most, "{:.3} % of a core, and {:.3} % is the most here", share * 100.0, most * 100.0);
-    assert!(used <= 200, "{used} ms of CPU until it was ready");
+    ((after.0 - before.0) as f64 / 1e9 / seconds, (after.1 - before.1) as f64 / seconds, bare)
 }
