@@ -43,5 +43,5 @@ pub use probe::{FsKind, ProbeCache};
 pub use publish::{Existing, Meta, RenamedBy, Replace, existing, finish_directory, make_symlink};
 pub use record::{Proof, Signature};
 pub use scan::{ScanTotals, Scanned, scan};
-pub use small::{NewSmall, SmallFile, create_pack, create_small, rename_batch, sync_batch};
+pub use small::{NewSmall, SmallFile, create_pack, rename_batch, sync_batch};
 pub use source::{Expect, SmallSource, SourceError, SourceFile, open_existing};

@@ -138,19 +138,6 @@ fn create(
     Ok(NewSmall { dir, name, path: path.clone(), fd })
 }
 
-/// One file by itself: [`create_pack`] and [`NewSmall::fill`].
-pub fn create_small(
-    root: &Root,
-    path: &RelPath,
-    id: &TransferId,
-    content: &[u8],
-    meta: &Meta,
-    proof: Option<Proof>,
-) -> Result<SmallFile, DiskError> {
-    let new = create(root, &mut LastDir::default(), &mut Turn::default(), path, id)?;
-    new.fill(content, meta, proof)
-}
-
 fn fill(
     dir: &DirHandle,
     name: &[u8],

@@ -8,7 +8,8 @@ use crate::relpath::RelPath;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Directories that share one wait for each other without need, which with a dozen threads is rare.
+/// Directories that share one (two of the same path below different roots do) wait for each other without need, which with a
+/// dozen threads is rare.
 static TURNS: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];
 
 /// The turn at one directory at most: waiting for the next gives up the one before, so no two threads wait for each other.

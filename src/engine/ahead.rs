@@ -49,6 +49,7 @@ impl Ahead {
             }
             std::future::pending().await
         };
+        // In order, so that a simulated run repeats itself.
         let ticket = tokio::select! {
             biased;
             () = dial => unreachable!("it never ends"),

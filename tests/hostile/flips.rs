@@ -4,7 +4,7 @@
 use crate::count;
 use crate::stage::Stage;
 use longhaul::disk::{
-    DiskError, Existing, Expect, LastDir, Meta, PartFile, Replace, Root, SmallSource, SourceError, create_small,
+    DiskError, Existing, Expect, LastDir, Meta, PartFile, Replace, Root, SmallSource, SourceError, create_pack,
     existing, finish_directory, make_symlink, rename_batch, write_plan,
 };
 use longhaul::ids::TransferId;
@@ -86,7 +86,10 @@ fn round(root: &Root, tally: &mut Tally) {
     anew();
     tally.count("make_dir", root.make_dir(&p("d/made")));
     anew();
-    if let Some(file) = tally.count("create_small", create_small(root, &p("d/file"), &ID, b"mine", &META, None)) {
+    if let Some(file) = tally.count(
+        "create_pack",
+        create_pack(root, [&p("d/file")], &ID).remove(0).and_then(|new| new.fill(b"mine", &META, None)),
+    ) {
         anew();
         let renamed = rename_batch(&[file], Replace::Yes).remove(0);
         tally.count("rename_batch", renamed);

@@ -1,4 +1,4 @@
-use super::{ID, for_each_root, p, places, plan};
+use super::{ID, create_small, for_each_root, p, places, plan};
 use crate::digest;
 use crate::disk::confined::{LastDir, Root, Stat};
 use crate::disk::error::{DiskError, Foreign};
@@ -7,7 +7,7 @@ use crate::disk::part::{PartFile, Punched, ReadBack};
 use crate::disk::plan::{IoWish, Residency, residency, write_plan};
 use crate::disk::probe::{FsFacts, FsKind, ProbeCache};
 use crate::disk::publish::{Existing, Meta, RenamedBy, Replace, existing, finish_directory, make_symlink, same_object};
-use crate::disk::small::{SyncedBy, create_small, drop_batch, rename_batch, sync_batch};
+use crate::disk::small::{SyncedBy, drop_batch, rename_batch, sync_batch};
 use crate::disk::source::{Expect, SmallSource, SourceError, SourceFile, read_small};
 use crate::grid::Span;
 use crate::manifest::Mtime;

@@ -1,12 +1,12 @@
 //! Somebody with access to the tree exchanges directories for symlinks while we work in it.
 
-use super::{ID, for_each_root, listing, p, plan};
+use super::{ID, create_small, for_each_root, listing, p, plan};
 use crate::disk::confined::LastDir;
 use crate::disk::part::PartFile;
 use crate::disk::plan::IoWish;
 use crate::disk::probe::ProbeCache;
 use crate::disk::publish::{Meta, Replace, existing, finish_directory, make_symlink};
-use crate::disk::small::{create_small, drop_batch, rename_batch};
+use crate::disk::small::{drop_batch, rename_batch};
 use crate::disk::source::{Expect, SourceFile, read_small};
 use crate::manifest::Mtime;
 use crate::sys::FileMode;

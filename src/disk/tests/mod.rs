@@ -8,7 +8,11 @@ mod mounts;
 mod scan;
 
 use super::confined::{Resolver, Root};
+use super::error::DiskError;
 use super::plan::WritePlan;
+use super::publish::Meta;
+use super::record::Proof;
+use super::small::{SmallFile, create_pack};
 use crate::ids::TransferId;
 use crate::relpath::RelPath;
 use crate::sys::FileMode;
@@ -41,6 +45,18 @@ pub(super) fn for_each_root(test: impl Fn(&Root, &Path)) {
             test(&Root::open_with(&path, resolver).unwrap(), &path);
         }
     }
+}
+
+/// A small file as a pack of its own.
+pub(super) fn create_small(
+    root: &Root,
+    path: &RelPath,
+    id: &TransferId,
+    content: &[u8],
+    meta: &Meta,
+    proof: Option<Proof>,
+) -> Result<SmallFile, DiskError> {
+    create_pack(root, [path], id).remove(0)?.fill(content, meta, proof)
 }
 
 pub(super) fn plan(mode: FileMode) -> WritePlan {

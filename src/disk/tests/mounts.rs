@@ -1,6 +1,6 @@
 //! Full, read-only and forbidden places. Mounts live in a mount namespace of the test's own thread and end with it.
 
-use super::{ID, p, places, plan};
+use super::{ID, create_small, p, places, plan};
 use crate::disk::confined::{LastDir, Root};
 use crate::disk::error::DiskError;
 use crate::disk::lock::{LockError, TreeLock};
@@ -9,7 +9,6 @@ use crate::disk::plan::{IoWish, write_plan};
 use crate::disk::probe::FsFacts;
 use crate::disk::publish::Meta;
 use crate::disk::scan::{ScanError, Scanned, scan};
-use crate::disk::small::create_small;
 use crate::disk::source::{Expect, SourceError, read_small};
 use crate::ids::Epoch;
 use crate::sys::FileMode;
