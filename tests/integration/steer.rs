@@ -212,11 +212,12 @@ fn few_chunks_have_all_of_a_rate() {
     sandbox.write("big", &bytes);
     sandbox.write("far/src/big", &bytes);
     std::fs::create_dir_all(sandbox.at("far/in")).unwrap();
-    let allowed = size as f64 * 8.0 / 60e6;
-    // The kernel paces no connection's first ten segments (`tcp_update_skb_after_send`), which on loopback are 64 KiB each.
-    let least = (size - 16 * 10 * (64 << 10)) as f64 * 8.0 / 60e6;
+    let least = size as f64 * 8.0 / 60e6;
+    // The kernel paces no connection's first ten segments (`tcp_update_skb_after_send`). On loopback they are 64 KiB each, which over
+    // all streams is a good part of the file; here they are an Ethernet's.
+    let profile = sandbox.write("small.toml", b"[sockets]\nmss = 1448\n");
     for name in ["pull", "push"] {
-        let options = ["--rate", "60Mbit", "--streams", "16"];
+        let options = ["--rate", "60Mbit", "--streams", "16", "--profile", profile.to_str().unwrap()];
         let began = Instant::now();
         let copy = match name {
             "pull" => pull(&sandbox, &agent, &options, "out"),
@@ -226,6 +227,6 @@ fn few_chunks_have_all_of_a_rate() {
         let took = began.elapsed().as_secs_f64();
         assert_eq!((report.json["verified"].as_bool(), report.number("resent_bytes")), (Some(true), 0));
         // Eight chunks on sixteen streams: with equal shares it would be twice the time.
-        assert!((least..1.5 * allowed).contains(&took), "{name}: {took} s where the rate allows {least} to {allowed}");
+        assert!((0.85 * least..1.5 * least).contains(&took), "{name}: {took} s where the rate allows {least}");
     }
 }
