@@ -62,7 +62,7 @@ fn least(values: &[f64]) -> f64 {
 /// built with less effort.
 const ROW_NS: f64 = 150e3;
 
-/// Rounds that may be tried.
+/// Rounds in which the share may be tried.
 const ROUNDS: usize = 3;
 
 /// CPU time of a request in a row of them, ns.
@@ -78,8 +78,8 @@ fn in_a_row(client: &Client, pid: u32) -> f64 {
 /// With main, source and data path in one process, and no core to spare. What requests cost is the CPU time that the data path
 /// does not get: 2 % at most of all that there is, and more only by as much as a request in a row takes longer than [`ROW_NS`]
 /// on this machine with nothing beside it. Time as well, the best pass with against the best without, since whatever
-/// else happens on a machine only adds: 2 % in 25 interleaved pairs with `LONGHAUL_LONG=1`, a tenth in 5 otherwise. For the
-/// same reason it may be tried [`ROUNDS`] times.
+/// else happens on a machine only adds: 2 % in 25 interleaved pairs with `LONGHAUL_LONG=1`, a tenth in 5 otherwise. The
+/// share has no best pass to go by, so there it may be tried [`ROUNDS`] times.
 #[test]
 fn control_requests_cost_the_data_path_little() {
     let _alone = crate::alone();
@@ -94,11 +94,12 @@ fn control_requests_cost_the_data_path_little() {
     let mut seen = Seen::default();
     for _ in 0..ROUNDS {
         seen = round(&sandbox, &agent, &client);
-        if seen.share <= seen.most_share && seen.cost <= most {
+        assert!(seen.cost <= most, "control requests cost the data path {:.1} %", seen.cost * 100.0);
+        if seen.share <= seen.most_share {
             break;
         }
     }
-    let Seen { share, most_share, a_second, cost } = seen;
+    let Seen { share, most_share, a_second, .. } = seen;
     assert!(
         share > 0.0 && share <= most_share,
         "control requests take {:.2} % of the CPU time, and {:.2} % is the most here",
@@ -106,7 +107,6 @@ fn control_requests_cost_the_data_path_little() {
         most_share * 100.0
     );
     assert!(a_second > PER_SECOND as f64 / 2.0, "there was no load: {a_second:.1} requests a second");
-    assert!(cost <= most, "control requests cost the data path {:.1} %", cost * 100.0);
 }
 
 /// What a round came to: shares of all cores' time, taken and at most; requests a second; more time of the best pass.
