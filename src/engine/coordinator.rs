@@ -77,6 +77,8 @@ pub struct Ctx {
     pub tickets: RefCell<Tickets>,
     /// Sessions that accept streams.
     pub sessions: RefCell<HashMap<SessionId, Joinable>>,
+    /// Sessions that wait for their dialer's last word; streams that come sooner wait with them.
+    pub opening: RefCell<HashMap<SessionId, watch::Sender<()>>>,
     /// Whom we, as a source, do not answer any more.
     pub fences: RefCell<Fences>,
     /// Set when the engine stops.
@@ -517,6 +519,7 @@ fn set_up(
         commit,
         tickets: RefCell::default(),
         sessions: RefCell::default(),
+        opening: RefCell::default(),
         fences: RefCell::default(),
         stopping,
         accepts_as,

@@ -20,7 +20,7 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// How long one dial may take, name resolution excluded.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -316,6 +316,26 @@ pub struct Joinable {
     tell: mpsc::UnboundedSender<Joined>,
 }
 
+/// A session that is told to its dialer and is not there before the dialer's last word. Its streams take paths of their own
+/// and may come sooner: they wait until this is dropped.
+struct Opening {
+    ctx: Rc<Ctx>,
+    id: SessionId,
+}
+
+impl Opening {
+    fn new(ctx: &Rc<Ctx>, id: SessionId) -> Self {
+        ctx.opening.borrow_mut().insert(id, watch::Sender::default());
+        Self { ctx: ctx.clone(), id }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.ctx.opening.borrow_mut().remove(&self.id);
+    }
+}
+
 /// One incoming connection, from accept to a session or a stream of one.
 /// `leave`: somebody else needs its place.
 pub async fn accept(ctx: Rc<Ctx>, socket: Conn, peer: SocketAddr, leave: oneshot::Receiver<()>) {
@@ -373,6 +393,19 @@ async fn accept_inner(
             return Err(handshake_error(error, peer));
         }
     };
+    if let Purpose::Join(id) = hello.purpose {
+        let opening = ctx.opening.borrow().get(&id).map(watch::Sender::subscribe);
+        if let Some(mut opening) = opening {
+            tokio::select! {
+                biased;
+                _ = opening.changed() => {}
+                _ = &mut leave => {
+                    make_room(socket).await;
+                    return Ok(None);
+                }
+            }
+        }
+    }
     let prepared = prepare(ctx, &bytes, &hello);
     let (listener, opening) = match prepared {
         Ok(prepared) => prepared,
@@ -406,7 +439,7 @@ async fn accept_inner(
             }
             Ok(None)
         }
-        Some(grant) => {
+        Some((grant, _opening)) => {
             let (tell, joining) = mpsc::unbounded_channel();
             let ServerHello { session, streams, encrypted, .. } = agreed.hello;
             let joinable = Joinable { join: agreed.join, encrypted, streams, attempts: HashMap::new(), tell };
@@ -425,7 +458,7 @@ fn prepare(
     ctx: &Rc<Ctx>,
     bytes: &[u8; CLIENT_HELLO_LEN],
     hello: &ClientHello,
-) -> Result<(Listener, Option<Grant>), Refusal> {
+) -> Result<(Listener, Option<(Grant, Opening)>), Refusal> {
     let version = hello.common_version().ok_or(Refusal::Version)?;
     match hello.purpose {
         Purpose::Open(id) => {
@@ -439,7 +472,7 @@ fn prepare(
             // Only a dialer that knows the key spends the ticket.
             let grant = ctx.tickets.borrow_mut().spend(id).ok_or(Refusal::Ticket)?;
             ctx.room_for_session()?;
-            Ok((listener, Some(grant)))
+            Ok((listener, Some((grant, Opening::new(ctx, answer.session)))))
         }
         Purpose::Join(id) => {
             let sessions = ctx.sessions.borrow();

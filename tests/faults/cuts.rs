@@ -3,6 +3,7 @@
 
 use crate::relay::Relay;
 use crate::support::{Agent, CHUNK, Copy, MIB, copy, data_file, difference, scratch};
+use longhaul::wire::handshake::CLIENT_HELLO_LEN;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -48,9 +49,10 @@ impl Scene {
     fn moving(&self, run: &mut Copy) {
         let end = Instant::now() + Duration::from_secs(60);
         while self.relay.connections() < 5 || (1..5).any(|n| self.relay.carried(n) < MIB) {
+            let carried: Vec<u64> = (0..self.relay.connections()).map(|n| self.relay.carried(n)).collect();
             assert!(
                 Instant::now() < end && run.runs_for(Duration::from_millis(5)),
-                "the streams do not all carry data"
+                "the streams do not all carry data: {carried:?}"
             );
         }
     }
@@ -102,6 +104,19 @@ fn streams_of_a_session_that_is_gone_are_not_dialled() {
     scene.relay.reset(0);
     let report = run.succeeds(PATIENCE);
     assert_eq!(scene.relay.connections(), 10, "{report:#}");
+    scene.equal();
+}
+
+/// Each stream has a path of its own, and on some the dialer's last word for the session comes after those of its streams: they
+/// wait for it, nobody is sent away.
+#[test]
+fn streams_that_come_before_their_session_is_open_wait_for_it() {
+    let scene = Scene::new(32 * MIB, &[]);
+    scene.relay.delay_up(0, CLIENT_HELLO_LEN as u64, Duration::from_millis(300));
+    let began = Instant::now();
+    let report = scene.begin(&[]).succeeds(PATIENCE);
+    assert!(began.elapsed() > Duration::from_millis(300), "the last word did not come late");
+    assert_eq!((scene.relay.connections(), number(&report, "reconnects")), (5, 0), "{report:#}");
     scene.equal();
 }
 

@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 struct Pair {
     client: TcpStream,
@@ -25,6 +26,8 @@ struct Shared {
     pairs: Mutex<Vec<Arc<Pair>>>,
     /// Connection, whether in what the agent sends, and the offset there.
     flip: Mutex<Option<(usize, bool, u64)>>,
+    /// Connection, what the agent is sent without delay, and how late the rest of it comes.
+    delay: Mutex<Option<(usize, u64, Duration)>>,
 }
 
 #[derive(Clone)]
@@ -79,6 +82,11 @@ impl Relay {
     /// The same in what the agent is sent.
     pub fn flip_up(&self, connection: usize, offset: u64) {
         *self.shared.flip.lock().unwrap() = Some((connection, false, offset));
+    }
+
+    /// Past `bytes`, what the agent is sent on a connection comes later, once.
+    pub fn delay_up(&self, connection: usize, bytes: u64, by: Duration) {
+        *self.shared.delay.lock().unwrap() = Some((connection, bytes, by));
     }
 
     /// What the agent was sent through a connection.
@@ -153,7 +161,7 @@ fn pump(pair: &Pair, down: bool, number: usize, shared: &Shared) {
             Ok(count) => count,
         };
         while pair.silent.load(Ordering::Relaxed) {
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
         }
         {
             let mut flip = shared.flip.lock().unwrap();
@@ -165,6 +173,11 @@ fn pump(pair: &Pair, down: bool, number: usize, shared: &Shared) {
                 *flip = None;
             }
         }
+        let late = {
+            let mut delay = shared.delay.lock().unwrap();
+            delay.take_if(|(n, after, _)| !down && *n == number && at >= *after)
+        };
+        late.inspect(|(.., by)| std::thread::sleep(*by));
         at += count as u64;
         if to.write_all(&buffer[..count]).is_err() {
             break;

@@ -50,6 +50,7 @@ impl Ctx {
             commit: CommitIo::Pool("simulated".to_owned()),
             tickets: RefCell::default(),
             sessions: RefCell::default(),
+            opening: RefCell::default(),
             fences: RefCell::default(),
             stopping,
             accepts_as: None,
