@@ -17,7 +17,8 @@
 //!    is tried too. It may be a queue all the same, of somebody else's flows: it stays only where it brings a third more.
 //!    Two windows have to agree on that; in the beginning one is enough that shows it plainly, and one where the rate has
 //!    sagged. What slow start has come to by then losses will not leave there, so BBR that begins so soon need not beat it: it
-//!    stays if it brings four fifths of that.
+//!    stays if it brings four fifths of that. So it does later on where far more arrives than losses leave to cubic by the
+//!    formulas (Mathis; RFC 8312 section 5, equation 6): that is slow start's as well, and BBR near the link's rate cannot beat it.
 //! 2. **Losses with a queue are.** BBR's first version does not yield to them: with a queue of one bandwidth-delay product it
 //!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
 //!    the queue stands, cubic is tried, and stays if it is as fast.
@@ -90,6 +91,8 @@ const FASTER: f64 = 1.05;
 const MUCH_FASTER: f64 = 1.3;
 /// What BBR has to bring of the first windows: slow start has just come that far, and losses will not leave it there.
 const AS_FAST_AS_SLOW_START: f64 = 0.8;
+/// So far above what losses leave it, cubic is not where it will stay: of four lost segments the share may be half off.
+const ABOVE_LOSSES: f64 = 1.5;
 /// A round trip stands still that is within this share of itself over [`STILL`] windows: cubic's varies by a twentieth at least
 /// where it fills a queue.
 const STANDS: f64 = 1.03;
@@ -151,6 +154,9 @@ pub struct Window {
     /// The most that arrived in a part of it of [`peak_length`], bits per second; 0: not looked at.
     #[serde(default)]
     pub peak: u64,
+    /// The largest segment of the sender's connections, bytes; 0: not known.
+    #[serde(default)]
+    pub segment: u32,
 }
 
 impl Window {
@@ -162,6 +168,14 @@ impl Window {
     /// What the path carried in its best part: a window in which a ramp ends says less than that on the whole.
     fn best(&self) -> f64 {
         self.rate().max(self.peak as f64)
+    }
+
+    /// What so many losses leave to a stream of cubic, bits per second: by its own formula, or on short ways by that of Reno, below
+    /// which it does not go.
+    fn left_by(&self, lost: f64) -> f64 {
+        let trip = self.min_rtt_us as f64 / 1e6;
+        let segments = (1.054 * (trip / lost).powf(0.75)).max((1.5 / lost).sqrt());
+        segments * f64::from(self.segment) * 8.0 / trip
     }
 
     fn is_queued(&self) -> bool {
@@ -426,6 +440,8 @@ impl Tuner {
         if last.len() < AGREE && !lossy {
             return;
         }
+        let left = last[0].left_by(lost) * f64::from(self.knobs.streams);
+        let sinks = left > 0.0 && resent >= LOST_PLAINLY * SEGMENT && self.late_rate() > ABOVE_LOSSES * left;
         let bbr = all(&|w| w.control == Some(Control::Bbr));
         let too_much =
             bbr && last.iter().any(Window::is_queued) && all(&|w| lost_of(w.sent, w.resent) >= LOST_TOO_MUCH);
@@ -440,9 +456,9 @@ impl Tuner {
             let known = self.full.filter(|_| self.free.pacing && to.pacing.is_none());
             let pacing = known.map(|rate| ((PACED * rate) as u64).max(MIN_RATE)).or(to.pacing);
             let to = Knobs { control: Some(Control::Bbr), pacing, ..to };
-            let young = self.is_young();
+            let ends_soon = sinks || self.is_young();
             self.begin(Kind::Bbr, to, &format!("{} and no queue", percent(lost)));
-            if young {
+            if ends_soon {
                 self.trial.iter_mut().for_each(|trial| trial.pays = AS_FAST_AS_SLOW_START);
             }
         } else if let Some(full) = self.longer()

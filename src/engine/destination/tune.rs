@@ -163,6 +163,7 @@ impl Run<'_> {
             share,
             more,
             peak: tune.peak,
+            segment: view.sender.segment,
         });
         if window.as_ref().is_some_and(|window| !tune.tuner.is_over(window)) {
             return;
