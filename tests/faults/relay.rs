@@ -89,6 +89,11 @@ impl Relay {
         *self.shared.delay.lock().unwrap() = Some((connection, bytes, by));
     }
 
+    /// Whether that has happened.
+    pub fn delayed(&self) -> bool {
+        self.shared.delay.lock().unwrap().is_none()
+    }
+
     /// What the agent was sent through a connection.
     pub fn carried_up(&self, connection: usize) -> u64 {
         self.shared.pairs.lock().unwrap()[connection].up.load(Ordering::Relaxed)
@@ -106,6 +111,11 @@ impl Relay {
 
     pub fn connections(&self) -> usize {
         self.shared.pairs.lock().unwrap().len()
+    }
+
+    /// What the agent has sent, by connection.
+    pub fn all_carried(&self) -> Vec<u64> {
+        (0..self.connections()).map(|n| self.carried(n)).collect()
     }
 
     /// What the agent has sent through a connection.
@@ -177,7 +187,9 @@ fn pump(pair: &Pair, down: bool, number: usize, shared: &Shared) {
             let mut delay = shared.delay.lock().unwrap();
             delay.take_if(|(n, after, _)| !down && *n == number && at >= *after)
         };
-        late.inspect(|(.., by)| std::thread::sleep(*by));
+        if let Some((.., by)) = late {
+            std::thread::sleep(by);
+        }
         at += count as u64;
         if to.write_all(&buffer[..count]).is_err() {
             break;
