@@ -18,7 +18,7 @@
 //!    Two windows have to agree on that; in the beginning one is enough that shows it plainly, and one where the rate has
 //!    sagged. What slow start has come to by then losses will not leave there, so BBR that begins so soon need not beat it: it
 //!    stays if it brings four fifths of that. So it does later on where far more arrives than losses leave to cubic by the
-//!    formulas (Mathis; RFC 8312 section 5, equation 6): that is slow start's as well, and BBR near the link's rate cannot beat it.
+//!    formulas (Mathis; RFC 8312 section 5.1, equation 7): that is slow start's as well, and BBR near the link's rate cannot beat it.
 //! 2. **Losses with a queue are.** BBR's first version does not yield to them: with a queue of one bandwidth-delay product it
 //!    sends 1 to 14 % of all segments again where cubic loses next to nothing. So where BBR loses more than a hundredth and
 //!    the queue stands, cubic is tried, and stays if it is as fast.
@@ -170,8 +170,8 @@ impl Window {
         self.rate().max(self.peak as f64)
     }
 
-    /// What so many losses leave to a stream of cubic, bits per second: by its own formula, or on short ways by that of Reno, below
-    /// which it does not go.
+    /// What so many losses leave to a stream of cubic, bits per second: by its own formula (RFC 8312 section 5.1, equation 7), or on
+    /// short ways by that of Reno (Mathis et al. 1997), below which it does not go.
     fn left_by(&self, lost: f64) -> f64 {
         let trip = self.min_rtt_us as f64 / 1e6;
         let segments = (1.054 * (trip / lost).powf(0.75)).max((1.5 / lost).sqrt());
@@ -440,8 +440,11 @@ impl Tuner {
         if last.len() < AGREE && !lossy {
             return;
         }
-        let left = last[0].left_by(lost) * f64::from(self.knobs.streams);
-        let sinks = left > 0.0 && resent >= LOST_PLAINLY * SEGMENT && self.late_rate() > ABOVE_LOSSES * left;
+        let sinks = || {
+            let left = last[0].left_by(lost) * f64::from(self.knobs.streams);
+            let cubic = last[0].control == Some(Control::Cubic);
+            cubic && left > 0.0 && resent >= LOST_PLAINLY * SEGMENT && self.late_rate() > ABOVE_LOSSES * left
+        };
         let bbr = all(&|w| w.control == Some(Control::Bbr));
         let too_much =
             bbr && last.iter().any(Window::is_queued) && all(&|w| lost_of(w.sent, w.resent) >= LOST_TOO_MUCH);
@@ -456,7 +459,7 @@ impl Tuner {
             let known = self.full.filter(|_| self.free.pacing && to.pacing.is_none());
             let pacing = known.map(|rate| ((PACED * rate) as u64).max(MIN_RATE)).or(to.pacing);
             let to = Knobs { control: Some(Control::Bbr), pacing, ..to };
-            let ends_soon = sinks || self.is_young();
+            let ends_soon = self.is_young() || sinks();
             self.begin(Kind::Bbr, to, &format!("{} and no queue", percent(lost)));
             if ends_soon {
                 self.trial.iter_mut().for_each(|trial| trial.pays = AS_FAST_AS_SLOW_START);

@@ -152,11 +152,21 @@ fn bbr_need_not_beat_slow_start() {
 #[test]
 fn bbr_need_not_beat_what_losses_will_not_leave() {
     let path = Path { rtt_ms: 60.0, loss: 5e-4, ..Path::default() };
-    for (cubic, bbr, kept) in [(183, 189, true), (183, 140, false), (90, 93, false), (90, 96, true)] {
+    // What has no formula has to be beaten.
+    let other = |control: Option<Control>| control.filter(|control| *control != Control::Cubic);
+    let same = |control| control;
+    for (cubic, bbr, told, kept) in [
+        (183, 189, same as fn(_) -> _, true),
+        (183, 140, same, false),
+        (90, 93, same, false),
+        (90, 96, same, true),
+        (183, 189, other, false),
+        (183, 193, other, true),
+    ] {
         let mut tuner = path.tuner(true);
         let show = |tuner: &mut Tuner, mbit: u64, resent| {
-            let bytes = mbit * 125_000;
-            tuner.look(&Window { bytes, sent: bytes, resent, ..path.window(&tuner.knobs) });
+            let (bytes, window) = (mbit * 125_000, path.window(&tuner.knobs));
+            tuner.look(&Window { bytes, sent: bytes, resent, control: told(window.control), ..window });
         };
         (0..3).for_each(|_| show(&mut tuner, cubic, 0));
         show(&mut tuner, cubic, cubic * 125_000 / 500);
